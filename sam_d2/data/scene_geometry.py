@@ -68,7 +68,7 @@ def polygon_area(outline: np.ndarray) -> float:
 
 
 def _visible_outlines(rng: np.random.Generator, height: int, width: int) -> list[np.ndarray]:
-    spacing = np.sqrt(height * width / rng.uniform(6.0, 16.0))
+    spacing = np.sqrt(height * width / rng.uniform(6.0, 18.0))
     centres = _draw_centres(rng, height, width, spacing)
     outlines = _bend(rng, _cell_outlines(rng, centres), spacing)
     kept = _draw_kept(rng, centres, height, width)
@@ -92,8 +92,9 @@ def _draw_centres(rng: np.random.Generator, height: int, width: int, spacing: fl
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1).astype(np.float64)
     lattice = np.stack([columns + 0.5 * (rows % 2), rows], axis=1)
     lattice += rng.uniform(-0.3, 0.3, lattice.shape)
-    stretch = np.sqrt(rng.uniform(1.2, 2.2))
-    angle = rng.uniform(0, np.pi)
+    stretch = np.sqrt(rng.uniform(1.7, 3.0))
+    # Never along an image side, where long cells would fill their boxes.
+    angle = (rng.integers(2) + rng.uniform(0.25, 0.75)) * np.pi / 2
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = np.array([width, height]) / 2 + rng.uniform(-0.5, 0.5, 2) * spacing
     centres = (lattice * [1 / stretch, stretch]) @ turn.T * spacing + middle

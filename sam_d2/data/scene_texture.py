@@ -14,10 +14,10 @@ LOW_CENTRE, HIGH_CENTRE = 0, 1
 # RGB at the positions 0, 1/3, 2/3 and 1 of the ramp: water, wet sedge, moss, lichen.
 _PALETTES = np.array(
     [
-        [[30, 37, 40], [66, 74, 46], [116, 118, 76], [186, 178, 140]],  # summer green
-        [[36, 33, 36], [86, 66, 46], [146, 112, 72], [210, 184, 138]],  # autumn
-        [[38, 41, 46], [84, 83, 78], [130, 127, 116], [198, 194, 182]],  # early season, grey
-        [[28, 34, 44], [72, 62, 50], [118, 108, 80], [176, 172, 156]],  # wet lowland
+        [[28, 38, 46], [66, 74, 46], [116, 118, 76], [186, 178, 140]],  # summer green
+        [[33, 34, 42], [86, 66, 46], [146, 112, 72], [210, 184, 138]],  # autumn
+        [[36, 43, 52], [84, 83, 78], [130, 127, 116], [198, 194, 182]],  # early season, grey
+        [[26, 36, 50], [72, 62, 50], [118, 108, 80], [176, 172, 156]],  # wet lowland
     ],
     dtype=np.float64,
 )
@@ -40,29 +40,30 @@ def render_scene(
         (H, W, 3) uint8, RGB.
     """
     labels = _label_map(outlines, height, width)
-    coverage = _shrink((labels > 0).astype(np.float64), height, width)
-    inside = _shrink(_distance(labels > 0), height, width)
-    outside = _shrink(_distance(labels == 0), height, width)
-    label = labels[_SUPERSAMPLING // 2 :: _SUPERSAMPLING, _SUPERSAMPLING // 2 :: _SUPERSAMPLING]
+    coverage = _blocks(labels > 0).mean(axis=(1, 3))
+    inside = _blocks(_distance(labels > 0)).mean(axis=(1, 3))
+    outside = _blocks(_distance(labels == 0)).mean(axis=(1, 3))
+    label = _blocks(labels).max(axis=(1, 3))
 
     cells = _Cells(rng, label, inside, classes)
     rough = fractal_noise(rng, height, width, scale=rng.uniform(14, 30), octaves=4)
     broad = fractal_noise(rng, height, width, scale=rng.uniform(50, 90), octaves=2)
     trough = np.exp(-((outside / rng.uniform(5.0, 8.0)) ** 4))
-    wet = 1 / (1 + np.exp(-4 * (broad + 0.6 * rough - rng.uniform(-0.2, 0.9))))
+    wet = 1 / (1 + np.exp(-4 * (broad + 0.6 * rough - rng.uniform(0.0, 1.2))))
 
     # Light tundra lies at a distance only: a light patch among polygons would look like one of them.
     open_ground = np.clip((outside - 14) / 20, 0, 1)
-    tundra = 0.3 + 0.2 * open_ground + 0.04 * broad
-    trough_tone = 0.24 - 0.24 * wet
+    tundra = 0.28 + 0.2 * open_ground + 0.04 * broad
+    trough_tone = 0.22 - 0.25 * wet
     ground_tone = tundra + trough * (trough_tone - tundra)
     tone = coverage * cells.tone + (1 - coverage) * ground_tone
     tone += (0.035 + 0.03 * coverage) * rough + 0.03 * broad
     relief = coverage * cells.relief + (1 - coverage) * (0.6 - 1.6 * trough) + 0.35 * rough
 
-    image = _colours(rng, tone) * _light(rng, relief)[..., None]
-    image += fractal_noise(rng, height, width, scale=3.0, octaves=2)[..., None] * rng.uniform(3, 7)
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 0.6))
+    image = _colours(rng, tone, broad) * _light(rng, relief)[..., None]
+    tussocks = fractal_noise(rng, height, width, scale=3.0, octaves=2) * np.clip(tone + 0.15, 0.1, 0.9)
+    image *= 1 + rng.uniform(0.05, 0.13) * tussocks[..., None]
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 0.55))
     image += rng.normal(0, rng.uniform(1.0, 3.0), image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
@@ -70,7 +71,7 @@ def render_scene(
 def fractal_noise(
     rng: np.random.Generator, height: int, width: int, *, scale: float, octaves: int
 ) -> np.ndarray:
-    """Smooth noise (H, W) of mean about 0 and deviation about 1; each octave has half the scale and amplitude."""
+    """Smooth noise (H, W), mean about 0, deviation about 1; each octave halves scale and amplitude."""
     total = np.zeros((height, width))
     for octave in range(octaves):
         step = scale / 2**octave
@@ -92,7 +93,7 @@ class _Cells:
         depth = np.clip(inside / radius[label], 0.0, 1.0)
 
         rim_tone = _per_cell(rng, label, count, 0.78, 0.95)
-        centre_tone = _per_cell(rng, label, count, 0.08, 0.42)
+        centre_tone = _per_cell(rng, label, count, -0.15, 0.42)
         rim = np.exp(-(((depth - 0.2) / _per_cell(rng, label, count, 0.18, 0.26)) ** 2))
         low_tone = centre_tone + (rim_tone - centre_tone) * rim
         low_relief = 0.4 + 2.4 * rim
@@ -129,18 +130,22 @@ def _distance(region: np.ndarray) -> np.ndarray:
     return np.sqrt(np.rint(np.square(distance.astype(np.float64)))) / _SUPERSAMPLING
 
 
-def _shrink(samples: np.ndarray, height: int, width: int) -> np.ndarray:
-    return samples.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING).mean(axis=(1, 3))
+def _blocks(samples: np.ndarray) -> np.ndarray:
+    """View of supersampled values as (H, 4, W, 4): axes 1 and 3 run over the samples of one pixel."""
+    height, width = (side // _SUPERSAMPLING for side in samples.shape)
+    return samples.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING)
 
 
-def _colours(rng: np.random.Generator, tone: np.ndarray) -> np.ndarray:
-    """RGB (H, W, 3) of the tones by a palette that lies between two of the four."""
-    first, second = rng.choice(len(_PALETTES), 2, replace=False)
-    share = rng.uniform(0, 0.5)
-    palette = (1 - share) * _PALETTES[first] + share * _PALETTES[second]
-    palette = palette * rng.uniform(0.93, 1.07, 3) * rng.uniform(0.85, 1.12)
-    stops = np.linspace(0, 1, len(palette))
-    return np.stack([np.interp(tone, stops, palette[:, channel]) for channel in range(3)], axis=-1)
+def _colours(rng: np.random.Generator, tone: np.ndarray, variation: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) of the tones, by two palettes that ``variation`` (H, W) mixes from place to place."""
+    share = 1 / (1 + np.exp(-2.5 * variation - rng.uniform(-3, 0)))
+    cast = rng.uniform(0.94, 1.06, 3) * rng.uniform(0.88, 1.15)
+    stops = np.linspace(0, 1, _PALETTES.shape[1])
+    main, other = (
+        np.stack([np.interp(tone, stops, palette[:, channel]) for channel in range(3)], axis=-1)
+        for palette in _PALETTES[rng.choice(len(_PALETTES), 2, replace=False)]
+    )
+    return cast * (main + share[..., None] * (other - main))
 
 
 def _light(rng: np.random.Generator, relief: np.ndarray) -> np.ndarray:
@@ -148,7 +153,7 @@ def _light(rng: np.random.Generator, relief: np.ndarray) -> np.ndarray:
     height, width = relief.shape
     azimuth = rng.uniform(0, 2 * np.pi)
     slope_y, slope_x = np.gradient(relief)
-    shade = 1 + rng.uniform(0.12, 0.3) * (slope_x * np.cos(azimuth) + slope_y * np.sin(azimuth))
+    shade = 1 + rng.uniform(0.15, 0.4) * (slope_x * np.cos(azimuth) + slope_y * np.sin(azimuth))
     y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
     heading = rng.uniform(0, 2 * np.pi)
     gradient = 1 + rng.uniform(0.0, 0.25) * (x * np.cos(heading) + y * np.sin(heading))

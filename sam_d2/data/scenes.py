@@ -3,6 +3,7 @@
 The geometry is in :mod:`sam_d2.data.scene_geometry`, the painting in :mod:`sam_d2.data.scene_texture`.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from sam_d2.data.scene_texture import HIGH_CENTRE, LOW_CENTRE, render_scene
 from sam_d2.errors import UserError
 
 CLASS_NAMES = ("low_centre", "high_centre")
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2  # raised by every change that alters a byte of what is written
 _RECORD_NAME = "quickstart.json"
 _SHORT_SIDE, _LONG_SIDE = 112, 160
 
@@ -91,9 +92,7 @@ def write_scenes(folder: Path, *, seed: int = 0, num_train: int = 400, num_test:
         folder.parent.mkdir(parents=True, exist_ok=True)
         workshop = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write the generated scenes there ({error}); choose another folder"
-        ) from error
+        raise UserError(f"{folder}: cannot be written ({error}); choose another folder") from error
     try:
         built = workshop / "built"
         _write_split(built, "train", seed=2 * seed, count=num_train)
@@ -148,8 +147,8 @@ def _is_complete(folder: Path, record: dict[str, int]) -> bool:
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace what the generator did not write."""
-    ours = not folder.exists() or (folder / _RECORD_NAME).is_file()
-    if not ours and not (folder.is_dir() and not any(folder.iterdir())):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / _RECORD_NAME).is_file():
         raise UserError(
             f"{folder}: holds files that are not generated scenes (no {_RECORD_NAME}); "
             "move them away or choose another folder"
@@ -160,7 +159,7 @@ def _publish(built: Path, folder: Path, *, retired: Path, record: dict[str, int]
     """Give the finished data set its name; where another process was faster, its equal data set stays."""
     if _is_complete(folder, record):
         return
-    if folder.exists():
+    with contextlib.suppress(FileNotFoundError):
         folder.rename(retired)
     try:
         built.rename(folder)
