@@ -1,0 +1,42 @@
+"""What a model is worth: COCO AP and AR, mean IoU per prompt, the baselines beside it, and the report."""
+
+from sam_d2.evaluation.baselines import (
+    BASELINES,
+    baseline_detections,
+    box_as_mask,
+    evaluate_baselines,
+    inscribed_ellipse,
+)
+from sam_d2.evaluation.coco_evaluator import InstanceEvaluator, encode_masks
+from sam_d2.evaluation.coco_metrics import (
+    ImageDetections,
+    detection_limit,
+    detections_from_coco,
+    detections_to_coco,
+    evaluate_detections,
+)
+from sam_d2.evaluation.ground_truth import GroundTruth
+from sam_d2.evaluation.mean_iou import MeanIoU, instance_ious, mean_iou
+from sam_d2.evaluation.results import Result, read_report, write_report
+
+__all__ = [
+    "BASELINES",
+    "GroundTruth",
+    "ImageDetections",
+    "InstanceEvaluator",
+    "MeanIoU",
+    "Result",
+    "baseline_detections",
+    "box_as_mask",
+    "detection_limit",
+    "detections_from_coco",
+    "detections_to_coco",
+    "encode_masks",
+    "evaluate_baselines",
+    "evaluate_detections",
+    "inscribed_ellipse",
+    "instance_ious",
+    "mean_iou",
+    "read_report",
+    "write_report",
+]

@@ -1,0 +1,268 @@
+"""Detectron2's evaluator interface for SAM and detectors: COCO AP, AR and per-prompt mean IoU."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pycocotools.mask as mask_utils
+import torch
+
+import sam_d2  # noqa: F401  (makes detectron2 importable)
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from sam_d2.evaluation.coco_metrics import (
+    Engine,
+    ImageDetections,
+    Task,
+    detection_limit,
+    detections_to_coco,
+    evaluate_detections,
+)
+from sam_d2.evaluation.ground_truth import RLE, GroundTruth
+from sam_d2.evaluation.mean_iou import mean_iou
+from sam_d2.evaluation.results import Result, write_atomically
+
+ENCODE_CHUNK = 32
+"""Masks that are copied at a time to be run-length encoded."""
+
+_log = logging.getLogger(__name__)
+
+
+class InstanceEvaluator(DatasetEvaluator):
+    """Score instance masks, and boxes where the prompts did not come from the ground truth.
+
+    Predictions are kept as run-length codes, gathered from all processes, and scored in the main one.
+    With ground-truth prompts the AP is an oracle's (the model is told where every instance is) and bbox AP is
+    left out; in its place stands the mean IoU of each mask with the instance it was prompted for.
+    Metrics are those of :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`.
+
+    Attributes:
+        results: After :meth:`evaluate`, in the main process: one :class:`Result` per task, for report.json;
+            the segm row holds ``mIoU`` too.
+        detections: After :meth:`evaluate`, in the main process: what was scored, for the gallery.
+
+    Example:
+        >>> evaluator = InstanceEvaluator("iwp_test", "experiments/output/run", prompt="box")
+        >>> print_csv_format(inference_on_dataset(model, loader, evaluator))
+        >>> write_report("experiments/output/run/report.json", evaluator.results)
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | Path | None = None,
+        *,
+        prompt: str = "box",
+        prompt_source: str = "ground_truth",
+        score: str = "predicted_iou",
+        method: str = "model",
+        tasks: Sequence[Task] | None = None,
+        engine: Engine = "faster_coco_eval",
+        max_dets: int | None = None,
+        split: str | None = None,
+        pseudo_ground_truth: bool = False,
+        ground_truth: GroundTruth | None = None,
+    ) -> None:
+        """Remember what is measured; the dataset is read at the first :meth:`reset`.
+
+        Args:
+            dataset_name: Registered name.
+            output_dir: Where coco_instances_results.json is written (the dataset's own ids, XYWH, RLE); no
+                file where None.
+            prompt: Kind of prompt, for the report.
+            prompt_source: ``ground_truth``, ``detector`` or ``file``.
+            score: Name of the score that ranks the masks, for the report.
+            method: ``model``, ``base`` or ``detector``, for the report.
+            tasks: ``("segm",)`` by default with ground-truth prompts, else ``("segm", "bbox")``.
+            engine: ``faster_coco_eval`` or the slow reference ``pycocotools``; both give the same figures.
+            max_dets: Detections that count per image and class; by default
+                :func:`~sam_d2.evaluation.coco_metrics.detection_limit`.
+            split: Name in the report; the dataset's by default.
+            pseudo_ground_truth: Whether a model made the truth, for the report.
+            ground_truth: Of the dataset, where it is read already.
+
+        Raises:
+            ValueError: bbox AP is asked for with ground-truth prompts, whose boxes it would measure.
+        """
+        self.dataset_name = dataset_name
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.prompt = prompt
+        self.prompt_source = prompt_source
+        self.score = score
+        self.method = method
+        self.oracle = prompt_source == "ground_truth"
+        default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
+        self.tasks: tuple[Task, ...] = default_tasks if tasks is None else tuple(tasks)
+        if self.oracle and "bbox" in self.tasks:
+            raise ValueError(
+                "bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks"
+            )
+        self.engine = engine
+        self.max_dets = max_dets
+        self.split = dataset_name if split is None else split
+        self.pseudo_ground_truth = pseudo_ground_truth
+        self.ground_truth = ground_truth
+        self.results: list[Result] = []
+        self.detections: list[ImageDetections] = []
+        self._begin = time.perf_counter()
+
+    def reset(self) -> None:
+        """Forget all predictions; the time of the next round counts from here."""
+        if self.ground_truth is None and comm.is_main_process():
+            self.ground_truth = GroundTruth.from_catalog(self.dataset_name)
+        self.results = []
+        self.detections = []
+        self._begin = time.perf_counter()
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Take the predictions of a batch.
+
+        Args:
+            inputs: The mapper's dicts, with ``image_id`` (``file_name`` serves where absent).
+            outputs: Dicts with ``instances``: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes`` XYXY,
+                ``scores`` (N,) 0-1, ``pred_classes`` (N,), all in the original frame; with ground-truth
+                prompts ``prompt_index`` (N,), the row of the image's non-crowd instances in file order.
+
+        Raises:
+            ValueError: Masks are of another size than the image, or a field that the tasks need is absent.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            image_id = record.get("image_id", record.get("file_name", ""))
+            if instances.image_size != (record["height"], record["width"]):
+                raise ValueError(
+                    f"predictions on image id {image_id!r} are {instances.image_size} (height, width), "
+                    f"the original image is {(record['height'], record['width'])}"
+                )
+            self.detections.append(self._encode(image_id, instances))
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Score the predictions of all processes.
+
+        Returns:
+            In the main process ``{"segm": {...}, "bbox": {...}, "prompt": {"mIoU": ...}}`` as the tasks and
+            the prompt source have it, AP and AR 0-100 and IoU 0-1, NaN where undefined; elsewhere empty.
+
+        Raises:
+            UserError: A prediction is of an image or class that the dataset does not have.
+            ValueError: A prediction with ground-truth prompts has no valid ``prompt_index``.
+        """
+        gathered = comm.gather(self.detections)
+        if not comm.is_main_process():
+            return OrderedDict()
+        truth = self.ground_truth
+        if truth is None:
+            raise RuntimeError("evaluate() before reset(): there is no ground truth yet")
+        self.detections = self._distinct([image for part in gathered for image in part], truth)
+        if self.output_dir is not None:
+            rows = msgspec.json.encode(detections_to_coco(self.detections, truth))
+            write_atomically(self.output_dir / "coco_instances_results.json", rows)
+
+        limit = detection_limit(truth) if self.max_dets is None else self.max_dets
+        _log.info(
+            "%s: at most %d detections count per image and class (most instances in an image: %d)",
+            self.split,
+            limit,
+            truth.most_instances,
+        )
+        scores: OrderedDict[str, dict[str, float]] = OrderedDict()
+        for task in self.tasks:
+            scores[task] = evaluate_detections(
+                truth, self.detections, task=task, engine=self.engine, max_dets=limit
+            )
+        if self.oracle:
+            scores["prompt"] = {"mIoU": self._mean_iou(truth)}
+        self.results = self._rows(scores, limit, time.perf_counter() - self._begin)
+        return scores
+
+    def _encode(self, image_id: int | str, instances: Instances) -> ImageDetections:
+        boxes = instances.pred_boxes.tensor if instances.has("pred_boxes") else torch.zeros(len(instances), 4)
+        rles = encode_masks(instances.pred_masks) if instances.has("pred_masks") else None
+        index = instances.prompt_index if instances.has("prompt_index") else None
+        if len(instances) and (("segm" in self.tasks and rles is None) or (self.oracle and index is None)):
+            raise ValueError(
+                f"predictions on image id {image_id!r} have the fields {sorted(instances.get_fields())}; "
+                f"tasks {self.tasks} need pred_masks, and ground-truth prompts need prompt_index"
+            )
+        return ImageDetections(
+            image_id,
+            instances.scores.detach().cpu().numpy().astype(np.float64),
+            instances.pred_classes.detach().cpu().numpy().astype(np.int64),
+            boxes.detach().cpu().numpy().astype(np.float64),
+            rles,
+            None if index is None else index.detach().cpu().numpy().astype(np.int64),
+        )
+
+    def _distinct(self, detections: list[ImageDetections], truth: GroundTruth) -> list[ImageDetections]:
+        """The detections in image order, each image once: a sampler may repeat some to fill a batch."""
+        by_number: dict[int, ImageDetections] = {}
+        for image in detections:
+            by_number.setdefault(truth[image.image_id].number, image)
+        if len(by_number) < len(truth.images):
+            _log.warning(
+                "%s: only %d of %d images were predicted; the instances of the others count as missed",
+                self.split,
+                len(by_number),
+                len(truth.images),
+            )
+        return [by_number[number] for number in sorted(by_number)]
+
+    def _mean_iou(self, truth: GroundTruth) -> float:
+        fit = mean_iou(truth, self.detections)
+        if fit.empty or fit.missing:
+            _log.warning(
+                "%s: of %d instances %d have no prediction and count as IoU 0; "
+                "%d more have an empty mask and do not count",
+                self.split,
+                fit.instances,
+                fit.missing,
+                fit.empty,
+            )
+        return fit.value
+
+    def _rows(self, scores: Mapping[str, Mapping[str, float]], limit: int, seconds: float) -> list[Result]:
+        rows = []
+        for task in self.tasks:
+            metrics: dict[str, float | None] = dict(scores[task])
+            if task == "segm" and "prompt" in scores:
+                metrics.update(scores["prompt"])
+            rows.append(
+                Result(
+                    split=self.split,
+                    prompt=self.prompt,
+                    prompt_source=self.prompt_source,
+                    method=self.method,
+                    task=task,
+                    score=self.score,
+                    max_dets=limit,
+                    pseudo_ground_truth=self.pseudo_ground_truth,
+                    seconds=seconds,
+                    metrics=metrics,
+                )
+            )
+        return rows
+
+
+def encode_masks(masks: torch.Tensor) -> list[RLE]:
+    """Run-length codes of masks, with memory for a few dense ones beside those given.
+
+    Args:
+        masks: (N, H, W) bool.
+
+    Returns:
+        N codes of size (H, W).
+    """
+    rles: list[RLE] = []
+    for chunk in masks.detach().split(ENCODE_CHUNK):
+        # pycocotools wants (H, W, N) in Fortran order, which is (N, W, H) in C order seen from the other end
+        columns = chunk.transpose(1, 2).contiguous().to("cpu", torch.uint8).numpy()
+        rles += mask_utils.encode(columns.transpose(2, 1, 0))
+    return rles

@@ -1,0 +1,356 @@
+"""COCO average precision and recall of detections, with a limit of detections that fits the data.
+
+``summarize`` of pycocotools knows the limits 1, 10 and 100 only; the figures here are read from the
+engines' precision and recall arrays instead, which hold any limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_utils
+
+from sam_d2.errors import UserError
+from sam_d2.evaluation.ground_truth import RLE, AnnotatedImage, GroundTruth, ImageId
+
+Engine = Literal["faster_coco_eval", "pycocotools"]
+Task = Literal["segm", "bbox"]
+
+_MODULES: dict[str, tuple[str, str]] = {
+    "faster_coco_eval": ("faster_coco_eval", "COCOeval_faster"),
+    "pycocotools": ("pycocotools.cocoeval", "COCOeval"),
+}
+_AREAS = {"s": 1, "m": 2, "l": 3}
+"""Suffix of a metric -> index of COCO's area range: under 32^2, 32^2 to 96^2, over 96^2 square pixels."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class ImageDetections:
+    """What a model predicted on one image, N instances, without dense masks.
+
+    Attributes:
+        image_id: The dataset's own id.
+        scores: (N,) float64, 0-1, higher is surer; equal scores rank in the order given here.
+        classes: (N,) int64 contiguous class ids.
+        boxes: (N, 4) float64 XYXY, original frame.
+        rles: N masks in the original frame; None where the detector gives boxes only.
+        prompt_index: (N,) int64, row of the image's instances that each prediction was prompted with; None
+            where the prompts did not come from the ground truth.
+    """
+
+    image_id: ImageId
+    scores: npt.NDArray[np.float64]
+    classes: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    rles: list[RLE] | None
+    prompt_index: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def detection_limit(ground_truth: GroundTruth) -> int:
+    """How many detections of an image and class may count: COCO's 100, or the most instances in any image."""
+    return max(100, ground_truth.most_instances)
+
+
+def evaluate_detections(
+    ground_truth: GroundTruth,
+    detections: Iterable[ImageDetections],
+    *,
+    task: Task = "segm",
+    engine: Engine = "faster_coco_eval",
+    max_dets: int | None = None,
+) -> dict[str, float]:
+    """COCO's average precision (AP) and recall (AR) of detections.
+
+    Every image of the ground truth counts; one without detections has all its instances missed. Crowd regions
+    are COCO's: what lies in them is neither right nor wrong. An instance whose own mask (or box, for
+    ``bbox``) is empty can be matched by nothing and is set aside, together with one empty prediction of its
+    class on its image if there is one; any other empty prediction is a false positive, as in COCO.
+
+    Args:
+        ground_truth: Of the dataset.
+        detections: At most one per image, in any order.
+        task: Compare masks or boxes.
+        engine: Both give the same figures; pycocotools is the slow reference.
+        max_dets: Detections that count per image and class, the surest first; by default
+            :func:`detection_limit`.
+
+    Returns:
+        0-100, NaN where there is no instance to find; rounded to 10 decimals, because COCO's own precision is
+        1 - 2e-16 where all is right:
+
+        - ``AP``, ``AP50``, ``AP75``: mean over IoU 0.50:0.95, at 0.50, at 0.75;
+        - ``APs``, ``APm``, ``APl``, ``ARs``, ``ARm``, ``ARl``: small (under 32^2), medium, large (over 96^2);
+        - ``AR``: recall at ``max_dets``, as for AP; ``AR1``, ``AR10``, ``AR100``: at those limits;
+        - ``AP@100``: AP at COCO's limit, only where ``max_dets`` is another;
+        - ``AP-<class>``, ``AR-<class>``: of one class.
+
+    Raises:
+        UserError: A detection is of an image or class that the dataset does not have.
+        ValueError: Unknown engine or task, an image predicted twice, or a limit under 1.
+
+    Example:
+        >>> truth = GroundTruth.from_coco(json.loads(Path("instances.json").read_text()))
+        >>> found = detections_from_coco(json.loads(Path("results.json").read_text()), truth)
+        >>> evaluate_detections(truth, found)["AP"]
+    """
+    if task not in get_args(Task) or engine not in _MODULES:
+        raise ValueError(f"task {task!r} of {get_args(Task)}, engine {engine!r} of {tuple(_MODULES)}")
+    limit = detection_limit(ground_truth) if max_dets is None else max_dets
+    if limit < 1:
+        raise ValueError(f"max_dets is {limit}, and must be at least 1")
+    limits = sorted({1, 10, 100, limit})
+    by_number = _by_image_number(ground_truth, detections)
+    truth_records, detection_records = _coco_records(ground_truth, by_number, task)
+    arrays = _run_engine(ground_truth, truth_records, detection_records, task, engine, limits)
+    return _summarise(*arrays, limits=limits, limit=limit, class_names=ground_truth.class_names)
+
+
+def detections_from_coco(
+    results: Sequence[Mapping[str, Any]], ground_truth: GroundTruth
+) -> list[ImageDetections]:
+    """A COCO results list, as :func:`evaluate_detections` takes it.
+
+    Args:
+        results: Dicts with ``image_id``, ``category_id`` (the file's), ``score``, and ``segmentation``
+            (compressed RLE), ``bbox`` (XYWH) or both.
+        ground_truth: The dataset that they belong to.
+
+    Raises:
+        UserError: A result has a category that the dataset does not have.
+    """
+    contiguous = {category: index for index, category in enumerate(ground_truth.category_ids)}
+    grouped: dict[ImageId, list[Mapping[str, Any]]] = {}
+    for result in results:
+        if result["category_id"] not in contiguous:
+            raise UserError(
+                f"{ground_truth.name}: a result on image {result['image_id']!r} has category "
+                f"{result['category_id']!r}, not one of {ground_truth.category_ids}; use the annotation file's"
+            )
+        grouped.setdefault(result["image_id"], []).append(result)
+    found = []
+    for image_id, rows in grouped.items():
+        rles = [dict(row["segmentation"]) for row in rows] if "segmentation" in rows[0] else None
+        if "bbox" in rows[0]:
+            boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
+        else:
+            boxes = np.array([mask_utils.toBbox(rle) for rle in rles or []], dtype=np.float64)
+        boxes[:, 2:] += boxes[:, :2]
+        found.append(
+            ImageDetections(
+                image_id,
+                np.array([row["score"] for row in rows], dtype=np.float64),
+                np.array([contiguous[row["category_id"]] for row in rows], dtype=np.int64),
+                boxes,
+                rles,
+            )
+        )
+    return found
+
+
+def detections_to_coco(
+    detections: Iterable[ImageDetections], ground_truth: GroundTruth
+) -> list[dict[str, Any]]:
+    """A COCO results list with the dataset's own image and category ids, boxes XYWH, masks as RLE text."""
+    results = []
+    for image in detections:
+        for row in range(len(image)):
+            x0, y0, x1, y1 = image.boxes[row].tolist()
+            result: dict[str, Any] = {
+                "image_id": image.image_id,
+                "category_id": ground_truth.category_ids[int(image.classes[row])],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": float(image.scores[row]),
+            }
+            if image.rles is not None:
+                rle = image.rles[row]
+                result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+            results.append(result)
+    return results
+
+
+def _by_image_number(
+    ground_truth: GroundTruth, detections: Iterable[ImageDetections]
+) -> dict[int, ImageDetections]:
+    found: dict[int, ImageDetections] = {}
+    for image in detections:
+        number = ground_truth[image.image_id].number
+        if number in found:
+            raise ValueError(f"image id {image.image_id!r} has two lots of detections; give one per image")
+        if len(image) and not 0 <= image.classes.min() <= image.classes.max() < len(ground_truth.class_names):
+            raise UserError(
+                f"{ground_truth.name}: a prediction on image id {image.image_id!r} has class "
+                f"{int(image.classes.max())}, but the dataset has {len(ground_truth.class_names)} classes; "
+                "set the model's number of classes to the dataset's"
+            )
+        found[number] = image
+    return found
+
+
+def _coco_records(
+    ground_truth: GroundTruth, by_number: Mapping[int, ImageDetections], task: Task
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Annotations and detections as COCO dicts with ids from 1, both in the dataset's image order."""
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    set_aside = 0
+    for image in ground_truth.images:
+        records, empty = _truth_records(image, task)
+        set_aside += sum(empty.values())
+        truth += records
+        if image.number in by_number:
+            found += _detection_records(by_number[image.number], image.number, task, empty)
+    for records in (truth, found):
+        for identifier, record in enumerate(records, 1):
+            record["id"] = identifier
+    if set_aside:
+        _log.warning(
+            "%s: %d instances have an empty %s, which nothing can match; they are left out of the %s AP",
+            ground_truth.name,
+            set_aside,
+            "mask" if task == "segm" else "box",
+            task,
+        )
+    return truth, found
+
+
+def _truth_records(image: AnnotatedImage, task: Task) -> tuple[list[dict[str, Any]], Counter[int]]:
+    """COCO dicts of one image's annotations, and the number of empty instances of each class, left out."""
+    records = []
+    empty: Counter[int] = Counter()
+    for annotation in image.annotations:
+        extent = float(mask_utils.area(annotation.rle)) if task == "segm" else min(annotation.bbox[2:])
+        if extent <= 0:
+            if not annotation.crowd:
+                empty[annotation.category] += 1
+            continue
+        records.append(
+            {
+                "image_id": image.number,
+                "category_id": annotation.category + 1,
+                "segmentation": annotation.rle,
+                "bbox": list(annotation.bbox),
+                "area": annotation.area,
+                "iscrowd": int(annotation.crowd),
+            }
+        )
+    return records, empty
+
+
+def _detection_records(
+    image: ImageDetections, number: int, task: Task, empty: Counter[int]
+) -> list[dict[str, Any]]:
+    """COCO dicts of one image's detections; each empty instance takes one empty detection of its class."""
+    boxes = image.boxes.copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    if task == "bbox":
+        areas = boxes[:, 2] * boxes[:, 3]
+    elif image.rles is None:
+        raise ValueError(
+            f"detections on image id {image.image_id!r} have boxes only; evaluate them with task='bbox'"
+        )
+    else:
+        # one at a time: pycocotools 2.0.11 with NumPy 2 fails on the areas of more than 255 masks at once
+        areas = np.array([mask_utils.area(rle) for rle in image.rles], dtype=np.float64)
+    unclaimed = empty.copy()
+    records = []
+    for row, (category, score, area) in enumerate(
+        zip(image.classes.tolist(), image.scores.tolist(), areas.tolist(), strict=True)
+    ):
+        if area <= 0 and unclaimed[category] > 0:
+            unclaimed[category] -= 1
+            continue
+        record = {
+            "image_id": number,
+            "category_id": category + 1,
+            "score": score,
+            "area": float(area),
+            "iscrowd": 0,
+        }
+        record["bbox"] = boxes[row].tolist()
+        if task == "segm" and image.rles is not None:
+            record["segmentation"] = image.rles[row]
+        records.append(record)
+    return records
+
+
+def _run_engine(
+    ground_truth: GroundTruth,
+    truth: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    task: Task,
+    engine: Engine,
+    limits: list[int],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """COCO's precision (T, R, K, A, M) and recall (T, K, A, M), -1 where undefined, and the T thresholds."""
+    module, class_name = _MODULES[engine]
+    evaluator_class = getattr(importlib.import_module(module), class_name)
+    coco_class = importlib.import_module(
+        "faster_coco_eval" if engine == "faster_coco_eval" else "pycocotools.coco"
+    ).COCO
+    images = [
+        {"id": image.number, "height": image.size[0], "width": image.size[1]} for image in ground_truth.images
+    ]
+    categories = [{"id": index, "name": name} for index, name in enumerate(ground_truth.class_names, 1)]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
+        sides = []
+        for annotations in (truth, found):
+            side = coco_class()
+            side.dataset = {"images": images, "categories": categories, "annotations": annotations}
+            side.createIndex()
+            sides.append(side)
+        evaluator = evaluator_class(*sides, iouType=task)
+        evaluator.params.maxDets = limits
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)
+    recall = np.asarray(evaluator.eval["recall"], dtype=np.float64)
+    return precision, recall, np.asarray(evaluator.params.iouThrs)
+
+
+def _summarise(
+    precision: npt.NDArray[np.float64],
+    recall: npt.NDArray[np.float64],
+    thresholds: npt.NDArray[np.float64],
+    *,
+    limits: list[int],
+    limit: int,
+    class_names: Sequence[str],
+) -> dict[str, float]:
+    at = limits.index(limit)
+    ap = precision[:, :, :, 0, at]
+    metrics = {"AP": _percent(ap)}
+    for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
+        metrics[name] = _percent(ap[np.isclose(thresholds, threshold)])
+    for suffix, area in _AREAS.items():
+        metrics[f"AP{suffix}"] = _percent(precision[:, :, :, area, at])
+    if limit != 100:
+        metrics["AP@100"] = _percent(precision[:, :, :, 0, limits.index(100)])
+    metrics["AR"] = _percent(recall[:, :, 0, at])
+    for count in (1, 10, 100):
+        metrics[f"AR{count}"] = _percent(recall[:, :, 0, limits.index(count)])
+    for suffix, area in _AREAS.items():
+        metrics[f"AR{suffix}"] = _percent(recall[:, :, area, at])
+    for index, name in enumerate(class_names):
+        metrics[f"AP-{name}"] = _percent(ap[:, :, index])
+        metrics[f"AR-{name}"] = _percent(recall[:, index, 0, at])
+    return metrics
+
+
+def _percent(values: npt.NDArray[np.float64]) -> float:
+    """Mean of the defined values (-1 marks the others), times 100; NaN where none is."""
+    defined = values[values > -1]
+    return round(100 * float(defined.mean()), 10) if defined.size else float("nan")

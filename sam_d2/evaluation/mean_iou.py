@@ -1,0 +1,92 @@
+"""Mean IoU of prompted masks: how well a mask fits the instance that it was asked for.
+
+Unlike AP it knows which instance each prediction belongs to, so no score and no matching enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_utils
+
+from sam_d2.evaluation.coco_metrics import ImageDetections
+from sam_d2.evaluation.ground_truth import AnnotatedImage, GroundTruth
+
+
+@dataclass(frozen=True)
+class MeanIoU:
+    """Mean IoU over instances.
+
+    Attributes:
+        value: 0-1; NaN where there is no instance.
+        instances: How many it is the mean of.
+        empty: Instances left out because their ground-truth mask has no pixel.
+        missing: Instances without a prediction; each counts as 0 in the mean.
+    """
+
+    value: float
+    instances: int
+    empty: int
+    missing: int
+
+
+def instance_ious(image: AnnotatedImage, detections: ImageDetections | None) -> npt.NDArray[np.float64]:
+    """IoU of each instance of an image with the mask that was predicted for its prompt.
+
+    Args:
+        image: With its ground truth; crowd regions do not take part.
+        detections: With ``prompt_index``; None where the image was not predicted. Where an instance has
+            several predictions, the one with the highest score counts, the first of equals.
+
+    Returns:
+        (M,) for the M instances in file order: 0-1, 0 without a prediction, NaN where the ground-truth mask
+        is empty.
+
+    Raises:
+        ValueError: ``prompt_index`` is absent or names a row that the image does not have.
+    """
+    instances = image.instances
+    ious = np.array([0.0 if mask_utils.area(one.rle) > 0 else np.nan for one in instances], dtype=np.float64)
+    if detections is None or len(detections) == 0:
+        return ious
+    if detections.prompt_index is None or detections.rles is None:
+        raise ValueError(f"predictions on image id {image.image_id!r} have no prompt_index or no masks")
+    rows = detections.prompt_index
+    if rows.min() < 0 or rows.max() >= len(instances):
+        raise ValueError(
+            f"prompt_index on image id {image.image_id!r} spans {rows.min()}..{rows.max()}, "
+            f"but the image has {len(instances)} instances"
+        )
+    # ascending score, and of equals the first last: the prediction that counts is written last
+    for index in np.lexsort((-np.arange(len(rows)), detections.scores)):
+        row = int(rows[index])
+        if not np.isnan(ious[row]):
+            ious[row] = mask_utils.iou([detections.rles[index]], [instances[row].rle], [0])[0, 0]
+    return ious
+
+
+def mean_iou(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> MeanIoU:
+    """Mean over the instances of all images (not over images) of :func:`instance_ious`.
+
+    Args:
+        ground_truth: Of the dataset.
+        detections: At most one per image.
+
+    Raises:
+        ValueError: As for :func:`instance_ious`.
+    """
+    by_id = {image.image_id: image for image in detections}
+    ious = [np.zeros(0)]
+    missing = 0
+    for image in ground_truth.images:
+        found = by_id.get(image.image_id)
+        ious.append(instance_ious(image, found))
+        predicted = set() if found is None or found.prompt_index is None else set(found.prompt_index.tolist())
+        missing += sum(row not in predicted for row in np.flatnonzero(~np.isnan(ious[-1])).tolist())
+    everything = np.concatenate(ious)
+    counted = everything[~np.isnan(everything)]
+    value = float(counted.mean()) if counted.size else float("nan")
+    return MeanIoU(value, counted.size, everything.size - counted.size, missing)

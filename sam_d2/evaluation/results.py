@@ -1,0 +1,120 @@
+"""report.json: every figure of a run, with what it was measured on and how."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from sam_d2.errors import UserError
+
+VERSION = 1
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """One row of report.json: the metrics of one method on one split with one kind of prompt.
+
+    Attributes:
+        split: Registered name of the dataset.
+        prompt: Kind of prompt, such as ``box`` or ``point``.
+        prompt_source: ``ground_truth`` (an oracle), ``detector`` or ``file``.
+        method: ``model``, ``base`` (the model before this training), ``box_as_mask``, ``ellipse`` or
+            ``detector``.
+        task: ``segm`` or ``bbox``.
+        score: Name of the score that ranks the masks; ``constant`` for the baselines.
+        max_dets: Detections that count per image and class.
+        pseudo_ground_truth: Whether the truth itself was made by a model.
+        seconds: Wall-clock time of prediction and evaluation.
+        metrics: AP and AR 0-100, IoU 0-1; NaN where undefined, null in the file.
+    """
+
+    split: str
+    prompt: str
+    prompt_source: str
+    method: str
+    task: str
+    score: str
+    max_dets: int
+    pseudo_ground_truth: bool
+    seconds: float
+    metrics: dict[str, float | None]
+
+    def __post_init__(self) -> None:
+        self.metrics = {name: math.nan if value is None else value for name, value in self.metrics.items()}
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, str]:
+        """What tells one row from another."""
+        return (self.split, self.prompt, self.prompt_source, self.method, self.task, self.score)
+
+    def metric(self, name: str) -> float:
+        """A metric's value, NaN where the row does not have it."""
+        value = self.metrics.get(name)
+        return math.nan if value is None else value
+
+
+class _Report(msgspec.Struct):
+    version: int
+    results: list[Result]
+
+
+def read_report(path: str | Path) -> list[Result]:
+    """The rows of a report.json.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        UserError: There is no such file, or it is damaged, of another version, or something else altogether.
+    """
+    path = Path(path)
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=_Report)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a run writes it when it evaluates") from None
+    except msgspec.DecodeError as error:
+        raise UserError(
+            f"{path}: not a report that can be read ({error}); move it away and evaluate again"
+        ) from None
+    if report.version != VERSION:
+        raise UserError(
+            f"{path}: is of version {report.version}, and this sam_d2 reads version {VERSION}; "
+            "move it away and evaluate again"
+        )
+    return report.results
+
+
+def write_report(path: str | Path, results: Iterable[Result]) -> None:
+    """Add rows to a report.json, or begin it; a row that is there already is replaced in its place.
+
+    Args:
+        path: Of the file; its folder is made where absent.
+        results: Rows to add.
+
+    Raises:
+        UserError: What stands there cannot be read; it is left as it is.
+    """
+    path = Path(path)
+    rows = {row.key: row for row in (read_report(path) if path.exists() else [])}
+    rows.update({row.key: row for row in results})
+    document = msgspec.json.encode(_Report(VERSION, list(rows.values())))
+    write_atomically(path, msgspec.json.format(document, indent=1))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Args:
+        path: Of the file; its folder is made where absent.
+        content: All of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
