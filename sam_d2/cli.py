@@ -1,0 +1,116 @@
+"""The command line of training, and how a program ends; free of torch, so that ``--help`` is instant."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sam_d2.errors import UserError
+
+PROMPT_KINDS = ("box", "point")
+
+EXAMPLES = """
+examples:
+  train on a data set with box prompts, on a GPU or on the CPU if there is none:
+    %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt box
+  score the checkpoint that the run has written:
+    %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt box --eval-only
+  go on after an interruption:
+    %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt box --resume
+  change what the config says (+key=value adds a key that it does not have):
+    %(prog)s --config-file configs/sam_tiny.py --dataset iwp train.max_iter=200 optimizer.lr=1e-4
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``experiments/train_net.py``: Detectron2's options, and those of sam_d2.
+
+    Names and defaults are those of Detectron2's ``default_argument_parser``, so that its launch scripts work
+    here.
+    """
+    parser = argparse.ArgumentParser(
+        description="Train and score a model on a data set.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="a .py config or a run's config.yaml"
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME|FOLDER|FILE",
+        help="a registered name, a folder of train and test annotations, or one file (split 80:20)",
+    )
+    parser.add_argument("--prompt", choices=PROMPT_KINDS, help="what SAM is given for each instance")
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="run folder (default: experiments/output/CONFIG_DATASET_PROMPT)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="score a checkpoint, train nothing")
+    machines = parser.add_argument_group("processes")
+    machines.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs per machine; without any, the CPU is used"
+    )
+    machines.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines")
+    machines.add_argument("--machine-rank", type=int, default=0, metavar="I", help="this machine, from 0")
+    machines.add_argument(
+        "--dist-url",
+        default=_default_dist_url(),
+        metavar="URL",
+        help="where the processes meet (default: %(default)s)",
+    )
+    parser.add_argument("opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; options and ``key=value`` may stand in any order.
+
+    Args:
+        argv: the arguments without the program's name; those of the process if None.
+
+    Returns:
+        ``config_file, dataset, prompt, output_dir, resume, eval_only, num_gpus, num_machines, machine_rank,
+        dist_url, opts``; ``opts`` is a list of ``key=value``.
+
+    Raises:
+        SystemExit: with code 2 and a message where an argument is wrong, with 0 after ``--help``.
+    """
+    parser = build_parser()
+    args = parser.parse_intermixed_args(argv)
+    if not args.config_file:
+        parser.error("--config-file is missing, for example --config-file configs/sam.py")
+    if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        parser.error("needed: --num-gpus >= 0, --num-machines >= 1, 0 <= --machine-rank < --num-machines")
+    return args
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program and end the process: the one place where errors become messages and exit codes.
+
+    Args:
+        main: the program; what it returns is the exit code, None is 0.
+
+    Raises:
+        SystemExit: always; with 2 after a :class:`~sam_d2.errors.UserError`, whose message alone is printed,
+            and with 130 after Ctrl-C. Any other exception passes through with its traceback: it is a fault of
+            ours.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
+
+
+def _default_dist_url() -> str:
+    """Return a local address with a port of the user's own: a run left behind shows as a port in use."""
+    user = os.getuid() if hasattr(os, "getuid") else 1
+    return f"tcp://127.0.0.1:{49152 + user % 16384}"

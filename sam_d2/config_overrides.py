@@ -1,0 +1,188 @@
+"""Strict ``key=value`` overrides: a key that does not exist is an error, not a new key that nobody reads."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sam_d2.config_targets import BIND, PARTIAL, check_target, find_targets, parameter_names
+from sam_d2.errors import UserError
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Change a config in place by ``key=value`` arguments, the last word after files and other options.
+
+    Values follow Hydra's override grammar: ``train.max_iter=200``, ``model.pixel_mean=[0,0,0]``, ``x=null``,
+    ``x='a b'``, ``x=${train.seed}``. A key is known if it stands in the config or is a parameter of the
+    ``_target_`` of its node. Where a part of the key is an interpolation of a whole group, the named place
+    gets its own copy of the group first, so that nothing else changes and nothing is lost.
+
+    Args:
+        cfg: the config, as :func:`sam_d2.config.load_config` gives it.
+        overrides: ``key=value``, or ``+key=value`` to add a key that the config does not know.
+
+    Returns:
+        The same config.
+
+    Raises:
+        UserError: an override cannot be parsed, its key is unknown (the message suggests the nearest), or it
+            calls something that overrides may not call.
+    """
+    trusted = _targets(cfg)  # a .py config may call what it likes
+    for text in overrides:
+        _apply(cfg, text)
+        for target, key in _targets(cfg).items():
+            if target not in trusted:
+                check_target(key, target, f"override {text!r}")
+    return cfg
+
+
+def _targets(cfg: DictConfig) -> dict[Any, str]:
+    """Return the targets of a config, each with the first key where it stands."""
+    found: dict[Any, str] = {}
+    for key, target in find_targets(cfg):
+        found.setdefault(target if isinstance(target, str) else repr(target), key)
+    return found
+
+
+def _apply(cfg: DictConfig, text: str) -> None:
+    override = _parse(text)
+    key, value = override.key_or_group, override.value()
+    adds = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD)
+    *path, last = key.split(".")
+    node: Container = cfg
+    for depth, part in enumerate(path):
+        if adds and isinstance(node, DictConfig) and node.get(part) is None:
+            node[part] = {}
+        if not _has(node, part):
+            _refuse(cfg, text, ".".join(path[:depth]), node, part)
+        node = _own_group(node, part, text, ".".join(path[: depth + 1]))
+    if not adds:
+        _check_known(cfg, text, ".".join(path), node, {last: value})
+    name = int(last) if isinstance(node, ListConfig) else last
+    if isinstance(value, Mapping) and _has(node, last) and isinstance(_value(node, last), DictConfig):
+        _own_group(node, last, text, key).merge_with(value)
+    else:
+        node[name] = value
+        if OmegaConf.is_interpolation(node, name):
+            try:
+                node[name]
+            except OmegaConfBaseException as error:
+                raise UserError(f"override {text!r}: {str(error).splitlines()[0]}.") from error
+
+
+def _parse(text: str) -> Override:
+    if text.startswith("-"):
+        raise UserError(
+            f"{text!r} is not an option. Options start with --, overrides are key=value; see --help."
+        )
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise UserError(
+            f"override {text!r} is not key=value ({str(error).splitlines()[0]}). Examples: "
+            "train.max_iter=200, train.output_dir='a folder', model.pixel_mean=[0,0,0]."
+        ) from error
+    if override.is_delete():
+        raise UserError(
+            f"override {text!r}: a key cannot be removed. Set it instead: {text.lstrip('~')}=null"
+        )
+    if override.is_sweep_override():
+        raise UserError(
+            f"override {text!r} gives several values. For a list write {override.key_or_group}=[...]."
+        )
+    if override.package is not None:
+        raise UserError(f"override {text!r}: '@' has no meaning here; write key=value.")
+    return override
+
+
+def _has(node: Any, part: str) -> bool:
+    if isinstance(node, ListConfig):
+        return part.isdecimal() and int(part) < len(node)
+    return part in node.keys()  # noqa: SIM118  `in node` is False for a key whose value is ???
+
+
+def _value(node: Any, part: str) -> Any:
+    """Return a value with interpolations resolved, None where it has none yet."""
+    try:
+        return node[int(part) if isinstance(node, ListConfig) else part]
+    except OmegaConfBaseException:
+        return None
+
+
+def _own_group(node: Any, part: str, text: str, key: str) -> Any:
+    """Return the group under a key; an interpolated one is replaced by a copy of what it stands for."""
+    group = _value(node, part)
+    if not isinstance(group, Container):
+        raise UserError(f"override {text!r}: {key} is {group!r}, not a group of keys. Force it with +{text}")
+    name = int(part) if isinstance(node, ListConfig) else part
+    if OmegaConf.is_interpolation(node, name):
+        node[name] = _copy(group, OmegaConf.to_container(group, resolve=False), depth=1)
+        group = node[name]
+    return group
+
+
+def _copy(group: Any, raw: Any, depth: int) -> Any:
+    """Copy a group for another place: interpolations that point out of it relatively become their values."""
+    names = range(len(raw)) if isinstance(raw, list) else list(raw)
+    copied = {}
+    for name in names:
+        value = raw[name]
+        if isinstance(value, dict | list):
+            value = _copy(group[name], value, depth + 1)
+        elif isinstance(value, str) and any(len(dots) > depth for dots in re.findall(r"\$\{(\.+)", value)):
+            value = group[name]
+        copied[name] = value
+    return list(copied.values()) if isinstance(raw, list) else copied
+
+
+def _check_known(cfg: DictConfig, text: str, where: str, node: Container, value: Mapping[str, Any]) -> None:
+    """Refuse the names in ``value`` that the group ``node`` at key ``where`` neither has nor can take."""
+    for name in ("_target_", PARTIAL):  # before its signature is looked at, which imports it
+        if isinstance(value.get(name), str):
+            check_target(f"{where}.{name}".lstrip("."), value[name], f"override {text!r}")
+    for name, inner in value.items():
+        if not _has(node, name) and name not in _parameters(node, value):
+            _refuse(cfg, text, where, node, name)
+        group = _value(node, name) if _has(node, name) else None
+        if isinstance(inner, Mapping) and isinstance(group, DictConfig):
+            _check_known(cfg, text, f"{where}.{name}".lstrip("."), group, inner)
+
+
+def _parameters(node: Container, value: Mapping[str, Any]) -> list[str]:
+    """Return the parameters of what the node will call once ``value`` is merged into it."""
+    if not isinstance(node, DictConfig):
+        return []
+    calls = {name: value.get(name, _value(node, name)) for name in ("_target_", PARTIAL)}
+    return parameter_names(calls["_target_"] if calls["_target_"] != BIND else calls[PARTIAL])
+
+
+def _refuse(cfg: DictConfig, text: str, where: str, node: Container, name: str) -> NoReturn:
+    key = f"{where}.{name}".lstrip(".")
+    if isinstance(node, ListConfig):
+        raise UserError(
+            f"override {text!r}: {where} is a list of {len(node)} entries, {name!r} is not one of them."
+        )
+    siblings = [*map(str, node), *_parameters(node, {})]
+    near = [f"{where}.{match}".lstrip(".") for match in difflib.get_close_matches(name, siblings, n=1)]
+    everywhere = list(_all_keys(OmegaConf.to_container(cfg, resolve=False)))
+    near += difflib.get_close_matches(key, everywhere, n=1)
+    near += [other for other in everywhere if other.rpartition(".")[2] == name]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"override {text!r}: the config has no key {key!r}.{hint} To add a new key, write +{text.lstrip('+')}"
+    )
+
+
+def _all_keys(raw: Any, where: str = "") -> Iterator[str]:
+    items = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
+    for name, value in items:
+        key = f"{where}.{name}" if where else str(name)
+        yield key
+        yield from _all_keys(value, key)
