@@ -1,0 +1,104 @@
+"""From checked records to Detectron2's dataset dicts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET
+
+from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, compressed_rle
+from sam_d2.data.records import XYWH_ABS, XYXY_ABS, CocoFile, DatasetDict, Image, Rle
+
+
+def coco_table(records: CocoFile, file: Path) -> AnnotationTable:
+    """Return the annotations of a COCO file as rows, each beside its image."""
+    by_id: dict[Any, Image] = {image.id: image for image in records.images}
+    annotations = records.annotations
+    return AnnotationTable(
+        file=file,
+        annotations=annotations,
+        owners=[by_id.get(item.image_id) for item in annotations],
+        image_ids=[item.image_id for item in annotations],
+        labels=[item.id for item in annotations],
+        modes=np.full(len(annotations), XYWH_ABS),
+    )
+
+
+def dicts_table(images: list[DatasetDict], file: Path) -> AnnotationTable:
+    """Return the annotations of Detectron2's dicts as rows; a negative class index is reported in it."""
+    rows = [
+        (image, position, item) for image in images if image.annotations
+        for position, item in enumerate(image.annotations)
+    ]  # fmt: skip
+    table = AnnotationTable(
+        file=file,
+        annotations=[item for _, _, item in rows],
+        owners=[image for image, _, _ in rows],
+        image_ids=[image.id for image, _, _ in rows],
+        labels=[f"annotations[{position}]" if item.id is None else item.id for _, position, item in rows],
+        modes=np.array([_index(item.bbox_mode) for _, _, item in rows], dtype=np.int64),
+    )
+    for row, item in enumerate(table.annotations):
+        if _index(item.category_id) < 0 and item.category_id is not UNSET:
+            table.report(row, "error", "category_id", f"{item.category_id}", "write a class index, from 0 on")
+    return table
+
+
+def _index(value: Any) -> int:
+    return -1 if value is UNSET else value
+
+
+def number_of_classes(table: AnnotationTable) -> int:
+    """Return how many classes the class indices of Detectron2's form need."""
+    return 1 + max((_index(item.category_id) for item in table.annotations), default=0)
+
+
+def build_dataset_dicts(
+    images: list[Any], table: AnnotationTable, category_ids: list[int], root: Path
+) -> list[dict[str, Any]]:
+    """Return the dicts of images without errors.
+
+    Args:
+        images: in the order that the dicts take.
+        table: their annotations, checked.
+        category_ids: the file's ids in order of the class index.
+        root: what file names are relative to.
+    """
+    contiguous = {category_id: index for index, category_id in enumerate(category_ids)}
+    annotations: dict[int | str, list[dict[str, Any]]] = {image.id: [] for image in images}
+    for row, (image_id, item) in enumerate(zip(table.image_ids, table.annotations, strict=True)):
+        if row not in table.left_out and image_id is not None:
+            mode = int(table.modes[row])
+            annotations[image_id].append(
+                _annotation_dict(item, contiguous[item.category_id], mode, table.new_boxes.get(row))
+            )
+    return [
+        {
+            "file_name": str(root / image.file_name),
+            "height": image.height,
+            "width": image.width,
+            "image_id": image.id,
+            "annotations": annotations[image.id],
+        }
+        for image in images
+    ]
+
+
+def _annotation_dict(item: Any, category: int, mode: int, new_box: list[float] | None) -> dict[str, Any]:
+    segmentation = item.segmentation
+    if isinstance(segmentation, Rle):
+        segmentation = compressed_rle(segmentation)
+    elif any(len(polygon) < MIN_POLYGON for polygon in segmentation):
+        segmentation = [polygon for polygon in segmentation if len(polygon) >= MIN_POLYGON]
+    result = {
+        "bbox": item.bbox if new_box is None else new_box,
+        "bbox_mode": mode if new_box is None else XYXY_ABS,
+        "category_id": category,
+        "segmentation": segmentation,
+        "iscrowd": int(item.iscrowd),
+    }
+    if item.id is not None:
+        result["id"] = item.id
+    if item.area is not None and item.area >= 0:
+        result["area"] = item.area
+    return result

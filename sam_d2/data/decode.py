@@ -1,0 +1,199 @@
+"""Read a dataset file into typed records: at once where it is sound, record by record where it is not."""
+
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sam_d2.data.findings import Finding, RecordId
+from sam_d2.data.records import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoFile,
+    CocoImage,
+    DatasetAnnotation,
+    DatasetDict,
+)
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+_COCO_DECODER = msgspec.json.Decoder(CocoFile)
+_DICTS_DECODER = msgspec.json.Decoder(list[DatasetDict])
+_COCO_LISTS: dict[str, type] = {
+    "images": CocoImage,
+    "annotations": CocoAnnotation,
+    "categories": CocoCategory,
+}
+_EXPECTED = (
+    "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} "
+    "or Detectron2's list of dicts"
+)
+
+
+def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
+    """Read a dataset file; its first character says whether it is COCO's form or Detectron2's.
+
+    msgspec stops at the first problem. So a file that it refuses is read again with the standard library,
+    which also takes NaN, and every field of every record is converted on its own.
+
+    Args:
+        file: a JSON file in UTF-8, with or without a byte order mark.
+
+    Returns:
+        The records and the problems. The records are None where the file as a whole cannot be read; a field
+        whose problem is reported is `msgspec.UNSET` in its record.
+    """
+    try:
+        content = file.read_bytes().removeprefix(_UTF8_BOM)
+    except OSError as error:
+        return None, [
+            _of_file(file, "file", error.strerror or str(error), "check the path and its permissions")
+        ]
+    if not content.strip():
+        return None, [_of_file(file, "file", "it is empty", "write or copy the file again")]
+    try:
+        is_list = content.lstrip()[:1] == b"["
+        return (_DICTS_DECODER if is_list else _COCO_DECODER).decode(content), []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_by_record(file, content)
+
+
+def _decode_by_record(
+    file: Path, content: bytes
+) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
+    value, problem = _parse(file, content)
+    if problem is not None:
+        return None, [problem]
+    reader = _RecordReader(file)
+    if isinstance(value, dict):
+        lists = {key: reader.coco_list(value, key, record_type) for key, record_type in _COCO_LISTS.items()}
+        return CocoFile(**lists), reader.findings
+    if not isinstance(value, list):
+        return None, [_of_file(file, "top level", f"a JSON {_json_type(value)}", _EXPECTED)]
+    if value and isinstance(value[0], dict) and "score" in value[0] and "file_name" not in value[0]:
+        found = "a list of COCO results (they have a 'score'), not a dataset"
+        return None, [_of_file(file, "top level", found, _EXPECTED)]
+    return reader.dataset_dicts(value), reader.findings
+
+
+def _parse(file: Path, content: bytes) -> tuple[Any, Finding | None]:
+    """Return the JSON value, NaN and Infinity included, or the one problem that prevents it."""
+    try:
+        text = content.decode("utf-8")
+        return json.loads(text), None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"byte {error.start} (line {line}) is not UTF-8"
+        return None, _of_file(file, "encoding", found, "save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        byte = len(text[: error.pos].encode("utf-8", "surrogatepass"))
+        place = f"line {error.lineno}, column {error.colno} (byte {byte} of {len(content)})"
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            found = f"the file is cut off: a value begun at {place} has no end"
+            return None, _of_file(file, "JSON", found, "write or copy the file again")
+        return None, _of_file(file, "JSON", f"{error.msg} at {place}", "correct the JSON there")
+    except RecursionError:
+        return None, _of_file(file, "JSON", "lists or objects nested too deeply", _EXPECTED)
+    except ValueError as error:  # an integer of thousands of digits
+        return None, _of_file(file, "JSON", str(error), "correct the number")
+
+
+class _RecordReader:
+    """Converts parsed JSON to records field by field, and keeps every problem."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.findings: list[Finding] = []
+
+    def coco_list(self, value: dict[str, Any], key: str, record_type: type) -> list[Any]:
+        if not isinstance(value.get(key), list):
+            found = "missing key" if key not in value else f"a JSON {_json_type(value[key])}"
+            self.findings.append(_of_file(self.file, key, found, _EXPECTED))
+            return []
+        records = []
+        for index, raw in enumerate(value[key]):
+            position = f"{key}[{index}]"
+            image_id: RecordId = None
+            annotation_id: RecordId = None
+            if key == "images":
+                image_id = _id_of(raw, "id", position)
+            elif key == "annotations":
+                image_id, annotation_id = _id_of(raw, "image_id", None), _id_of(raw, "id", position)
+            prefix = f"{position}." if key == "categories" else ""
+            records.append(self._record(raw, record_type, prefix, image_id, annotation_id))
+        return [record for record in records if record is not None]
+
+    def dataset_dicts(self, value: list[Any]) -> list[DatasetDict]:
+        records = []
+        for index, raw in enumerate(value):
+            image_id = _id_of(raw, "image_id", f"[{index}]")
+            record = self._record(raw, DatasetDict, "", image_id, None)
+            if record is None:
+                continue
+            annotations = [
+                self._record(
+                    item, DatasetAnnotation, "", image_id, _id_of(item, "id", f"annotations[{position}]")
+                )
+                for position, item in enumerate(
+                    [] if record.annotations is msgspec.UNSET else record.annotations
+                )
+            ]
+            record.annotations = [annotation for annotation in annotations if annotation is not None]
+            records.append(record)
+        return records
+
+    def _record(
+        self, raw: Any, record_type: type, prefix: str, image_id: RecordId, annotation_id: RecordId
+    ) -> Any | None:
+        """Return the record, or None where it is no JSON object. Nested annotations are left as parsed."""
+
+        def report(field: str, found: str, fix: str) -> None:
+            self.findings.append(
+                Finding("error", self.file, image_id, annotation_id, prefix + field, found, fix)
+            )
+
+        if not isinstance(raw, dict):
+            report("record", f"a JSON {_json_type(raw)}", "write a JSON object")
+            return None
+        values: dict[str, Any] = {}
+        for field in msgspec.structs.fields(record_type):
+            expected = f"expected {_description(field.type)}"
+            key = field.encode_name
+            if key not in raw:
+                if field.required:
+                    report(key, "missing key", expected)
+                    values[field.name] = msgspec.UNSET
+                continue
+            wanted = list[Any] if record_type is DatasetDict and key == "annotations" else field.type
+            try:
+                values[field.name] = msgspec.convert(raw[key], wanted)
+            except (msgspec.ValidationError, RecursionError) as error:
+                report(key, f"{_shorten(raw[key])} ({error})", expected)
+                values[field.name] = msgspec.UNSET
+        return record_type(**values)
+
+
+def _of_file(file: Path, field: str, found: str, fix: str) -> Finding:
+    return Finding("error", file, None, None, field, found, fix)
+
+
+def _id_of(raw: Any, key: str, position: str | None) -> RecordId:
+    value = raw.get(key) if isinstance(raw, dict) else None
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else position
+
+
+def _description(annotation: Any) -> str:
+    """Return the `description` of an annotated type."""
+    metas = [meta for meta in typing.get_args(annotation) if isinstance(meta, msgspec.Meta)]
+    return next(meta.description for meta in metas if meta.description is not None)
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _shorten(value: Any, limit: int = 60) -> str:
+    text = repr(value[:8] if isinstance(value, list | str) else value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

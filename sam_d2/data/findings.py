@@ -1,0 +1,98 @@
+"""What is wrong with a dataset file: one record per problem, and the message that a user sees."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sam_d2.errors import UserError
+
+MAX_LISTED = 20
+
+Severity = Literal["error", "warning"]
+RecordId = int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One problem of a dataset file.
+
+    Attributes:
+        severity: ``error`` where the record cannot be interpreted, ``warning`` where it can still be used.
+        file: the dataset file.
+        image_id: the image's id; its position, as ``images[3]``, where it has none; None where no image is
+            meant.
+        annotation_id: the same for the annotation.
+        field: key of the record, or of the file.
+        found: what stands there.
+        fix: what to write instead, or what is done about it. It holds no ids, so that findings of one kind
+            can be grouped by (field, fix).
+    """
+
+    severity: Severity
+    file: Path
+    image_id: RecordId
+    annotation_id: RecordId
+    field: str
+    found: str
+    fix: str
+
+    def describe(self) -> str:
+        """Return the finding in one line, without the file."""
+        place = [f"image {self.image_id}"] if self.image_id is not None else []
+        if self.annotation_id is not None:
+            place.append(f"annotation {self.annotation_id}")
+        return f"{', '.join([*place, self.field])}: {self.found}; {self.fix}"
+
+
+def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = None) -> None:
+    """Log the warnings as counts per kind, and raise one error with all that is wrong.
+
+    Args:
+        findings: problems of one or more files.
+        logger: where the warnings go; this module's logger by default.
+
+    Raises:
+        UserError: there is an error among the findings. The message lists the first 20 and says how many
+            there are.
+    """
+    logger = logger or logging.getLogger(__name__)
+    for line in grouped_warnings(findings):
+        logger.warning(line)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
+    lines: list[str] = []
+    file: Path | None = None
+    for error in errors[:MAX_LISTED]:
+        if error.file != file:
+            file = error.file
+            count = sum(1 for other in errors if other.file == file)
+            lines.append(
+                f"{file}: {_plural(count, 'error')}" + (":" if count <= MAX_LISTED else ", the first:")
+            )
+        lines.append(f"  {error.describe()}")
+    if len(errors) > MAX_LISTED:
+        lines.append(f"  ... and {len(errors) - MAX_LISTED} more errors ({len(errors)} in all)")
+    raise UserError("\n".join(lines))
+
+
+def grouped_warnings(findings: Iterable[Finding]) -> list[str]:
+    """Return one line for each kind of warning: how many, what is done about it, and the first example."""
+    counts: Counter[tuple[Path, str, str]] = Counter()
+    examples: dict[tuple[Path, str, str], str] = {}
+    for finding in findings:
+        if finding.severity == "warning":
+            kind = (finding.file, finding.field, finding.fix)
+            counts[kind] += 1
+            examples.setdefault(kind, finding.describe())
+    return [
+        f"{kind[0]}: {_plural(count, 'warning')} on {kind[1]} ({kind[2]}), first: {examples[kind]}"
+        for kind, count in counts.items()
+    ]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

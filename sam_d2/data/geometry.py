@@ -1,0 +1,245 @@
+"""Check boxes, polygons, run lengths and areas, in columns, because a file may hold a million annotations.
+
+An error is what cannot be interpreted; a warning is what can still be used, and its fix says how it is used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET
+
+from sam_d2.data.findings import Finding, RecordId, Severity
+from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
+from sam_d2.data.rle import compressed_totals
+
+MIN_POLYGON = 6  # numbers: three points
+OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
+FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
+
+
+@dataclass
+class AnnotationTable:
+    """The annotations of a file as rows, with what the checks need beside each and what they conclude.
+
+    Attributes:
+        file: the dataset file.
+        annotations: the records (N).
+        owners: the image record of each row (N); None where there is no such image.
+        image_ids: what messages call the image (N).
+        labels: what messages call the annotation (N).
+        modes: the box mode of each row, int (N,).
+        left_out: rows that are usable by leaving them out.
+        new_boxes: XYXY, px, original frame, for the rows whose own box has no area.
+        findings: what was found so far.
+        error_rows: rows that have an error among them.
+    """
+
+    file: Path
+    annotations: Sequence[Annotation]
+    owners: Sequence[Image | None]
+    image_ids: Sequence[RecordId]
+    labels: Sequence[int | str]
+    modes: np.ndarray
+    left_out: set[int] = field(default_factory=set)
+    new_boxes: dict[int, list[float]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    error_rows: set[int] = field(default_factory=set)
+
+    def report(self, row: int, severity: Severity, key: str, found: str, fix: str) -> None:
+        """Add a finding on a row."""
+        if severity == "error":
+            self.error_rows.add(row)
+        self.findings.append(
+            Finding(severity, self.file, self.image_ids[row], self.labels[row], key, found, fix)
+        )
+
+
+def check_geometry(table: AnnotationTable) -> None:
+    """Check boxes, masks and areas, and fill the table's findings, `left_out` and `new_boxes`."""
+    boxes = _check_boxes(table)
+    bounds = _check_polygons(table)
+    _check_rles(table)
+    _check_areas(table)
+    _compare_boxes(table, boxes, bounds)
+
+
+def _check_boxes(table: AnnotationTable) -> np.ndarray:
+    """Return the boxes as XYXY, float64 (N, 4), NaN where there is none that can be used."""
+    boxes = np.full((len(table.annotations), 4), np.nan)
+    rows = [row for row, annotation in enumerate(table.annotations) if annotation.bbox is not UNSET]
+    if not rows:
+        return boxes
+    boxes[rows] = np.array([table.annotations[row].bbox for row in rows], dtype=np.float64)
+    given = np.isin(np.arange(len(boxes)), rows)
+    for row in np.flatnonzero(given & ~np.isfinite(boxes).all(axis=1)).tolist():
+        table.report(
+            row, "error", "bbox", f"{boxes[row].tolist()} has NaN or infinity", "write finite numbers"
+        )
+        boxes[row] = np.nan
+    boxes[table.modes == XYWH_ABS, 2:] += boxes[table.modes == XYWH_ABS, :2]
+    for row in np.flatnonzero(_outside(table, boxes)).tolist():
+        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()} in an image of {_size(table.owners[row])}"
+        table.report(row, "warning", "bbox", found, "what lies outside the image is clipped")
+    return boxes
+
+
+def _check_polygons(table: AnnotationTable) -> np.ndarray:
+    """Return the bounds of each row's polygons as XYXY, float64 (N, 4), NaN where it has none."""
+    rows: list[int] = []
+    polygons: list[list[float]] = []
+    for row, annotation in enumerate(table.annotations):
+        segmentation = annotation.segmentation
+        if not segmentation:  # None and []; UNSET is reported already, and is false as well
+            if segmentation is not UNSET:
+                table.left_out.add(row)
+                table.report(row, "warning", "segmentation", "empty", "the annotation is left out")
+        elif isinstance(segmentation, list):
+            before = len(polygons)
+            for index, polygon in enumerate(segmentation):
+                if len(polygon) % 2:
+                    found = f"polygon {index} has {len(polygon)} numbers"
+                    table.report(
+                        row, "error", "segmentation", found, "write an even count: x1, y1, x2, y2, ..."
+                    )
+                elif len(polygon) < MIN_POLYGON:
+                    found = f"polygon {index} has {len(polygon) // 2} points"
+                    table.report(
+                        row, "warning", "segmentation", found, "polygons of under 3 points are left out"
+                    )
+                else:
+                    rows.append(row)
+                    polygons.append(polygon)
+            if len(polygons) == before:
+                table.left_out.add(row)
+    return _polygon_bounds(table, np.array(rows, dtype=np.int64), polygons)
+
+
+def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[list[float]]) -> np.ndarray:
+    bounds = np.full((len(table.annotations), 4), np.nan)
+    if not polygons:
+        return bounds
+    lengths = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
+    points = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=lengths.sum()).reshape(-1, 2)
+    owner = np.repeat(rows, lengths // 2)
+    begins = np.flatnonzero(np.concatenate(([True], owner[1:] != owner[:-1])))
+    bounds[owner[begins], :2] = np.minimum.reduceat(points, begins)
+    bounds[owner[begins], 2:] = np.maximum.reduceat(points, begins)
+    for row in np.unique(owner[~np.isfinite(points).all(axis=1)]).tolist():
+        table.report(
+            row, "error", "segmentation", "a polygon has NaN or infinity", "write finite coordinates"
+        )
+        bounds[row] = np.nan
+    for row in np.flatnonzero(_outside(table, bounds)).tolist():
+        found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
+        table.report(row, "warning", "segmentation", found, "what lies outside the image is clipped")
+    return bounds
+
+
+def _check_rles(table: AnnotationTable) -> None:
+    rows = [row for row, item in enumerate(table.annotations) if isinstance(item.segmentation, Rle)]
+    rles = [table.annotations[row].segmentation for row in rows]
+    compressed = [i for i, rle in enumerate(rles) if isinstance(rle, Rle) and isinstance(rle.counts, str)]
+    totals = [sum(rle.counts) if isinstance(rle, Rle) and isinstance(rle.counts, list) else 0 for rle in rles]
+    strings = [str(rles[i].counts) for i in compressed]  # type: ignore[union-attr]  # all are Rle
+    for i, total in zip(compressed, compressed_totals(strings).tolist(), strict=True):
+        totals[i] = total
+    for row, rle, total in zip(rows, rles, totals, strict=True):
+        assert isinstance(rle, Rle)
+        height, width = rle.size
+        image = table.owners[row]
+        if total < 0:
+            found = f"counts {str(rle.counts)[:40]!r} is not a compressed run-length string"
+            table.report(row, "error", "segmentation.counts", found, "encode the mask again")
+        elif total != height * width:
+            found = f"the runs sum to {total}, size {rle.size} needs {height * width}"
+            table.report(row, "error", "segmentation.counts", found, "encode the mask again")
+        if image is not None and UNSET not in (image.height, image.width):
+            expected = [image.height, image.width]
+            if rle.size != expected:
+                found = f"{rle.size}, but the image is {expected}"
+                table.report(row, "error", "segmentation.size", found, "write the image's [height, width]")
+
+
+def _check_areas(table: AnnotationTable) -> None:
+    for row, annotation in enumerate(table.annotations):
+        area = annotation.area
+        if area is None or area is UNSET or 0 <= area < np.inf:
+            continue
+        if np.isfinite(area):
+            table.report(row, "warning", "area", f"{area} is negative", "the mask's area is used")
+        else:
+            table.report(row, "error", "area", f"{area}", "write a finite number, or leave the key out")
+
+
+def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray) -> None:
+    """Replace boxes without area by the bounds of the mask; find boxes far from their polygons."""
+    with np.errstate(invalid="ignore"):
+        flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+        far = _iou(boxes, bounds) < FAR_IOU
+    for row in np.flatnonzero(flat).tolist():
+        if row in table.left_out or row in table.error_rows or table.annotations[row].segmentation is UNSET:
+            continue
+        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()} has no area"
+        mask_box = _mask_bounds(table.annotations[row], bounds[row])
+        if mask_box is None:
+            table.report(
+                row, "warning", "bbox", f"{found}, nor has the mask", "nothing can be learned from it"
+            )
+        else:
+            table.new_boxes[row] = mask_box
+            table.report(row, "warning", "bbox", found, "the bounds of the mask are used")
+    for row in np.flatnonzero(far & ~flat).tolist():
+        found = (
+            f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
+        )
+        table.report(row, "warning", "bbox", found, "the box is used as it is; was XYXY written as XYWH?")
+
+
+def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the IoU (N,) of XYXY boxes (N, 4), each grown by 1 px, so that rounding does not count."""
+    low = np.stack((boxes[:, :2], others[:, :2])) - 1
+    high = np.stack((boxes[:, 2:], others[:, 2:])) + 1
+    overlap = np.clip(high.min(axis=0) - low.max(axis=0), 0, None).prod(axis=1)
+    return overlap / ((high - low).prod(axis=2).sum(axis=0) - overlap)
+
+
+def _mask_bounds(annotation: Annotation, bounds: np.ndarray) -> list[float] | None:
+    """Return the mask's bounds as XYXY, None where they have no area. Run lengths must be checked before."""
+    if isinstance(annotation.segmentation, Rle):
+        from pycocotools import mask as mask_util
+
+        x, y, width, height = mask_util.toBbox(compressed_rle(annotation.segmentation)).tolist()
+        box = [x, y, x + width, y + height]
+    else:
+        box = bounds.tolist()
+    return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+def compressed_rle(rle: Rle) -> dict[str, Any]:
+    """Return pycocotools' form of a checked RLE; run lengths are compressed, to bytes, as Detectron2 does."""
+    if isinstance(rle.counts, str):
+        return {"size": rle.size, "counts": rle.counts}
+    from pycocotools import mask as mask_util
+
+    return mask_util.frPyObjects({"size": rle.size, "counts": rle.counts}, *rle.size)
+
+
+def _outside(table: AnnotationTable, boxes: np.ndarray) -> np.ndarray:
+    """Return which boxes (N, 4) reach over the border of their image, bool (N,); False where unknown."""
+    sizes = np.full((len(boxes), 2), np.inf)
+    for row, image in enumerate(table.owners):
+        if image is not None and UNSET not in (image.height, image.width):
+            sizes[row] = image.width, image.height
+    with np.errstate(invalid="ignore"):
+        low = boxes.reshape(-1, 2, 2).min(axis=1) < -OUTSIDE_TOLERANCE
+        high = boxes.reshape(-1, 2, 2).max(axis=1) > sizes + OUTSIDE_TOLERANCE
+    return (low | high).any(axis=1)
+
+
+def _size(image: Image | None) -> str:
+    assert image is not None  # only rows with an image can lie outside of it
+    return f"{image.width} x {image.height} px"

@@ -1,0 +1,89 @@
+"""Find the folder under which all images of a dataset lie."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from sam_d2.data.findings import Finding, RecordId
+
+MAX_NAMES = 5
+
+
+def find_image_root(
+    json_file: Path,
+    file_names: Sequence[str],
+    image_ids: Sequence[RecordId],
+    image_roots: Iterable[Path] = (),
+) -> tuple[Path | None, list[Finding]]:
+    """Return the first folder under which every image exists.
+
+    Looked at in this order: the given folders, the JSON's folder, the working directory, each parent of the
+    JSON's folder but the file system's root.
+
+    A name must stay inside the folder: `..` that leads out of it, and an absolute path elsewhere, are errors.
+    A symbolic link inside the folder may point anywhere, since that is how large datasets are commonly laid
+    out and whoever placed the link owns the folder, whereas the names come with the file.
+
+    Args:
+        json_file: the dataset file, absolute.
+        file_names: the images' paths as the file has them.
+        image_ids: what messages call the images, as many.
+        image_roots: folders that the user named.
+
+    Returns:
+        The folder, absolute, or None where there is none, and the problems.
+    """
+    folder = json_file.parent
+    parents = [path for path in folder.parents if path != Path(path.anchor)]
+    candidates = dict.fromkeys([*(path.absolute() for path in image_roots), folder, Path.cwd(), *parents])
+    trials: list[tuple[Path, list[int], list[str]]] = []
+    for candidate in candidates:
+        outside = [row for row, name in enumerate(file_names) if not _stays_inside(candidate, name)]
+        absent = missing_files(candidate, file_names)
+        if not outside and not absent:
+            return candidate, []
+        trials.append((candidate, outside, absent))
+    base, outside, absent = min(trials, key=lambda trial: len(trial[1]) + len(trial[2]))
+    escaping = [
+        Finding("error", json_file, image_ids[row], None, "file_name",
+                f"{file_names[row]!r} leads out of the image folder {base}",
+                "write a path inside the image folder")
+        for row in outside
+    ]  # fmt: skip
+    if not absent:
+        return None, escaping
+    names = ", ".join(repr(name) for name in absent[:MAX_NAMES]) + (
+        ", ..." if len(absent) > MAX_NAMES else ""
+    )
+    hint = " (backslashes do not separate folders here)" if any("\\" in name for name in absent) else ""
+    found = f"{len(absent)} of {len(file_names)} images are missing under {base}: {names}{hint}"
+    searched = "name the image folder; searched: " + ", ".join(str(path) for path in candidates)
+    return None, [*escaping, Finding("error", json_file, None, None, "file_name", found, searched)]
+
+
+def missing_files(base: Path, file_names: Sequence[str]) -> list[str]:
+    """Return the names that are no file under `base`; lists each folder once, which spares network disks."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in file_names:
+        folders[os.path.dirname(name)].append(name)  # noqa: PTH120  a million pathlib objects take seconds
+    absent: set[str] = set()
+    for folder, names in folders.items():
+        present = _files_of(base, folder)
+        absent.update(name for name in names if name[len(folder) :].lstrip("/") not in present)
+    return [name for name in file_names if name in absent]
+
+
+def _files_of(base: Path, folder: str) -> set[str]:
+    try:
+        with os.scandir(base / folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):  # no such folder; ValueError: a name that no file system has (a zero byte)
+        return set()
+
+
+def _stays_inside(base: Path, name: str) -> bool:
+    if not name.startswith("/") and ".." not in name and not PurePath(name).is_absolute():
+        return True
+    path = os.path.normpath(base / name)
+    return PurePath(path).is_relative_to(base)

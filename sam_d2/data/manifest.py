@@ -1,0 +1,158 @@
+"""The manifest: which datasets this checkout knows, by name.
+
+    {"version": 1, "datasets": {"iwp": {"classes": ["iwp"], "splits": {
+        "train": {"json": "iwp/dataset_train.json", "images": "iwp"},
+        "test": {"json": "iwp/dataset_test.json", "images": "iwp"}}}}}
+
+Paths are relative to the manifest. Where one file serves both, each split says which part it is:
+`"split": {"part": "train", "fraction": 0.8, "seed": 0}`; nothing is copied.
+"""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from sam_d2.data.split import Split
+from sam_d2.errors import UserError
+
+MANIFEST_VARIABLE = "SAM_D2_DATASETS"
+RESERVED_NAME = "quickstart"
+
+SplitName = Literal["train", "val", "test"]
+
+
+class ManifestSplit(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The files of one split.
+
+    Attributes:
+        json: the dataset file.
+        images: folder of the images.
+        split: the part of the file that it is; None for all of it.
+    """
+
+    json: str
+    images: str | None = None
+    split: Split | None = None
+
+
+class ManifestDataset(Struct, forbid_unknown_fields=True):
+    """A dataset.
+
+    Attributes:
+        classes: names in order of the class index.
+        splits: `train`, and `test` or `val`.
+    """
+
+    classes: list[str]
+    splits: dict[SplitName, ManifestSplit]
+
+
+class Manifest(Struct, forbid_unknown_fields=True):
+    """The whole file.
+
+    Attributes:
+        datasets: by name.
+        version: of this format.
+    """
+
+    version: Literal[1] = 1
+    datasets: dict[str, ManifestDataset] = msgspec.field(default_factory=dict)
+
+
+def manifest_path(path: str | Path | None = None) -> Path:
+    """Return where the manifest is: the given path, else `SAM_D2_DATASETS`, else data/datasets.json.
+
+    The last is that of the checkout, or, for a library installed elsewhere, of the working directory.
+    """
+    if path is None:
+        path = os.environ.get(MANIFEST_VARIABLE) or None
+    if path is not None:
+        return Path(path).absolute()
+    checkout = Path(__file__).resolve().parents[2]
+    root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    return root / "data" / "datasets.json"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; a file that does not exist is one without datasets.
+
+    Raises:
+        UserError: it is not JSON, or has an unknown key or a wrong shape.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return Manifest()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(
+            f"Manifest {path}: {error}. Correct it (data/README.md shows the format), or delete it and "
+            "register the datasets again with tools/register_dataset.py."
+        ) from error
+    except OSError as error:
+        raise UserError(f"Manifest {path} cannot be read: {error.strerror}. Check the path.") from error
+
+
+def add_to_manifest(path: Path, name: str, entry: ManifestDataset, replace: bool = False) -> None:
+    """Add a dataset; the same entry again changes nothing.
+
+    Args:
+        path: the manifest; it and its folder are made where they do not exist.
+        name: of the dataset.
+        entry: with paths relative to the manifest (:func:`relative_to_manifest`).
+        replace: overwrite another entry of that name.
+
+    Raises:
+        UserError: the name cannot be used or is taken, or the manifest cannot be read or written.
+    """
+    check_name(name)
+    manifest = read_manifest(path)
+    known = manifest.datasets.get(name)
+    if known == entry:
+        return
+    if known is not None and not replace:
+        raise UserError(
+            f"Manifest {path} has another dataset {name!r}. Choose another name, or pass --replace to "
+            "overwrite it."
+        )
+    manifest.datasets[name] = entry
+    _write(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def check_name(name: str) -> None:
+    """Raise an error where a name cannot stand in a catalog and in the name of an output folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"Dataset name {name!r}: use letters, digits, '_', '-' and '.', beginning with a letter or digit."
+        )
+    if name == RESERVED_NAME:
+        raise UserError(f"Dataset name {name!r} is that of the generated scenes. Choose another.")
+
+
+def relative_to_manifest(target: Path, manifest: Path) -> str:
+    """Return a path as the manifest keeps it."""
+    return Path(os.path.relpath(target.resolve(), manifest.parent.resolve())).as_posix()
+
+
+def from_manifest(entry: str, manifest: Path) -> Path:
+    """Return the absolute path of a manifest's entry."""
+    return (manifest.parent.resolve() / entry).resolve()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write by way of a temporary file beside it, so that a reader never sees half a manifest."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+            temporary = Path(handle.name)
+            handle.write(content)
+        temporary.chmod(0o644)  # a temporary file is made for its owner alone
+        os.replace(temporary, path)  # noqa: PTH105
+    except OSError as error:
+        raise UserError(
+            f"Manifest {path} cannot be written: {error.strerror}. Check the folder's permissions."
+        ) from error

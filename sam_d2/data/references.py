@@ -1,0 +1,72 @@
+"""Check the ids of a dataset file: each used once, and referring to something."""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import UNSET
+
+from sam_d2.data.findings import Finding, RecordId
+from sam_d2.data.records import CocoFile
+
+_CORRECT_ID = "correct the id, or add the record"
+_UNIQUE = "give every record its own id"
+
+
+def check_references(records: CocoFile, file: Path) -> list[Finding]:
+    """Return what is wrong with the ids of a COCO file: used twice, or referring to nothing."""
+    findings = [
+        *duplicate_images(records.images, file),
+        *(
+            Finding("error", file, None, key, "id", f"{count} annotations have it", _UNIQUE)
+            for key, count in _duplicates(annotation.id for annotation in records.annotations)
+        ),
+        *(
+            Finding("error", file, None, None, "categories.id", f"{count} categories have id {key}", _UNIQUE)
+            for key, count in _duplicates(category.id for category in records.categories)
+        ),
+        *(
+            Finding(
+                "warning", file, None, None, "categories.name", f"{count} have the name {key!r}",
+                "they stay separate classes",
+            )
+            for key, count in _duplicates(category.name for category in records.categories)
+        ),
+    ]  # fmt: skip
+    if not records.categories:
+        findings.append(
+            Finding("error", file, None, None, "categories", "none", "name at least one category")
+        )
+    for key, known, what in (
+        ("image_id", {image.id for image in records.images}, "images"),
+        ("category_id", {category.id for category in records.categories}, "categories"),
+    ):
+        if not known or UNSET in known:
+            continue  # that list is broken and reported; every annotation would follow
+        for annotation in records.annotations:
+            value = getattr(annotation, key)
+            if value not in known and value is not UNSET:
+                image_id, label = _known(annotation.image_id), _known(annotation.id)
+                found = f"{value} is not among the file's {what}"
+                findings.append(Finding("error", file, image_id, label, key, found, _CORRECT_ID))
+    return findings
+
+
+def duplicate_images(images: Sequence[Any], file: Path) -> list[Finding]:
+    """Return which image ids occur twice in COCO's images or Detectron2's dicts, or that there are none."""
+    if not images:
+        return [Finding("error", file, None, None, "images", "none", "the file must hold at least one image")]
+    return [
+        Finding("error", file, key, None, "id", f"{count} images have it", _UNIQUE)
+        for key, count in _duplicates(image.id for image in images)
+    ]
+
+
+def _known(value: Any) -> RecordId:
+    return None if value is UNSET else value
+
+
+def _duplicates(values: Iterable[Hashable]) -> list[tuple[Any, int]]:
+    counts = Counter(values)
+    return [(value, count) for value, count in counts.items() if count > 1 and value is not UNSET]

@@ -1,0 +1,133 @@
+"""Put dataset files into Detectron2's catalogs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam_d2.data.dataset_file import DatasetFile, ImageRoot, load_dataset_file, with_classes
+from sam_d2.data.findings import raise_findings
+from sam_d2.data.split import Split, split_dataset
+from sam_d2.errors import UserError
+
+_MAX_CACHED = 8
+
+
+@dataclass(frozen=True)
+class _Source:
+    json_file: Path
+    image_roots: tuple[Path, ...]
+    classes: tuple[str, ...] | None
+    split: Split | None
+
+
+_registered: dict[str, _Source] = {}
+_loaded: dict[tuple[Any, ...], DatasetFile] = {}
+
+
+def register_dataset(
+    name: str,
+    json_file: str | Path,
+    image_root: ImageRoot = None,
+    classes: Sequence[str] | None = None,
+    split: Split | None = None,
+) -> None:
+    """Register a dataset file, or a part of it, under a name.
+
+    The file is read and checked when `DatasetCatalog.get(name)` is first called, which also completes the
+    metadata: `image_root`, `evaluator_type` ("coco"), `thing_classes`, `thing_dataset_id_to_contiguous_id`,
+    and, for a whole COCO file, `json_file`. A part of a file and Detectron2's form have no `json_file`,
+    because evaluators take it for the ground truth in COCO's form; without it they write one from the dataset
+    dicts.
+
+    Args:
+        name: key of the catalogs.
+        json_file: COCO JSON, or Detectron2's list of dicts.
+        image_root: folder of the images, or several to try in turn.
+        classes: class names, in order of the class index.
+        split: the part of the images to take; all by default.
+
+    Raises:
+        UserError: the file does not exist, or the name is registered with other files. The same name with
+            the same files again changes nothing.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    source = _Source(
+        Path(json_file).absolute(),
+        _as_paths(image_root),
+        None if classes is None else tuple(classes),
+        split,
+    )
+    if name in DatasetCatalog.list():
+        if _registered.get(name) == source:
+            return
+        other = _registered[name].json_file if name in _registered else "code outside of sam_d2"
+        raise UserError(
+            f"Dataset {name!r} is already registered with other files ({other}, now {source.json_file}). "
+            "Take another name for one of them."
+        )
+    if not source.json_file.is_file():
+        raise UserError(f"{source.json_file}: no such dataset file. Check the path.")
+    DatasetCatalog.register(name, lambda: _load_registered(name, source))
+    MetadataCatalog.get(name).set(evaluator_type="coco")
+    _registered[name] = source
+
+
+def cached_dataset_file(
+    json_file: str | Path, image_root: ImageRoot = None, classes: Sequence[str] | None = None
+) -> DatasetFile:
+    """Load a file as :func:`load_dataset_file` does, but once per process as long as it does not change.
+
+    Args:
+        json_file: COCO JSON, or Detectron2's list of dicts.
+        image_root: folder of the images, or several to try in turn.
+        classes: class names, in order of the class index.
+
+    Raises:
+        UserError: the file has errors.
+    """
+    file = Path(json_file).absolute()
+    key = (file, _as_paths(image_root), Path.cwd(), *_stamp(file))
+    if key not in _loaded:
+        while len(_loaded) >= _MAX_CACHED:
+            _loaded.pop(next(iter(_loaded)))
+        _loaded[key] = load_dataset_file(file, image_root)
+    dataset = _loaded[key]
+    if classes is None:
+        return dataset
+    named = with_classes(dataset, classes)
+    raise_findings([finding for finding in named.findings if finding.severity == "error"])
+    return named
+
+
+def _load_registered(name: str, source: _Source) -> list[dict[str, Any]]:
+    from detectron2.data import MetadataCatalog
+
+    dataset = cached_dataset_file(source.json_file, source.image_roots, source.classes)
+    contiguous = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
+    metadata = MetadataCatalog.get(name)
+    metadata.set(
+        image_root=str(dataset.image_root),
+        thing_classes=dataset.classes,
+        thing_dataset_id_to_contiguous_id=contiguous,
+    )
+    if source.split is not None:
+        return split_dataset(dataset.dataset_dicts, source.split, str(source.json_file))
+    if dataset.format == "coco":
+        metadata.set(json_file=str(source.json_file))
+    return list(dataset.dataset_dicts)
+
+
+def _as_paths(image_root: ImageRoot) -> tuple[Path, ...]:
+    roots = [image_root] if isinstance(image_root, str | Path) else image_root or []
+    return tuple(Path(root).absolute() for root in roots)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Return what changes when the file is written again."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()  # loading reports it
+    return status.st_mtime_ns, status.st_size

@@ -1,0 +1,174 @@
+"""What `--dataset NAME|FOLDER|FILE` means."""
+
+import difflib
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_d2.data.dataset_file import common_classes
+from sam_d2.data.folder_layouts import SplitFiles, find_splits, suggest_registration
+from sam_d2.data.manifest import RESERVED_NAME, ManifestDataset, from_manifest, manifest_path, read_manifest
+from sam_d2.data.register import cached_dataset_file, register_dataset
+from sam_d2.data.split import Split
+from sam_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResolvedDataset:
+    """A dataset whose two parts are registered and checked.
+
+    Attributes:
+        name: for the output folder.
+        train: key of Detectron2's catalogs.
+        test: key of Detectron2's catalogs.
+        classes: names in order of the class index, the same for both.
+    """
+
+    name: str
+    train: str
+    test: str
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class _Part:
+    split_name: str
+    files: SplitFiles
+    split: Split | None = None
+
+
+def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedDataset:
+    """Register the dataset that an argument means, and read and check both of its parts.
+
+    Args:
+        argument: a name of the manifest, or of Detectron2's catalogs without its `_train`; `quickstart` for
+            generated scenes; a folder in one of the layouts of
+            :func:`sam_d2.data.folder_layouts.find_splits`; or a dataset file, which is split by image, 0.8
+            for training.
+        manifest: instead of `SAM_D2_DATASETS` or data/datasets.json.
+
+    Raises:
+        UserError: nothing is known by that name, the folder is not recognised, a file has errors, or the two
+            parts have different classes.
+
+    Example:
+        >>> resolve_dataset("data/iwp")  # doctest: +SKIP
+        ResolvedDataset(name='iwp', train='iwp_train', test='iwp_test', classes=['class_0'])
+    """
+    manifest = manifest_path(manifest)
+    path = Path(argument).expanduser()
+    known = read_manifest(manifest).datasets
+    if argument in known:
+        return _resolve_entry(argument, known[argument], manifest)
+    if argument == RESERVED_NAME:
+        from sam_d2.data.scenes import ensure_quickstart
+
+        return _resolve_folder(ensure_quickstart(manifest.parent / RESERVED_NAME), RESERVED_NAME)
+    if path.is_dir():
+        return _resolve_folder(path.resolve(), _clean(path.resolve().name))
+    if path.is_file():
+        return _resolve_file(path.resolve())
+    return _resolve_catalog(argument, sorted(known), manifest)
+
+
+def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> ResolvedDataset:
+    parts = {
+        split_name: _Part(
+            split_name,
+            SplitFiles(
+                from_manifest(item.json, manifest),
+                () if item.images is None else (from_manifest(item.images, manifest),),
+            ),
+            item.split,
+        )
+        for split_name, item in entry.splits.items()
+    }
+    test = parts.get("test") or parts.get("val")
+    if "train" not in parts or test is None:
+        raise UserError(
+            f"Manifest {manifest}: dataset {name!r} has the splits {sorted(parts)}; it needs 'train', and "
+            "'test' or 'val'. Register it again with tools/register_dataset.py."
+        )
+    return _register_parts(name, parts["train"], test, entry.classes)
+
+
+def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
+    splits = find_splits(folder)
+    if not splits:
+        raise UserError(
+            f"{folder}: the layout of this folder is not known (docs/datasets.md lists those that are). "
+            f"Register its files under a name, for example:\n{suggest_registration(name, folder)}\n"
+            f"and then pass --dataset {name}."
+        )
+    test = "test" if "test" in splits else "val"
+    return _register_parts(name, _Part("train", splits["train"]), _Part(test, splits[test]), None)
+
+
+def _resolve_file(file: Path) -> ResolvedDataset:
+    folders = (folder.name for folder in file.parents if folder.name not in ("", "annotations"))
+    name = _clean("_".join((*list(folders)[:1], file.stem)))
+    files = SplitFiles(file, tuple(path for path in _image_folders(file) if path.is_dir()))
+    logger.info(f"{file} is one file: its images are split, {Split('train').fraction:g} of them for training")
+    return _register_parts(
+        name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None
+    )
+
+
+def _image_folders(file: Path) -> list[Path]:
+    """Return where the images of a lone file usually are, beside the file or beside its folder."""
+    return [folder / "images" for folder in (file.parent, file.parent.parent)]
+
+
+def _register_parts(name: str, train: _Part, test: _Part, classes: list[str] | None) -> ResolvedDataset:
+    from detectron2.data import DatasetCatalog
+
+    parts = (train, test)
+    if classes is None:
+        files = [cached_dataset_file(part.files.json_file, part.files.image_roots) for part in parts]
+        classes = common_classes(files)
+    keys = [f"{name}_{part.split_name}" for part in parts]
+    for key, part in zip(keys, parts, strict=True):
+        register_dataset(key, part.files.json_file, part.files.image_roots, classes, part.split)
+        DatasetCatalog.get(key)  # read and checked before anything else happens, and completes the metadata
+    return ResolvedDataset(name, keys[0], keys[1], classes)
+
+
+def _resolve_catalog(name: str, known: list[str], manifest: Path) -> ResolvedDataset:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    registered = set(DatasetCatalog.list())
+    test = next((key for key in (f"{name}_test", f"{name}_val") if key in registered), None)
+    train = f"{name}_train"
+    if train not in registered or test is None:
+        raise UserError(_unknown(name, known, registered, manifest))
+    classes = []
+    for key in (train, test):
+        if not hasattr(MetadataCatalog.get(key), "thing_classes"):
+            DatasetCatalog.get(key)
+        classes.append(list(MetadataCatalog.get(key).get("thing_classes", [])))
+    if not classes[0] or classes[0] != classes[1]:
+        raise UserError(
+            f"Datasets {train!r} and {test!r} need the same thing_classes in MetadataCatalog, have {classes}."
+        )
+    return ResolvedDataset(name, train, test, classes[0])
+
+
+def _unknown(name: str, known: list[str], registered: set[str], manifest: Path) -> str:
+    if "/" in name or name.endswith(".json"):
+        return f"{name}: no such folder or file. Check the path (the working directory is {Path.cwd()})."
+    complete = {key.removesuffix("_train") for key in registered if key.endswith("_train")}
+    names = [*known, RESERVED_NAME]
+    close = difflib.get_close_matches(name, {*names, *complete}, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"Dataset {name!r} is not known.{hint} Known: {', '.join(names)} (manifest {manifest}). "
+        f"Register it: python tools/register_dataset.py {_clean(name)} --train-json FILE --train-images DIR"
+    )
+
+
+def _clean(name: str) -> str:
+    """Return a name that can stand in a catalog and in the name of an output folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip("_.-") or "dataset"
