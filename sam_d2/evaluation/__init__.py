@@ -15,12 +15,15 @@ from sam_d2.evaluation.coco_metrics import (
     detections_to_coco,
     evaluate_detections,
 )
+from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.ground_truth import GroundTruth
 from sam_d2.evaluation.mean_iou import MeanIoU, instance_ious, mean_iou
 from sam_d2.evaluation.results import Result, read_report, write_report
+from sam_d2.evaluation.table import log_results, results_table, shortfalls
 
 __all__ = [
     "BASELINES",
+    "GalleryRow",
     "GroundTruth",
     "ImageDetections",
     "InstanceEvaluator",
@@ -34,9 +37,14 @@ __all__ = [
     "encode_masks",
     "evaluate_baselines",
     "evaluate_detections",
+    "gallery_rows",
     "inscribed_ellipse",
     "instance_ious",
+    "log_results",
     "mean_iou",
     "read_report",
+    "results_table",
+    "shortfalls",
+    "write_gallery",
     "write_report",
 ]

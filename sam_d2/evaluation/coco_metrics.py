@@ -138,7 +138,7 @@ def detections_from_coco(
         if result["category_id"] not in contiguous:
             raise UserError(
                 f"{ground_truth.name}: a result on image {result['image_id']!r} has category "
-                f"{result['category_id']!r}, not one of {ground_truth.category_ids}; use the annotation file's"
+                f"{result['category_id']!r}, not one of {ground_truth.category_ids}; use the dataset's"
             )
         grouped.setdefault(result["image_id"], []).append(result)
     found = []

@@ -1,0 +1,197 @@
+"""A picture of what the numbers mean: predicted outlines (purple) over the ground truth (blue)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_utils
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+import sam_d2  # noqa: F401  (makes detectron2 importable)
+from detectron2.data import detection_utils
+from sam_d2.evaluation.coco_metrics import ImageDetections
+from sam_d2.evaluation.ground_truth import RLE, GroundTruth
+from sam_d2.evaluation.mean_iou import instance_ious
+from sam_d2.evaluation.results import write_atomically
+
+MAX_IMAGES = 12
+LONG_SIDE = 640
+"""Pixels of a tile's long side; smaller images are enlarged, so that outlines are thin beside instances."""
+COLUMNS = 3
+TRUTH_COLOUR = (40, 130, 255)
+PREDICTION_COLOUR = (175, 0, 215)
+_FILL = 0.4
+"""Opacity of the ground truth's area."""
+
+Colour = tuple[int, int, int]
+
+
+@dataclass
+class GalleryRow:
+    """One tile of the gallery.
+
+    Attributes:
+        label: Why the image is shown, such as ``worst``.
+        file_name: Of the image.
+        image: (h, w, 3) uint8 RGB thumbnail with the outlines drawn.
+        mean_iou: 0-1 over its instances; NaN where prompts and instances are not paired.
+        instances: In the ground truth, crowd regions not counted.
+        predictions: Masks that the model gave.
+    """
+
+    label: str
+    file_name: str
+    image: npt.NDArray[np.uint8]
+    mean_iou: float
+    instances: int
+    predictions: int
+
+
+def gallery_rows(
+    ground_truth: GroundTruth,
+    detections: Iterable[ImageDetections],
+    *,
+    count: int = MAX_IMAGES,
+    min_score: float = 0.5,
+    read_image: Callable[[str], npt.NDArray[np.uint8]] | None = None,
+) -> list[GalleryRow]:
+    """The worst, median and best images of an evaluation, drawn.
+
+    Images are ranked by the mean IoU of their instances; where prompts did not come from the ground truth
+    there is none, and images spread evenly over the dataset are shown, with the predictions from
+    ``min_score`` on. Images without instances are not ranked. Only the chosen images are read.
+
+    Args:
+        ground_truth: Of the dataset.
+        detections: As the evaluator keeps them.
+        count: Images at most.
+        min_score: Least score (0-1) of a prediction that is drawn, where predictions have no instance of
+            their own.
+        read_image: Gives (H0, W0, 3) uint8 RGB of a file name; Detectron2's reader by default.
+    """
+    read = _read_rgb if read_image is None else read_image
+    by_id = {image.image_id: image for image in detections}
+    predicted = [image for image in ground_truth.images if image.image_id in by_id]
+    paired = any(found.prompt_index is not None for found in by_id.values())
+    means = [
+        float(np.nanmean(ious)) if paired and np.isfinite(ious).any() else float("nan")
+        for ious in (instance_ious(image, by_id[image.image_id] if paired else None) for image in predicted)
+    ]
+    rows = []
+    for label, index in _choose(np.array(means), count):
+        image, found = predicted[index], by_id[predicted[index].image_id]
+        drawn = found.scores >= (-np.inf if paired else min_score)
+        shown = [rle for rle, draw in zip(found.rles or [], drawn, strict=False) if draw]
+        thumbnail = draw_masks(read(image.file_name), [one.rle for one in image.instances], shown)
+        rows.append(
+            GalleryRow(label, image.file_name, thumbnail, means[index], len(image.instances), len(shown))
+        )
+    return rows
+
+
+def draw_masks(
+    image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: Sequence[RLE]
+) -> npt.NDArray[np.uint8]:
+    """Draw predicted outlines over the ground truth's areas and outlines.
+
+    Args:
+        image: (H0, W0, 3) uint8 RGB.
+        truth: Masks of size (H0, W0).
+        predictions: Likewise.
+
+    Returns:
+        (h, w, 3) uint8 RGB, long side ``LONG_SIDE``.
+    """
+    scale = LONG_SIDE / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas: npt.NDArray[Any] = cv2.resize(image, size, interpolation=method)
+    # grey lets the two colours stand out from any photograph
+    canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    covered = np.zeros(canvas.shape[:2], dtype=bool)
+    outlines: list[tuple[Colour, Sequence[npt.NDArray[np.int32]]]] = []
+    for colour, rles in ((TRUTH_COLOUR, truth), (PREDICTION_COLOUR, predictions)):
+        for rle in rles:
+            mask = cv2.resize(mask_utils.decode(rle).astype(np.float32), size, interpolation=method) >= 0.5
+            if colour == TRUTH_COLOUR:
+                covered |= mask
+            contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+            outlines.append((colour, contours))
+    tint = np.array(TRUTH_COLOUR, dtype=np.float32)
+    canvas[covered] = ((1 - _FILL) * canvas[covered] + _FILL * tint).astype(np.uint8)
+    for colour, contours in outlines:
+        cv2.drawContours(canvas, contours, -1, colour, 1 if colour == TRUTH_COLOUR else 2, cv2.LINE_AA)
+    return np.asarray(canvas, dtype=np.uint8)
+
+
+def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "") -> None:
+    """Write the tiles as one PNG with captions and a legend.
+
+    Args:
+        path: Of the PNG; its folder is made where absent.
+        rows: At most ``MAX_IMAGES`` of them are shown.
+        title: Above the tiles, such as the split and the prompt source.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    if not rows:
+        raise ValueError("a gallery needs at least one image")
+    shown = rows[:MAX_IMAGES]
+    columns = min(COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
+    tallest = max(row.image.shape[0] / row.image.shape[1] for row in shown)
+    inches = LONG_SIDE / 100
+    height = lines * (inches * min(tallest, 1) + 0.5) + 0.9  # captions and the legend take the rest
+    figure = Figure(figsize=(columns * inches, height), layout="constrained")
+    axes = np.atleast_1d(np.asarray(figure.subplots(lines, columns))).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, row in zip(axes, shown, strict=False):
+        axis.imshow(row.image)
+        iou = "" if np.isnan(row.mean_iou) else f", mean IoU {row.mean_iou:.3f}"
+        counts = f"{row.instances} instances, {row.predictions} predicted"
+        axis.set_title(f"{row.label}: {Path(row.file_name).name}\n{counts}{iou}", fontsize=12)
+    handles = [
+        Patch(facecolor=(*_unit(TRUTH_COLOUR), _FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
+        Line2D([], [], color=_unit(PREDICTION_COLOUR), linewidth=2, label="prediction"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=13)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14)
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomically(Path(path), buffer.getvalue())
+
+
+def _choose(means: npt.NDArray[np.float64], count: int) -> list[tuple[str, int]]:
+    """Labels and indices of the images to show: worst, median and best, or an even spread without figures."""
+    ranked = [int(index) for index in np.argsort(means, kind="stable") if not np.isnan(means[index])]
+    if not ranked:
+        spread = np.unique(np.linspace(0, len(means) - 1, min(count, len(means))).round().astype(int))
+        return [("example", int(index)) for index in spread]
+    if len(ranked) <= count:
+        return [("by rising mean IoU", index) for index in ranked]
+    third = count // 3
+    middle = (len(ranked) - third) // 2
+    parts = (("worst", 0), ("median", middle), ("best", len(ranked) - third))
+    return [(label, index) for label, begin in parts for index in ranked[begin : begin + third]]
+
+
+def _read_rgb(file_name: str) -> npt.NDArray[np.uint8]:
+    return np.asarray(detection_utils.read_image(file_name, format="RGB"), dtype=np.uint8)
+
+
+def _unit(colour: Colour) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255

@@ -1,0 +1,138 @@
+"""The results of a run as a table for the log, with the words that keep its numbers honest."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from io import StringIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sam_d2.evaluation.results import Result
+
+COLUMNS = ("AP", "AP50", "AP75", "AR", "mIoU")
+METHODS = ("model", "base", "detector", "box_as_mask", "ellipse")
+"""Order of the rows."""
+
+_SOURCES = {
+    "detector": "a detector's boxes as prompts",
+    "file": "prompts from a file",
+}
+_REFERENCES = {
+    "base": "its base, the model before this training",
+    "box_as_mask": "the box as mask",
+    "ellipse": "the inscribed ellipse",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def results_table(results: Iterable[Result]) -> str:
+    """One table per split, prompt, prompt source and task, one row per method.
+
+    AP at COCO's limit of 100 has a column of its own where a row has it. The title says ``oracle`` where the
+    prompts come from the ground truth, names the score that ranks the masks, and says where the truth is a
+    model's.
+
+    Args:
+        results: Rows of a report, in any order.
+
+    Returns:
+        Plain text of several lines; AP and AR 0-100, mIoU 0-1, a dash where undefined.
+    """
+    console = Console(file=StringIO(), width=120, color_system=None)
+    for rows in _groups(results):
+        columns = [*COLUMNS]
+        if any("AP@100" in row.metrics for row in rows):
+            columns.insert(1, "AP@100")
+        if not any("mIoU" in row.metrics for row in rows):
+            columns.remove("mIoU")
+        table = Table(box=box.SIMPLE_HEAD, header_style="")
+        table.add_column("method")
+        for name in (*columns, "max dets", "seconds"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            cells = [_cell(name, row.metric(name)) for name in columns]
+            table.add_row(row.method, *cells, str(row.max_dets), f"{row.seconds:.1f}")
+        console.print(_title(rows), soft_wrap=True, markup=False, highlight=False)
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def shortfalls(results: Iterable[Result]) -> list[str]:
+    """One line for each reference (base, box as mask, ellipse) that the model does not beat.
+
+    Args:
+        results: Rows of a report, in any order.
+
+    Returns:
+        Lines that name the split, the prompt, the metrics (AP, mIoU) and both values; none where the model
+        wins.
+    """
+    lines = []
+    for rows in _groups(results):
+        models = [row for row in rows if row.method == "model"]
+        for model in models:
+            for reference in rows:
+                if reference.method not in _REFERENCES or (
+                    reference.method == "base" and reference.score != model.score
+                ):
+                    continue
+                worse = [
+                    f"{name} {_cell(name, model.metric(name))} < {_cell(name, reference.metric(name))}"
+                    for name in ("AP", "mIoU")
+                    if model.metric(name) < reference.metric(name)
+                ]
+                if worse:
+                    lines.append(
+                        f"WORSE than {_REFERENCES[reference.method]}: {model.split}, prompt {model.prompt}, "
+                        f"{model.task} {', '.join(worse)}"
+                    )
+    return lines
+
+
+def log_results(results: Iterable[Result]) -> None:
+    """Log the table, and as a warning each reference that the model does not beat.
+
+    Args:
+        results: Rows of a report, in any order.
+    """
+    rows = list(results)
+    if rows:
+        _log.info("results\n%s", results_table(rows))
+    for line in shortfalls(rows):
+        _log.warning("*** %s ***", line)
+
+
+def _groups(results: Iterable[Result]) -> list[list[Result]]:
+    """Rows of each table, in the order of ``METHODS``; the tables in the order of their first row."""
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for row in results:
+        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
+    order = {method: index for index, method in enumerate(METHODS)}
+    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def _title(rows: list[Result]) -> str:
+    first = rows[0]
+    if first.prompt_source == "ground_truth":
+        kind = "boxes" if first.prompt == "box" else "points"
+        source = f"oracle: ground-truth {kind} as prompts"
+    else:
+        source = _SOURCES.get(first.prompt_source, first.prompt_source)
+    # the baselines have no score of their own: the name shown is the models'
+    scores = dict.fromkeys(row.score for row in rows if row.score != "constant") or {"constant": None}
+    parts = [first.split, first.task, f"prompt {first.prompt}", source, f"score {' / '.join(scores)}"]
+    if any(row.pseudo_ground_truth for row in rows):
+        parts.append("PSEUDO ground truth, made by a model")
+    return " | ".join(parts)
+
+
+def _cell(name: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
