@@ -93,7 +93,7 @@ class _Cells:
         depth = np.clip(inside / radius[label], 0.0, 1.0)
 
         rim_tone = _per_cell(rng, label, count, 0.78, 0.95)
-        centre_tone = _per_cell(rng, label, count, -0.15, 0.42)
+        centre_tone = _per_cell(rng, label, count, -0.15, 0.34)
         rim = np.exp(-(((depth - 0.2) / _per_cell(rng, label, count, 0.18, 0.26)) ** 2))
         low_tone = centre_tone + (rim_tone - centre_tone) * rim
         low_relief = 0.4 + 2.4 * rim
