@@ -131,12 +131,13 @@ def _create(data: dict[str, Any], path: Path) -> DictConfig:
 def _to_data(value: Any, key: str) -> Any:
     """Turn a container that may hold callables into one of plain data; ``key`` is its dotted name."""
     if isinstance(value, dict):
-        node = {name: _to_data(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
-        if callable(value.get("_target_")):
-            node["_target_"] = import_path(value["_target_"])
-        if callable(value.get(PARTIAL)):
-            node[PARTIAL] = import_path(value[PARTIAL])
-        elif value.get(PARTIAL) is True:  # Hydra's spelling, which Detectron2's instantiate does not know
+        # The target first, as a reader of the YAML wants it.
+        names = sorted(value, key=lambda name: name not in ("_target_", PARTIAL))
+        node = {name: _to_data(value[name], f"{key}.{name}" if key else str(name)) for name in names}
+        for name in ("_target_", PARTIAL):
+            if callable(value.get(name)):
+                node[name] = import_path(value[name])
+        if value.get(PARTIAL) is True:  # Hydra's spelling, which Detectron2's instantiate does not know
             node |= {"_target_": BIND, PARTIAL: node["_target_"]}
         return node
     if isinstance(value, list | tuple | ListConfig):

@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread per worker: the tests' tensors are small, and more threads than cores only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help install quickstart test test-all lint
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv and install sam_d2 in it, editable, with all that tests and lint need
+
+quickstart: $(STAMP)  ## train a small SAM on generated scenes, with boxes and with points, and show the result
+	$(BIN)/python tools/quickstart.py
+
+test: $(STAMP)  ## run the tests, without the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run all tests
+	$(PYTEST)
+
+lint: $(STAMP)  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sam_d2
+
+$(STAMP): setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or later is needed, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	touch $@

@@ -1,0 +1,99 @@
+"""The command line: Detectron2's options under their names and defaults, no torch, readable ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detectron2.engine import default_argument_parser
+from sam_d2.cli import build_parser, parse_args, run_main
+from sam_d2.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_option_of_detectron2_is_there_with_its_default():
+    theirs = vars(default_argument_parser().parse_args([]))
+    ours = vars(build_parser().parse_args([]))
+    assert ours.items() >= theirs.items()
+    assert ours.keys() - theirs.keys() == {"dataset", "prompt", "output_dir"}
+    options = {name for action in default_argument_parser()._actions for name in action.option_strings}
+    assert options <= {name for action in build_parser()._actions for name in action.option_strings}
+
+
+def test_options_and_overrides_in_any_order():
+    line = "--config-file configs/sam.py train.max_iter=2 --dataset iwp --eval-only +a.b=1 --num-gpus 2"
+    args = parse_args(line.split())
+    assert args.opts == ["train.max_iter=2", "+a.b=1"]
+    assert (args.dataset, args.eval_only, args.num_gpus, args.resume) == ("iwp", True, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--config-file is missing, for example"),
+        ("--config-file a.py --prompt bx", "invalid choice: 'bx' (choose from "),
+        ("--config-file a.py --num-gpus two", "invalid int value: 'two'"),
+        ("--config-file a.py --num-gpus -1", "--num-gpus >= 0"),
+        ("--config-file a.py --machine-rank 1", "--machine-rank < --num-machines"),
+        ("--config-file a.py --evaluate", "unrecognized arguments: --evaluate"),
+    ],
+)
+def test_wrong_arguments_end_with_a_message_and_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_args(arguments.split())
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_message_on_an_unknown_prompt_lists_the_choices(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--config-file", "a.py", "--prompt", "bx"])
+    error = capsys.readouterr().err
+    assert "box" in error and "point" in error
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_args(["--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "--dataset data/my_images --prompt box" in out and "%(prog)s" not in out
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "message"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 3, 3, ""),
+        (lambda: _raise(UserError("f.json: image 3 has no size")), 2, "error: f.json: image 3 has no size\n"),
+        (lambda: _raise(KeyboardInterrupt()), 130, "interrupted\n"),
+        (lambda: sys.exit(5), 5, ""),
+    ],
+)
+def test_run_main_ends_the_process(main, code, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_main(main)
+    assert end.value.code == code
+    assert capsys.readouterr().err == message
+
+
+def test_run_main_lets_our_own_faults_through():
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 // 0)
+
+
+def test_importing_the_command_line_and_configs_loads_no_torch():
+    code = (
+        "import sys, sam_d2, sam_d2.cli; assert 'torch' not in sys.modules, 'sam_d2.cli'\n"
+        "import sam_d2.config; assert 'torch' not in sys.modules, 'sam_d2.config'\n"
+        "import detectron2.config; assert 'torch' not in sys.modules, 'detectron2.config'"
+    )
+    environment = os.environ | {"SAM_D2_DETECTRON2": "embedded", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
