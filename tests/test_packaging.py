@@ -71,10 +71,12 @@ def _requirements(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         lines = re.findall(r"^Requires-Dist: ([\w.-]+)(.*)$", archive.read(name).decode(), re.MULTILINE)
-    normalise = lambda text: re.sub(r"[-_.]+", "-", text).lower()  # noqa: E731
-    return {normalise(name) for name, rest in lines if "extra ==" not in rest}, {
-        normalise(n) for n, _ in lines
-    }
+    base = {_normalise(name) for name, rest in lines if "extra ==" not in rest}
+    return base, {_normalise(name) for name, _ in lines}
+
+
+def _normalise(distribution):
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _imports(tree):
