@@ -30,7 +30,8 @@ def draw_outlines(seed: list[int], height: int, width: int) -> list[np.ndarray]:
         Outlines of the cells, each (V, 2), float64, rounded to hundredths of a pixel, inside the image.
         They do not overlap.
     """
-    for attempt in itertools.count():
+    # From 1: numpy takes [seed, index, 0] and [seed, index] for the same seed.
+    for attempt in itertools.count(1):
         rng = np.random.default_rng([*seed, attempt])
         outlines = _visible_outlines(rng, height, width)
         if MIN_CELLS <= len(outlines) <= MAX_CELLS:
