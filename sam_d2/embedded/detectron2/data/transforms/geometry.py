@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from fvcore.transforms.transform import CropTransform, Transform, TransformList
 from PIL import Image
 
-# Stand-ins for PIL's filters where PIL cannot resize the array.
-_TORCH_MODES: dict[int, str] = {
-    Image.Resampling.BILINEAR: "bilinear",
-    Image.Resampling.BICUBIC: "bicubic",
-    Image.Resampling.NEAREST: "nearest",
-}
+# PIL's filters as plain numbers, which is what configs and their YAML hold.
+NEAREST: int = Image.Resampling.NEAREST.value
+BILINEAR: int = Image.Resampling.BILINEAR.value
+BICUBIC: int = Image.Resampling.BICUBIC.value
+
+# Stand-ins for the filters where PIL cannot resize the array.
+_TORCH_MODES = {NEAREST: "nearest", BILINEAR: "bilinear", BICUBIC: "bicubic"}
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:
@@ -45,7 +46,7 @@ class ExtentTransform(Transform):
         self,
         src_rect: tuple[float, float, float, float],
         output_size: tuple[int, int],
-        interp: int = Image.Resampling.BILINEAR,
+        interp: int = BILINEAR,
         fill: int = 0,
     ) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class ExtentTransform(Transform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Cut and scale a label map of shape (H, W)."""
-        return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
+        return self.apply_image(segmentation, interp=NEAREST)
 
 
 class ResizeTransform(Transform):
@@ -92,7 +93,7 @@ class ResizeTransform(Transform):
         super().__init__()
         self.h, self.w = h, w
         self.new_h, self.new_w = new_h, new_w
-        self.interp = Image.Resampling.BILINEAR if interp is None else interp
+        self.interp = BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resize (H, W), (H, W, C) or (H, W, C1, C2); ``interp`` replaces the filter for this call.
@@ -110,11 +111,11 @@ class ResizeTransform(Transform):
     def _resize_with_torch(self, img: np.ndarray, mode: str) -> np.ndarray:
         if min(img.strides, default=0) < 0:
             img = np.ascontiguousarray(img)  # a flipped view has no tensor
-        channels = img.shape[2:]
-        planes = torch.from_numpy(img).reshape(self.h, self.w, 1, -1).permute(2, 3, 0, 1)
+        axes = (1,) * (4 - img.ndim) + img.shape[2:]  # as batch and channels
+        planes = torch.from_numpy(img).reshape(self.h, self.w, *axes).permute(2, 3, 0, 1)
         align = None if mode == "nearest" else False
         planes = F.interpolate(planes, (self.new_h, self.new_w), mode=mode, align_corners=align)
-        return planes.permute(2, 3, 0, 1).reshape(self.new_h, self.new_w, *channels).numpy()
+        return planes.permute(2, 3, 0, 1).reshape(self.new_h, self.new_w, *img.shape[2:]).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scale the coordinates in place, keeping their dtype."""
@@ -124,7 +125,7 @@ class ResizeTransform(Transform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a label map or mask with the nearest pixel."""
-        return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
+        return self.apply_image(segmentation, interp=NEAREST)
 
     def inverse(self) -> Transform:
         """Return the resize back to the input's size."""

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from fvcore.transforms.transform import NoOpTransform, Transform
-from PIL import Image
 
 from .augmentation import Augmentation
-from .geometry import ResizeTransform
+from .geometry import BILINEAR, ResizeTransform
 
 
 class Resize(Augmentation):
@@ -19,7 +18,7 @@ class Resize(Augmentation):
         interp: PIL's filter.
     """
 
-    def __init__(self, shape: int | Sequence[int], interp: int = Image.Resampling.BILINEAR) -> None:
+    def __init__(self, shape: int | Sequence[int], interp: int = BILINEAR) -> None:
         self.shape: tuple[int, ...] = (shape, shape) if isinstance(shape, int) else tuple(shape)
         self.interp = interp
 
@@ -38,9 +37,7 @@ class RandomResize(Augmentation):
         interp: PIL's filter.
     """
 
-    def __init__(
-        self, shape_list: Sequence[tuple[int, int]], interp: int = Image.Resampling.BILINEAR
-    ) -> None:
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = BILINEAR) -> None:
         self.shape_list, self.interp = shape_list, interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -69,7 +66,7 @@ class ResizeShortestEdge(Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
-        interp: int = Image.Resampling.BILINEAR,
+        interp: int = BILINEAR,
     ) -> None:
         super().__init__()
         assert sample_style in ("range", "choice"), sample_style
@@ -122,7 +119,7 @@ class ResizeScale(Augmentation):
         max_scale: float,
         target_height: int,
         target_width: int,
-        interp: int = Image.Resampling.BILINEAR,
+        interp: int = BILINEAR,
     ) -> None:
         super().__init__()
         self.min_scale, self.max_scale = min_scale, max_scale
