@@ -102,9 +102,7 @@ class InstanceEvaluator(DatasetEvaluator):
         default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
         self.tasks: tuple[Task, ...] = default_tasks if tasks is None else tuple(tasks)
         if self.oracle and "bbox" in self.tasks:
-            raise ValueError(
-                "bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks"
-            )
+            raise ValueError("bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks")
         self.engine = engine
         self.max_dets = max_dets
         self.split = dataset_name if split is None else split
@@ -175,9 +173,7 @@ class InstanceEvaluator(DatasetEvaluator):
         )
         scores: OrderedDict[str, dict[str, float]] = OrderedDict()
         for task in self.tasks:
-            scores[task] = evaluate_detections(
-                truth, self.detections, task=task, engine=self.engine, max_dets=limit
-            )
+            scores[task] = evaluate_detections(truth, self.detections, task=task, engine=self.engine, max_dets=limit)
         if self.oracle:
             scores["prompt"] = {"mIoU": self._mean_iou(truth)}
         self.results = self._rows(scores, limit, time.perf_counter() - self._begin)

@@ -119,9 +119,7 @@ def evaluate_detections(
     return _summarise(*arrays, limits=limits, limit=limit, class_names=ground_truth.class_names)
 
 
-def detections_from_coco(
-    results: Sequence[Mapping[str, Any]], ground_truth: GroundTruth
-) -> list[ImageDetections]:
+def detections_from_coco(results: Sequence[Mapping[str, Any]], ground_truth: GroundTruth) -> list[ImageDetections]:
     """A COCO results list, as :func:`evaluate_detections` takes it.
 
     Args:
@@ -161,9 +159,7 @@ def detections_from_coco(
     return found
 
 
-def detections_to_coco(
-    detections: Iterable[ImageDetections], ground_truth: GroundTruth
-) -> list[dict[str, Any]]:
+def detections_to_coco(detections: Iterable[ImageDetections], ground_truth: GroundTruth) -> list[dict[str, Any]]:
     """A COCO results list with the dataset's own image and category ids, boxes XYWH, masks as RLE text."""
     results = []
     for image in detections:
@@ -182,9 +178,7 @@ def detections_to_coco(
     return results
 
 
-def _by_image_number(
-    ground_truth: GroundTruth, detections: Iterable[ImageDetections]
-) -> dict[int, ImageDetections]:
+def _by_image_number(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> dict[int, ImageDetections]:
     found: dict[int, ImageDetections] = {}
     for image in detections:
         number = ground_truth[image.image_id].number
@@ -250,18 +244,14 @@ def _truth_records(image: AnnotatedImage, task: Task) -> tuple[list[dict[str, An
     return records, empty
 
 
-def _detection_records(
-    image: ImageDetections, number: int, task: Task, empty: Counter[int]
-) -> list[dict[str, Any]]:
+def _detection_records(image: ImageDetections, number: int, task: Task, empty: Counter[int]) -> list[dict[str, Any]]:
     """COCO dicts of one image's detections; each empty instance takes one empty detection of its class."""
     boxes = image.boxes.copy()
     boxes[:, 2:] -= boxes[:, :2]
     if task == "bbox":
         areas = boxes[:, 2] * boxes[:, 3]
     elif image.rles is None:
-        raise ValueError(
-            f"detections on image id {image.image_id!r} have boxes only; evaluate them with task='bbox'"
-        )
+        raise ValueError(f"detections on image id {image.image_id!r} have boxes only; evaluate them with task='bbox'")
     else:
         # one at a time: pycocotools 2.0.11 with NumPy 2 fails on the areas of more than 255 masks at once
         areas = np.array([mask_utils.area(rle) for rle in image.rles], dtype=np.float64)
@@ -301,9 +291,7 @@ def _run_engine(
     coco_class = importlib.import_module(
         "faster_coco_eval" if engine == "faster_coco_eval" else "pycocotools.coco"
     ).COCO
-    images = [
-        {"id": image.number, "height": image.size[0], "width": image.size[1]} for image in ground_truth.images
-    ]
+    images = [{"id": image.number, "height": image.size[0], "width": image.size[1]} for image in ground_truth.images]
     categories = [{"id": index, "name": name} for index, name in enumerate(ground_truth.class_names, 1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
         sides = []

@@ -93,15 +93,11 @@ def gallery_rows(
         drawn = found.scores >= (-np.inf if paired else min_score)
         shown = [rle for rle, draw in zip(found.rles or [], drawn, strict=False) if draw]
         thumbnail = draw_masks(read(image.file_name), [one.rle for one in image.instances], shown)
-        rows.append(
-            GalleryRow(label, image.file_name, thumbnail, means[index], len(image.instances), len(shown))
-        )
+        rows.append(GalleryRow(label, image.file_name, thumbnail, means[index], len(image.instances), len(shown)))
     return rows
 
 
-def draw_masks(
-    image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: Sequence[RLE]
-) -> npt.NDArray[np.uint8]:
+def draw_masks(image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: Sequence[RLE]) -> npt.NDArray[np.uint8]:
     """Draw predicted outlines over the ground truth's areas and outlines.
 
     Args:

@@ -176,9 +176,7 @@ class GroundTruth:
         """
         categories = sorted(coco["categories"], key=lambda category: category["id"])
         contiguous = {category["id"]: index for index, category in enumerate(categories)}
-        records = {
-            image["id"]: {**image, "image_id": image["id"], "annotations": []} for image in coco["images"]
-        }
+        records = {image["id"]: {**image, "image_id": image["id"], "annotations": []} for image in coco["images"]}
         for annotation in coco["annotations"]:
             if annotation["image_id"] not in records or annotation["category_id"] not in contiguous:
                 raise UserError(
@@ -210,9 +208,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
     height, width = size
     if isinstance(segmentation, Mapping):
         if tuple(segmentation["size"]) != (height, width):
-            raise ValueError(
-                f"its RLE has (height, width) {tuple(segmentation['size'])}, the image {(height, width)}"
-            )
+            raise ValueError(f"its RLE has (height, width) {tuple(segmentation['size'])}, the image {(height, width)}")
         counts = segmentation["counts"]
         if isinstance(counts, (str, bytes)):
             return {
@@ -229,9 +225,7 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
 def _annotation(record: Mapping[str, Any], size: tuple[int, int], num_classes: int, where: str) -> Annotation:
     category = record["category_id"]
     if not 0 <= category < num_classes:
-        raise UserError(
-            f"{where}: class {category} is not one of the {num_classes} classes; register them all"
-        )
+        raise UserError(f"{where}: class {category} is not one of the {num_classes} classes; register them all")
     segmentation = record.get("segmentation")
     try:
         rle = to_rle([] if segmentation is None else segmentation, size)
@@ -241,8 +235,6 @@ def _annotation(record: Mapping[str, Any], size: tuple[int, int], num_classes: i
         else:
             x, y, width, height = mask_utils.toBbox(rle)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{where}: its mask or box cannot be read ({error}); correct it or drop it"
-        ) from error
+        raise UserError(f"{where}: its mask or box cannot be read ({error}); correct it or drop it") from error
     bbox = (float(x), float(y), float(width), float(height))
     return Annotation(int(category), rle, bbox, area, bool(record.get("iscrowd", 0)))

@@ -76,9 +76,7 @@ def read_report(path: str | Path) -> list[Result]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a run writes it when it evaluates") from None
     except msgspec.DecodeError as error:
-        raise UserError(
-            f"{path}: not a report that can be read ({error}); move it away and evaluate again"
-        ) from None
+        raise UserError(f"{path}: not a report that can be read ({error}); move it away and evaluate again") from None
     if report.version != VERSION:
         raise UserError(
             f"{path}: is of version {report.version}, and this sam_d2 reads version {VERSION}; "

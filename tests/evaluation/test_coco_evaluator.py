@@ -1,0 +1,176 @@
+import json
+import logging
+import math
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from sam_d2.evaluation import InstanceEvaluator, encode_masks
+
+NAME = "made_for_evaluator"
+SIZE = (40, 60)
+BOXES = {"a": [(2, 2, 12, 12), (20, 20, 30, 30)], 2**40: [(5, 5, 25, 35)], 3: []}
+
+
+def dataset():
+    records = []
+    for image_id, boxes in BOXES.items():
+        annotations = [
+            {
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 1,
+                "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+            }
+            for x0, y0, x1, y1 in boxes
+        ]
+        records.append(
+            {
+                "image_id": image_id,
+                "file_name": f"{image_id}.png",
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "annotations": annotations,
+            }
+        )
+    return records
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    DatasetCatalog.register(NAME, dataset)
+    MetadataCatalog.get(NAME).set(thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id={7: 0, 18: 1})
+    yield
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def predict(inputs, narrower=0, prompted=True):
+    """Each instance's own mask, ``narrower`` columns less, in reverse order."""
+    outputs = []
+    for record in inputs:
+        boxes = BOXES[record["image_id"]][::-1]
+        instances = Instances(SIZE)
+        masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+            mask[y0:y1, x0 : x1 - narrower] = True
+        instances.pred_masks = masks
+        instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        instances.scores = torch.linspace(0.9, 0.5, len(boxes))
+        instances.pred_classes = torch.ones(len(boxes), dtype=torch.int64)
+        if prompted:
+            instances.prompt_index = torch.arange(len(boxes)).flip(0)
+        outputs.append({"instances": instances})
+    return outputs
+
+
+def test_through_detectron2(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    evaluator = InstanceEvaluator(NAME, tmp_path / "inference")
+    results = inference_on_dataset(predict, [[record] for record in dataset()], evaluator)
+    print_csv_format(results)
+    assert list(results) == ["segm", "prompt"]
+    assert (results["segm"]["AP"], results["segm"]["AP-dog"], results["prompt"]["mIoU"]) == (100, 100, 1)
+    assert math.isnan(results["segm"]["AP-cat"])
+    assert "at most 100 detections" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+    [row] = evaluator.results
+    assert row.key == (NAME, "box", "ground_truth", "model", "segm", "predicted_iou")
+    assert (row.metrics["AP"], row.metrics["mIoU"], row.max_dets) == (100, 1, 100)
+    assert row.seconds > 0
+
+    written = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    assert [(one["image_id"], one["category_id"]) for one in written] == [("a", 18), ("a", 18), (2**40, 18)]
+    assert written[0]["bbox"] == [20, 20, 10, 10]
+    assert written[0]["score"] == pytest.approx(0.9)
+    mask = mask_utils.decode(written[0]["segmentation"])
+    assert mask.shape == SIZE
+    assert (mask.sum(), mask[20:30, 20:30].sum()) == (100, 100)
+
+
+def test_second_round_starts_afresh():
+    evaluator = InstanceEvaluator(NAME)
+    batches = [[record] for record in dataset()]
+    assert inference_on_dataset(predict, batches, evaluator)["prompt"]["mIoU"] == 1
+    again = inference_on_dataset(lambda inputs: predict(inputs, narrower=5), batches, evaluator)
+    # 5 of 10, 5 of 10 and 15 of 20 columns are left
+    assert again["prompt"]["mIoU"] == pytest.approx((0.5 + 0.5 + 0.75) / 3)
+
+
+def test_detector_prompts_have_box_ap_and_no_mean_iou():
+    evaluator = InstanceEvaluator(NAME, prompt_source="detector", method="detector", engine="pycocotools")
+    results = inference_on_dataset(
+        lambda inputs: predict(inputs, prompted=False), [[record] for record in dataset()], evaluator
+    )
+    assert list(results) == ["segm", "bbox"]
+    assert results["bbox"]["AP"] == 100
+    assert [(row.task, "mIoU" in row.metrics) for row in evaluator.results] == [
+        ("segm", False),
+        ("bbox", False),
+    ]
+
+
+def test_images_left_out_count_as_missed_and_repeated_ones_once(caplog):
+    evaluator = InstanceEvaluator(NAME)
+    first = dataset()[0]
+    results = inference_on_dataset(predict, [[first], [first]], evaluator)
+    assert "only 1 of 3 images" in caplog.text
+    assert results["segm"]["AR"] == pytest.approx(100 * 2 / 3)
+    assert results["prompt"]["mIoU"] == pytest.approx(2 / 3)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="measure the prompts"):
+        InstanceEvaluator(NAME, tasks=("segm", "bbox"))
+    evaluator = InstanceEvaluator(NAME)
+    evaluator.reset()
+    record = dataset()[0]
+    with pytest.raises(ValueError, match=r"'a'.*prompt_index"):
+        evaluator.process([record], predict([record], prompted=False))
+    with pytest.raises(ValueError, match=r"'a' are \(40, 60\).*\(80, 60\)"):
+        evaluator.process([{**record, "height": 80}], predict([record]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 70])
+def test_encode_masks(count):
+    masks = torch.rand(count, 7, 5, generator=torch.Generator().manual_seed(0)) > 0.5
+    rles = encode_masks(masks)
+    assert len(rles) == count
+    for rle, mask in zip(rles, masks, strict=True):
+        np.testing.assert_array_equal(mask_utils.decode(rle), mask.numpy())
+
+
+def evaluate_share(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    evaluator = InstanceEvaluator(NAME, folder)
+    evaluator.reset()
+    for record in dataset()[rank::2]:
+        evaluator.process([record], predict([record], narrower=3))
+    results = evaluator.evaluate()
+    assert bool(results) == bool(evaluator.results) == comm.is_main_process()
+    if results:
+        (folder / "metrics.json").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    # forked, because importing torch again would take longer than the whole test
+    mp.start_processes(evaluate_share, args=(tmp_path,), nprocs=2, start_method="fork")
+    alone = InstanceEvaluator(NAME, tmp_path / "alone")
+    expected = inference_on_dataset(
+        lambda inputs: predict(inputs, narrower=3), [[record] for record in dataset()], alone
+    )
+    np.testing.assert_equal(json.loads((tmp_path / "metrics.json").read_text()), json.loads(json.dumps(expected)))
+    results = "coco_instances_results.json"
+    assert json.loads((tmp_path / results).read_text()) == json.loads((tmp_path / "alone" / results).read_text())

@@ -1,0 +1,72 @@
+import logging
+import math
+
+from sam_d2.evaluation import Result, log_results, results_table, shortfalls
+
+
+def row(method, ap, miou=None, **keys):
+    metrics = {"AP": ap, "AP50": 90.0, "AP75": 50.0, "AR": 60.0, **({} if miou is None else {"mIoU": miou})}
+    standard = {
+        "split": "iwp_test", "prompt": "box", "prompt_source": "ground_truth", "task": "segm",
+        "max_dets": 100,
+        "score": "predicted_iou" if method in ("model", "base") else "constant", "pseudo_ground_truth": False,
+        "seconds": 12.34, "metrics": metrics,
+    }  # fmt: skip
+    return Result(method=method, **{**standard, **keys})
+
+
+def test_oracle_is_said_and_rows_are_ordered():
+    text = results_table([row("ellipse", 49.5, 0.771), row("box_as_mask", 35.3, 0.698), row("model", 88.1, math.nan)])
+    lines = text.splitlines()
+    assert "oracle: ground-truth boxes as prompts" in lines[0]
+    assert "iwp_test" in lines[0]
+    assert "score predicted_iou" in lines[0]
+    assert [line.split()[0] for line in lines[-3:]] == ["model", "box_as_mask", "ellipse"]
+    assert lines[-3].split() == ["model", "88.10", "90.00", "50.00", "60.00", "-", "100", "12.3"]
+    assert lines[-1].split()[5] == "0.771"
+    assert "AP@100" not in text
+
+
+def test_prompt_sources():
+    points = results_table([row("model", 1.0, prompt="point")])
+    assert "oracle: ground-truth points as prompts" in points
+    detector = results_table([row("model", 1.0, prompt_source="detector")])
+    assert "oracle" not in detector
+    assert "mIoU" not in detector
+    assert "a detector's boxes" in detector
+    assert "PSEUDO" in results_table([row("model", 1.0, pseudo_ground_truth=True)])
+
+
+def test_ap_at_100_stands_beside():
+    crowded = row("model", 50.0, max_dets=285)
+    crowded.metrics["AP@100"] = 40.0
+    header, _, line = results_table([crowded]).splitlines()[-3:]
+    assert header.split()[:3] == ["method", "AP", "AP@100"]
+    assert line.split()[1:3] == ["50.00", "40.00"]
+
+
+def test_one_table_per_prompt():
+    text = results_table([row("model", 1.0), row("model", 2.0, prompt="point"), row("base", 3.0)])
+    assert text.count("method") == 2
+    assert text.index("base") < text.index("prompt point")
+
+
+def test_shortfalls(caplog):
+    rows = [
+        row("model", 40.0, 0.75),
+        row("base", 41.0, 0.70),
+        row("box_as_mask", 35.0, 0.698),
+        row("ellipse", 39.0, 0.771),
+    ]
+    base, ellipse = shortfalls(rows)
+    assert "WORSE than its base" in base
+    assert "AP 40.00 < 41.00" in base
+    assert "mIoU" not in base
+    assert "WORSE than the inscribed ellipse" in ellipse
+    assert "mIoU 0.750 < 0.771" in ellipse
+    caplog.set_level(logging.INFO)
+    log_results(rows)
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
+    # equal is not worse, undefined is not worse, and a base with another score or prompt is not compared
+    assert not shortfalls([row("model", 40.0), row("base", 40.0), row("ellipse", math.nan)])
+    assert not shortfalls([row("model", 40.0), row("base", 41.0, score="stability"), row("base", 41.0, prompt="point")])
