@@ -1,0 +1,38 @@
+"""Loaders and evaluator for SAM: no crop, whole images on the canvas, annotations kept at a test."""
+
+from omegaconf import OmegaConf
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from sam_d2.data.loader import TrainLoader
+from sam_d2.data.mapper import PromptableMapper
+from sam_d2.evaluation import InstanceEvaluator
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(TrainLoader)(
+    dataset=L(get_detection_dataset_dicts)(names="", filter_empty=False),  # names: set by --dataset
+    mapper=L(PromptableMapper)(
+        is_train=True,
+        image_size="${model.image_encoder.img_size}",
+        augmentations=[L(T.RandomFlip)(prob=0.5, horizontal=True)],
+        image_format="${model.input_format}",
+        max_instances=100,
+    ),
+    total_batch_size=4,
+    num_workers=2,
+    seed="${train.seed}",
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="", filter_empty=False),
+    mapper=L(PromptableMapper)(
+        is_train=False,
+        image_size="${model.image_encoder.img_size}",
+        image_format="${model.input_format}",
+    ),
+    num_workers=2,
+)
+
+dataloader.evaluator = L(InstanceEvaluator)(dataset_name="${..test.dataset.names}")

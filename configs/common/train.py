@@ -1,0 +1,17 @@
+"""What every run has; a leaf changes what differs."""
+
+train = dict(
+    dataset="",  # what --dataset says: a name, a folder or a file
+    output_dir="",  # empty: experiments/output/<config>_<dataset>_<prompt>
+    init_checkpoint="",  # path, or file name in checkpoints/; empty: random weights
+    max_iter=5000,  # optimizer steps
+    device="auto",  # auto: the GPU where there is one, else the CPU
+    seed=0,  # of data order, augmentation and prompts
+    amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
+    clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped
+    checkpointer=dict(period=1000, max_to_keep=2),  # steps between checkpoints; how many are kept
+    eval_period=1000,  # steps between evaluations; 0: only after training
+    eval_base=True,  # evaluate the model before training too, the row "base"
+    log_period=50,  # steps between log lines and points of the curves
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
+)

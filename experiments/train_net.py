@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Train and evaluate any config of sam_d2 on any dataset.
+
+python experiments/train_net.py --config-file configs/sam_tiny.py --dataset quickstart --prompt box
+python experiments/train_net.py --config-file configs/sam_tiny.py --dataset quickstart --prompt box --eval-only
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam_d2.cli import parse_args, run_main
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from sam_d2.evaluation.run import PromptedEvaluation
+
+logger = logging.getLogger("sam_d2.train_net")
+
+OUTPUT = Path(__file__).resolve().parent / "output"
+
+
+def custom_cfg(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Adjust a config for all of your runs: this is the place to edit.
+
+    What stands here wins over the config file; --dataset, --prompt, --output-dir and key=value win over it.
+    For example::
+
+        cfg.dataloader.train.total_batch_size = 8
+        cfg.train.output_dir = f"/big_disk/runs/{Path(args.config_file).stem}"
+        cfg.train.eval_period = 2000
+    """
+
+
+def build_cfg(args: argparse.Namespace) -> DictConfig:
+    """Load the config and apply, in this order: custom_cfg, the named options, key=value."""
+    from sam_d2.config import apply_overrides, load_config
+    from sam_d2.data import resolve_dataset
+    from sam_d2.errors import UserError
+
+    cfg = load_config(args.config_file)
+    custom_cfg(cfg, args)
+    if args.dataset:
+        cfg.train.dataset = args.dataset
+    if args.output_dir:
+        cfg.train.output_dir = args.output_dir
+    if args.prompt:
+        if "prompts" not in cfg.model:
+            raise UserError(f"--prompt {args.prompt}: the model of {args.config_file} takes no prompts.")
+        cfg.model.prompt = args.prompt
+    cfg = apply_overrides(cfg, args.opts)
+    if not cfg.train.dataset:
+        raise UserError("No dataset. Add --dataset NAME, FOLDER or FILE; --dataset quickstart needs no data.")
+    dataset = resolve_dataset(cfg.train.dataset)
+    cfg.dataloader.train.dataset.names = cfg.dataloader.train.dataset.names or dataset.train
+    cfg.dataloader.test.dataset.names = cfg.dataloader.test.dataset.names or dataset.test
+    if not cfg.train.output_dir:
+        prompt = [cfg.model.prompt] if "prompts" in cfg.model else []
+        cfg.train.output_dir = str(OUTPUT / "_".join([Path(args.config_file).stem, dataset.name, *prompt]))
+    return cfg
+
+
+def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
+    """Build test loader and evaluator; reads ``dataloader``, ``model.prompt``, ``model.score``, ``train.output_dir``."""
+    from detectron2.config import instantiate
+    from sam_d2.evaluation.run import PromptedEvaluation
+
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator.prompt, evaluator.score = cfg.model.prompt, cfg.model.score
+    evaluator.output_dir = Path(cfg.train.output_dir)
+    return PromptedEvaluation(evaluator, instantiate(cfg.dataloader.test), Path(cfg.train.output_dir))
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Build the model on its device; reads ``model`` and ``train.device``."""
+    from detectron2.config import instantiate
+    from sam_d2.engine.distributed import choose_device
+
+    return instantiate(cfg.model).to(choose_device(cfg.train.device))
+
+
+def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Evaluate a checkpoint; reads ``model``, ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device``."""
+    from sam_d2.engine.checkpoint import Checkpointer
+    from sam_d2.engine.run import checkpoint_to_evaluate
+
+    model = build_model(cfg)
+    Checkpointer(model).load(str(checkpoint_to_evaluate(cfg, args)))
+    evaluation = build_evaluation(cfg)
+    evaluation(model)
+    evaluation.write_gallery()
+
+
+def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Train, evaluating and writing checkpoints on the way.
+
+    Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
+    init_checkpoint, max_iter, device, amp, clip_gradient_norm, checkpointer, eval_period, eval_base, log_period,
+    ddp``.
+    """
+    from detectron2.config import instantiate
+    from detectron2.engine import hooks
+    from detectron2.solver import LRMultiplier
+    from detectron2.utils import comm
+    from detectron2.utils.events import JSONWriter, TensorboardXWriter
+    from sam_d2.engine.checkpoint import BEST, Checkpointer
+    from sam_d2.engine.distributed import choose_amp_dtype, distribute
+    from sam_d2.engine.progress import ProgressLine
+    from sam_d2.engine.trainer import Trainer
+    from sam_d2.engine.weights import find_weights
+
+    output = Path(cfg.train.output_dir)
+    initial = str(find_weights(cfg.train.init_checkpoint)) if cfg.train.init_checkpoint else ""
+    model = build_model(cfg)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    evaluation = build_evaluation(cfg)
+    trainer = Trainer(
+        distribute(model, **cfg.train.ddp),
+        loader,
+        optimizer,
+        amp_dtype=choose_amp_dtype(cfg.train.amp.enabled, cfg.train.amp.dtype, next(model.parameters()).device),
+        clip_gradient_norm=cfg.train.clip_gradient_norm,
+    )
+    checkpointer = Checkpointer(model, str(output), save_to_disk=comm.is_main_process(), trainer=trainer)
+    multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
+    periods = cfg.train.checkpointer
+    main_process_hooks = [
+        hooks.PeriodicCheckpointer(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
+        hooks.BestCheckpointer(cfg.train.eval_period, checkpointer, "segm/AP", "max", file_prefix=BEST),
+        ProgressLine(cfg.train.log_period),
+        hooks.PeriodicWriter(
+            [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output))],
+            period=cfg.train.log_period,
+        ),
+    ]
+    checkpoint, best, progress, writer = main_process_hooks if comm.is_main_process() else [None] * 4
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=multiplier),
+            checkpoint,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluation(model)),
+            best,
+            progress,
+            writer,
+        ]
+    )
+    checkpointer.resume_or_load(initial, resume=args.resume)
+    start = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    loader.start_iteration = start
+    if start == 0 and cfg.train.eval_base:
+        logger.info("Evaluating the model before training")
+        evaluation(model, method="base")
+        model.train()
+    trainer.train(start, cfg.train.max_iter)
+    evaluation.write_gallery()
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run in each process: configs and datasets are set up here, because spawned processes share nothing."""
+    from sam_d2.engine.run import begin_run
+
+    cfg = build_cfg(args)
+    begin_run(cfg, args)
+    if args.eval_only:
+        do_test(cfg, args)
+    else:
+        do_train(cfg, args)
+    return 0
+
+
+def launch() -> int | None:
+    args = parse_args()
+    from sam_d2.engine.distributed import launch_main
+
+    return launch_main(main, args)
+
+
+if __name__ == "__main__":
+    run_main(launch)

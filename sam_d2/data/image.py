@@ -1,0 +1,53 @@
+"""Read an image file of any of the kinds that annotated data sets hold, as (H0, W0, 3) uint8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sam_d2.errors import UserError
+
+_WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+
+def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
+    """Read an image, turned as its EXIF orientation says, as Detectron2 does.
+
+    Grey becomes three equal channels, a palette its colours, alpha is dropped, and wide grey values (16 and 32
+    bit, float) are scaled by the image's maximum.
+
+    Args:
+        file_name: any file that Pillow reads.
+        image_format: ``RGB`` or ``BGR``.
+
+    Returns:
+        (H0, W0, 3) uint8.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise UserError(f"model.input_format={image_format!r}: expected RGB or BGR.")
+    try:
+        with Image.open(file_name) as opened:
+            image = ImageOps.exif_transpose(opened)
+            array = _scaled(image) if image.mode in _WIDE_MODES else np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{file_name}: no such image file.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{file_name}: not a readable image ({error}). Replace the file or remove it from the annotations."
+        ) from error
+    return np.ascontiguousarray(array[:, :, ::-1] if image_format == "BGR" else array)
+
+
+def _scaled(image: Image.Image) -> np.ndarray:
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
+    grey = (
+        (values * (255.0 / max(values.max(), 1e-12))).round().astype(np.uint8)
+        if values.any()
+        else values.astype(np.uint8)
+    )
+    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,0 +1,186 @@
+"""Training and test loaders whose every sample is a function of (seed, position) alone.
+
+Detectron2's sampler restarts its stream on a resume, and its workers draw from a state that depends on their
+number. Here the sampler yields (position, index), and all random choices of a sample are seeded from the run's seed
+and its position, so a run that goes on at iteration ``k`` sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data.build import trivial_batch_collator
+from detectron2.utils import comm
+from sam_d2.errors import UserError
+
+DatasetDict = dict[str, Any]
+Mapper = Callable[[DatasetDict], DatasetDict]
+
+
+def sample_seed(seed: int, position: int) -> int:
+    """Return the 63-bit seed of the sample at ``position`` of the training stream of a run."""
+    low, high = np.random.SeedSequence([seed, position]).generate_state(2)
+    return (int(high) << 32 | int(low)) >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's global generators inside the block, and restore them after it.
+
+    Augmentations draw from these; the model and the caller must not notice.
+    """
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+class SeededDataset(Dataset):
+    """A mapped dataset that is read by (position, index); the sample carries its ``seed`` to the model."""
+
+    def __init__(self, dataset: Dataset, mapper: Mapper, seed: int) -> None:
+        self.dataset = dataset
+        self.mapper = mapper
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> DatasetDict:
+        position, index = key
+        seed = sample_seed(self.seed, position)
+        with seeded(seed):
+            sample = self.mapper(self.dataset[index])
+        sample["seed"] = seed
+        return sample
+
+
+class PositionSampler(Sampler):
+    """The endless training stream: every image once per epoch, in an order drawn from (seed, epoch).
+
+    Args:
+        size: images of the dataset.
+        seed: of the run.
+        shuffle: False keeps the dataset's order.
+        start: position of the stream, over all ranks, to begin with.
+        rank: this process takes positions ``start + rank``, ``start + rank + world_size``, ...
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if size < 1:
+            raise UserError("The training dataset has no images.")
+        self.size = size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        position = self.start + self.rank
+        epoch, order = -1, np.arange(self.size)
+        while True:
+            if position // self.size != epoch:
+                epoch = position // self.size
+                if self.shuffle:
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+            yield position, int(order[position % self.size])
+            position += self.world_size
+
+
+class TrainLoader:
+    """Endless batches of mapped samples; set ``start_iteration`` before the first batch to go on with a run.
+
+    Args:
+        dataset: dataset dicts; kept once in shared memory whatever the number of workers.
+        mapper: dataset dict to sample.
+        total_batch_size: images per step over all processes.
+        num_workers: processes that read and augment; 0 does it in the training process.
+        seed: of the run.
+        shuffle: draw a new order each epoch.
+
+    Raises:
+        UserError: the batch cannot be shared evenly between the processes, or there are no images.
+    """
+
+    def __init__(
+        self,
+        dataset: list[DatasetDict],
+        *,
+        mapper: Mapper,
+        total_batch_size: int,
+        num_workers: int = 2,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        world_size = comm.get_world_size()
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise UserError(
+                f"dataloader.train.total_batch_size={total_batch_size} cannot be shared evenly by {world_size} "
+                "processes; take a multiple of that."
+            )
+        if not dataset:
+            raise UserError("The training dataset has no images.")
+        self.size = len(dataset)
+        self.total_batch_size = total_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.shuffle = shuffle
+        self.start_iteration = 0
+        self._dataset = SeededDataset(DatasetFromList(dataset, serialize=True), mapper, seed)
+
+    def __iter__(self) -> Iterator[list[DatasetDict]]:
+        sampler = PositionSampler(
+            self.size,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            start=self.start_iteration * self.total_batch_size,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+        )
+        batch_size = self.total_batch_size // comm.get_world_size()
+        return iter(
+            DataLoader(
+                self._dataset,
+                batch_sampler=BatchSampler(sampler, batch_size, drop_last=True),
+                num_workers=self.num_workers,
+                collate_fn=trivial_batch_collator,
+                worker_init_fn=_one_thread,
+            )
+        )
+
+
+def build_test_loader(
+    dataset: list[DatasetDict], *, mapper: Mapper, num_workers: int = 2, batch_size: int = 1
+) -> DataLoader:
+    """Return Detectron2's test loader: every image once, in order, shared between the processes."""
+    return build_detection_test_loader(dataset, mapper=mapper, num_workers=num_workers, batch_size=batch_size)
+
+
+def _one_thread(worker: int) -> None:
+    """Keep a worker's OpenCV and torch from competing with the training process for its cores."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

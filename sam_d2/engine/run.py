@@ -1,0 +1,80 @@
+"""What happens around a training: the run folder, its log, its checkpoints to go on with or to evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from sam_d2.config import save_config
+from sam_d2.detectron2_source import describe_detectron2
+from sam_d2.engine.checkpoint import FINAL
+from sam_d2.engine.weights import find_weights
+from sam_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("sam_d2", "detectron2", "fvcore")
+
+
+def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Make the run folder, start its log, save ``config.yaml`` and seed this process.
+
+    Raises:
+        UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given.
+    """
+    folder = Path(cfg.train.output_dir)
+    if comm.is_main_process():
+        if not (args.resume or args.eval_only) and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} holds an earlier run. Add --resume to go on with it, or --output-dir DIR to begin another."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+    for name in _PACKAGES:
+        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+    logger.info(describe_detectron2())
+    logger.info("python %s, torch %s, %s", platform.python_version(), torch.__version__, _hardware())
+    if comm.is_main_process() and not args.eval_only:
+        save_config(cfg, folder / "config.yaml")
+    seed_all_rng(cfg.train.seed + comm.get_rank())
+    # The same step gives the same bits: what makes a resumed run equal an uninterrupted one.
+    torch.backends.cudnn.benchmark = False
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return f"no GPU, {torch.get_num_threads()} CPU threads"
+
+
+def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:
+    """Return the checkpoint that ``--eval-only`` means, and log which it is.
+
+    What the command line names wins; then comes the run's own ``model_final.pth``; then what the config begins
+    with, which is the model before training.
+
+    Raises:
+        UserError: there is none of the three, or the file does not exist.
+    """
+    final = Path(cfg.train.output_dir) / f"{FINAL}.pth"
+    named = any(option.lstrip("+").startswith("train.init_checkpoint=") for option in args.opts)
+    if named and cfg.train.init_checkpoint:
+        found, why = find_weights(cfg.train.init_checkpoint), "named on the command line"
+    elif final.is_file():
+        found, why = final, "the run's final checkpoint"
+    elif cfg.train.init_checkpoint:
+        found, why = find_weights(cfg.train.init_checkpoint), f"the config's; {final} does not exist"
+    else:
+        raise UserError(
+            f"--eval-only: {final} does not exist. Train first, or name a checkpoint with train.init_checkpoint=FILE."
+        )
+    logger.info("Evaluating %s (%s)", found, why)
+    return found

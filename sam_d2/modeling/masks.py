@@ -1,0 +1,107 @@
+"""Ground-truth masks of either kind, rasterised where they are needed and no larger.
+
+Polygons and bitmaps come from :class:`detectron2.structures.PolygonMasks` and ``BitMasks``. Polygons are rasterised
+as pycocotools does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from torch import Tensor
+
+from detectron2.structures import BitMasks, PolygonMasks
+
+InstanceMasks = PolygonMasks | BitMasks
+
+
+def rasterise_crop(masks: InstanceMasks, row: int, crop: tuple[int, int, int, int]) -> np.ndarray:
+    """Return one instance's mask inside a crop.
+
+    Args:
+        masks: masks of one image, in any frame.
+        row: which instance.
+        crop: (x0, y0, x1, y1) whole pixels of that frame, x1 and y1 exclusive; may reach beyond the image.
+
+    Returns:
+        (y1 - y0, x1 - x0) bool; False outside of the image.
+    """
+    x0, y0, x1, y1 = crop
+    height, width = y1 - y0, x1 - x0
+    if isinstance(masks, PolygonMasks):
+        polygons = [
+            (np.asarray(polygon, dtype=np.float64).reshape(-1, 2) - (x0, y0)).reshape(-1)
+            for polygon in masks.polygons[row]
+        ]
+        if not polygons or height <= 0 or width <= 0:
+            return np.zeros((max(height, 0), max(width, 0)), dtype=bool)
+        rles = mask_util.frPyObjects(polygons, height, width)
+        return mask_util.decode(mask_util.merge(rles)).astype(bool)
+    out = np.zeros((height, width), dtype=bool)
+    full = masks.tensor[row]
+    left, top = max(x0, 0), max(y0, 0)
+    right, bottom = min(x1, full.shape[1]), min(y1, full.shape[0])
+    if right > left and bottom > top:
+        out[top - y0 : bottom - y0, left - x0 : right - x0] = full[top:bottom, left:right].cpu().numpy()
+    return out
+
+
+def mask_extent(masks: InstanceMasks, row: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the whole-pixel crop (x0, y0, x1, y1) of an image of ``size`` (height, width) that holds a mask.
+
+    An empty mask gives an empty crop (x1 <= x0).
+    """
+    height, width = size
+    if isinstance(masks, PolygonMasks):
+        polygons = masks.polygons[row]
+        if not polygons:
+            return (0, 0, 0, 0)
+        points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
+        (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+        # A pixel of margin: pycocotools rounds a polygon's edge to the nearest pixel.
+        return (
+            max(math.floor(left) - 1, 0),
+            max(math.floor(top) - 1, 0),
+            min(math.ceil(right) + 1, width),
+            min(math.ceil(bottom) + 1, height),
+        )
+    bitmap = masks.tensor[row]
+    columns, rows = bitmap.any(dim=0).nonzero(), bitmap.any(dim=1).nonzero()
+    if len(columns) == 0:
+        return (0, 0, 0, 0)
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def low_res_targets(masks: InstanceMasks, image_size: tuple[int, int], side: int, stride: int) -> Tensor:
+    """Area-average masks to the low-res frame, which is what the losses compare logits with.
+
+    Each low-res value is the share of its ``stride x stride`` pixels of the padded frame that the mask covers;
+    padding is background. Only each instance's own extent is rasterised, so the cost follows the area of the
+    objects, not the number of objects times the canvas.
+
+    Args:
+        masks: N masks in the resized frame.
+        image_size: (height, width) of the resized frame.
+        side: L, side of the low-res frame in cells.
+        stride: pixels of the padded frame per cell, S / L.
+
+    Returns:
+        (N, L, L) float32 in [0, 1], on the CPU.
+    """
+    targets = np.zeros((len(masks), side, side), dtype=np.float32)
+    for row in range(len(masks)):
+        x0, y0, x1, y1 = mask_extent(masks, row, image_size)
+        if x1 <= x0 or y1 <= y0:
+            continue
+        column0, row0 = x0 // stride, y0 // stride
+        column1, row1 = min(-(-x1 // stride), side), min(-(-y1 // stride), side)
+        pixels = rasterise_crop(masks, row, (column0 * stride, row0 * stride, column1 * stride, row1 * stride))
+        # The last cells can reach past the image: what a polygon has there is padding, hence background.
+        pixels[image_size[0] - row0 * stride :] = False
+        pixels[:, image_size[1] - column0 * stride :] = False
+        cells = pixels.reshape(row1 - row0, stride, column1 - column0, stride)
+        targets[row, row0:row1, column0:column1] = cells.mean(axis=(1, 3), dtype=np.float32)
+    return torch.from_numpy(targets)
