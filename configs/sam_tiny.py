@@ -1,6 +1,6 @@
 """A SAM of under a million parameters that a CPU trains from nothing in minutes; needs no weights."""
 
-from .sam import model, optimizer, train
+from .sam import dataloader, lr_multiplier, model, optimizer, train
 
 model.image_encoder.update(
     img_size=128,

@@ -1,6 +1,6 @@
 """SAM ViT-H."""
 
-from .sam import model, train
+from .sam import dataloader, lr_multiplier, model, optimizer, train
 
 model.image_encoder.embed_dim = 1280
 model.image_encoder.depth = 32

@@ -1,6 +1,6 @@
 """SAM ViT-L."""
 
-from .sam import model, train
+from .sam import dataloader, lr_multiplier, model, optimizer, train
 
 model.image_encoder.embed_dim = 1024
 model.image_encoder.depth = 24

@@ -66,7 +66,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
 
 
 def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
-    """Build test loader and evaluator; reads ``dataloader``, ``model.prompt``, ``model.score``, ``train.output_dir``."""
+    """Build loader and evaluator; reads ``dataloader``, ``model.prompt``, ``model.score``, ``train.output_dir``."""
     from detectron2.config import instantiate
     from sam_d2.evaluation.run import PromptedEvaluation
 
@@ -85,7 +85,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Evaluate a checkpoint; reads ``model``, ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device``."""
+    """Evaluate a checkpoint; reads ``model``, ``dataloader``; of ``train``: ``output_dir, init_checkpoint, device``."""
     from sam_d2.engine.checkpoint import Checkpointer
     from sam_d2.engine.run import checkpoint_to_evaluate
 

@@ -79,9 +79,7 @@ def _apply(cfg: DictConfig, text: str) -> None:
 
 def _parse(text: str) -> Override:
     if text.startswith("-"):
-        raise UserError(
-            f"{text!r} is not an option. Options start with --, overrides are key=value; see --help."
-        )
+        raise UserError(f"{text!r} is not an option. Options start with --, overrides are key=value; see --help.")
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -90,13 +88,9 @@ def _parse(text: str) -> Override:
             "train.max_iter=200, train.output_dir='a folder', model.pixel_mean=[0,0,0]."
         ) from error
     if override.is_delete():
-        raise UserError(
-            f"override {text!r}: a key cannot be removed. Set it instead: {text.lstrip('~')}=null"
-        )
+        raise UserError(f"override {text!r}: a key cannot be removed. Set it instead: {text.lstrip('~')}=null")
     if override.is_sweep_override():
-        raise UserError(
-            f"override {text!r} gives several values. For a list write {override.key_or_group}=[...]."
-        )
+        raise UserError(f"override {text!r} gives several values. For a list write {override.key_or_group}=[...].")
     if override.package is not None:
         raise UserError(f"override {text!r}: '@' has no meaning here; write key=value.")
     return override
@@ -166,9 +160,7 @@ def _parameters(node: Container, value: Mapping[str, Any]) -> list[str]:
 def _refuse(cfg: DictConfig, text: str, where: str, node: Container, name: str) -> NoReturn:
     key = f"{where}.{name}".lstrip(".")
     if isinstance(node, ListConfig):
-        raise UserError(
-            f"override {text!r}: {where} is a list of {len(node)} entries, {name!r} is not one of them."
-        )
+        raise UserError(f"override {text!r}: {where} is a list of {len(node)} entries, {name!r} is not one of them.")
     siblings = [*map(str, node), *_parameters(node, {})]
     near = [f"{where}.{match}".lstrip(".") for match in difflib.get_close_matches(name, siblings, n=1)]
     everywhere = list(_all_keys(OmegaConf.to_container(cfg, resolve=False)))

@@ -148,9 +148,7 @@ def check_target(key: str, target: Any, source: str) -> None:
     # A listed module also holds what it imported: `torch.nn.modules.module.torch.load` has a listed prefix.
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
     if isinstance(found, types.ModuleType) or not callable(found) or not _is_listed(home):
-        raise UserError(
-            f"{source}: {key} calls {target!r}, which is no class or function of that package itself."
-        )
+        raise UserError(f"{source}: {key} calls {target!r}, which is no class or function of that package itself.")
 
 
 def _is_listed(path: str) -> bool:

@@ -73,9 +73,7 @@ def _check_import() -> None:
 def _use_embedded(first: bool) -> None:
     loaded = sys.modules.get("detectron2")
     if loaded is not None and _installed_origin() is not None:
-        raise UserError(
-            f"{SWITCH}=embedded, but {loaded.__file__} was imported before sam_d2. Import sam_d2 first."
-        )
+        raise UserError(f"{SWITCH}=embedded, but {loaded.__file__} was imported before sam_d2. Import sam_d2 first.")
     root = str(EMBEDDED_ROOT)
     if first:
         sys.path[:] = [root] + [entry for entry in sys.path if entry != root]

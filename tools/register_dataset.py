@@ -35,9 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", metavar="NAME", help="what --dataset will call it")
-    parser.add_argument(
-        "--train-json", required=True, metavar="FILE", help="COCO JSON, or Detectron2's list of dicts"
-    )
+    parser.add_argument("--train-json", required=True, metavar="FILE", help="COCO JSON, or Detectron2's list of dicts")
     parser.add_argument("--train-images", metavar="DIR", help="folder of its images; searched for by default")
     parser.add_argument("--test-json", metavar="FILE", help="the same for testing")
     parser.add_argument("--test-images", metavar="DIR")
@@ -49,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help=f"of that split (default {DEFAULT_SEED})")
     parser.add_argument("--classes", metavar="A,B", help="class names, for Detectron2's form, which has none")
-    parser.add_argument(
-        "--manifest", metavar="FILE", help="default: SAM_D2_DATASETS, else data/datasets.json"
-    )
+    parser.add_argument("--manifest", metavar="FILE", help="default: SAM_D2_DATASETS, else data/datasets.json")
     parser.add_argument("--replace", action="store_true", help="overwrite another dataset of that name")
     return parser
 
@@ -62,9 +58,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.test_json is None and args.test_images is not None:
         raise UserError("--test-images needs --test-json.")
     if args.split is not None and not 0 < args.split < 1:
-        raise UserError(
-            f"--split {args.split:g}: give the share of the images for training, between 0 and 1."
-        )
+        raise UserError(f"--split {args.split:g}: give the share of the images for training, between 0 and 1.")
 
 
 def load_files(args: argparse.Namespace) -> dict[PartName, DatasetFile]:
@@ -73,17 +67,13 @@ def load_files(args: argparse.Namespace) -> dict[PartName, DatasetFile]:
     test = train if args.test_json is None else inspect_dataset_file(args.test_json, args.test_images)
     files = [train] if test is train else [train, test]
     raise_findings([finding for file in files for finding in file.findings])
-    names = (
-        common_classes(files) if args.classes is None else [name.strip() for name in args.classes.split(",")]
-    )
+    names = common_classes(files) if args.classes is None else [name.strip() for name in args.classes.split(",")]
     train, test = with_classes(train, names), with_classes(test, names)
     raise_findings([finding for finding in train.findings + test.findings if finding.field == "classes"])
     return {"train": train, "test": test}
 
 
-def print_summary(
-    name: str, files: dict[PartName, DatasetFile], parts: dict[PartName, list[dict[str, Any]]]
-) -> None:
+def print_summary(name: str, files: dict[PartName, DatasetFile], parts: dict[PartName, list[dict[str, Any]]]) -> None:
     table = Table(title=name)
     table.add_column("")
     for part in parts:
@@ -96,9 +86,7 @@ def print_summary(
     table.add_row("instances", *(str(sum(map(len, records))) for records in counts.values()))
     table.add_row("of them crowd", *(str(sum(map(sum, records))) for records in counts.values()))
     table.add_row("most in an image", *(str(max(map(len, records))) for records in counts.values()))
-    table.add_row(
-        "images without any", *(str(sum(not record for record in records)) for records in counts.values())
-    )
+    table.add_row("images without any", *(str(sum(not record for record in records)) for records in counts.values()))
     table.add_row("classes", *(str(len(files[part].classes)) for part in parts))
     table.add_row("warnings of the file", *(str(len(files[part].findings)) for part in parts))
     Console().print(table)
@@ -118,7 +106,7 @@ def main() -> int:
         split = None
         parts[part] = file.dataset_dicts
         if args.test_json is None:
-            split = Split(part, args.split or DEFAULT_FRACTION, args.seed or DEFAULT_SEED)
+            split = Split(part, args.split or DEFAULT_FRACTION, DEFAULT_SEED if args.seed is None else args.seed)
             parts[part] = split_dataset(file.dataset_dicts, split, str(file.json_file))
         assert file.image_root is not None  # a missing image is an error, which load_files raises
         entry.splits[part] = ManifestSplit(
@@ -129,9 +117,7 @@ def main() -> int:
     add_to_manifest(manifest, args.name, entry, replace=args.replace)
     print_summary(args.name, files, parts)
     print(f"Registered in {manifest}. Train with:")
-    print(
-        f"  python experiments/train_net.py --config-file configs/sam.py --prompt box --dataset {args.name}"
-    )
+    print(f"  python experiments/train_net.py --config-file configs/sam.py --prompt box --dataset {args.name}")
     return 0
 
 

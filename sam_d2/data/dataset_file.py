@@ -103,7 +103,7 @@ def inspect_dataset_file(
     file = Path(json_file).absolute()
     records, findings = decode_dataset(file)
     if isinstance(records, CocoFile):
-        findings += check_references(records, file)
+        findings += check_references(records, file, {finding.field for finding in findings})
         table = coco_table(records, file)
         images: list[Any] = sorted(records.images, key=lambda image: (image.id is UNSET, image.id or 0))
     else:
@@ -116,9 +116,7 @@ def inspect_dataset_file(
     root, image_findings = _find_root(file, images, image_root)
     findings += image_findings
     if isinstance(records, CocoFile):
-        categories = sorted(
-            (item for item in records.categories if item.id is not UNSET), key=lambda item: item.id
-        )
+        categories = sorted((item for item in records.categories if item.id is not UNSET), key=lambda item: item.id)
         names, category_ids = [item.name for item in categories], [item.id for item in categories]
     else:
         count = number_of_classes(table)
@@ -155,9 +153,7 @@ def with_classes(dataset: DatasetFile, classes: Sequence[str]) -> DatasetFile:
     if problem is None:
         ids = dataset.category_ids if dataset.format == "coco" else list(range(len(names)))
         return dataclasses.replace(dataset, classes=names, category_ids=ids)
-    finding = Finding(
-        "error", dataset.json_file, None, None, "classes", problem, "name the classes of this file"
-    )
+    finding = Finding("error", dataset.json_file, None, None, "classes", problem, "name the classes of this file")
     return dataclasses.replace(dataset, dataset_dicts=[], findings=[*dataset.findings, finding])
 
 

@@ -26,8 +26,7 @@ _COCO_LISTS: dict[str, type] = {
     "categories": CocoCategory,
 }
 _EXPECTED = (
-    "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} "
-    "or Detectron2's list of dicts"
+    "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} or Detectron2's list of dicts"
 )
 
 
@@ -47,9 +46,7 @@ def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, lis
     try:
         content = file.read_bytes().removeprefix(_UTF8_BOM)
     except OSError as error:
-        return None, [
-            _of_file(file, "file", error.strerror or str(error), "check the path and its permissions")
-        ]
+        return None, [_of_file(file, "file", error.strerror or str(error), "check the path and its permissions")]
     if not content.strip():
         return None, [_of_file(file, "file", "it is empty", "write or copy the file again")]
     try:
@@ -59,9 +56,7 @@ def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, lis
         return _decode_by_record(file, content)
 
 
-def _decode_by_record(
-    file: Path, content: bytes
-) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
+def _decode_by_record(file: Path, content: bytes) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
     value, problem = _parse(file, content)
     if problem is not None:
         return None, [problem]
@@ -132,12 +127,8 @@ class _RecordReader:
             if record is None:
                 continue
             annotations = [
-                self._record(
-                    item, DatasetAnnotation, "", image_id, _id_of(item, "id", f"annotations[{position}]")
-                )
-                for position, item in enumerate(
-                    [] if record.annotations is msgspec.UNSET else record.annotations
-                )
+                self._record(item, DatasetAnnotation, "", image_id, _id_of(item, "id", f"annotations[{position}]"))
+                for position, item in enumerate([] if record.annotations is msgspec.UNSET else record.annotations)
             ]
             record.annotations = [annotation for annotation in annotations if annotation is not None]
             records.append(record)
@@ -149,9 +140,7 @@ class _RecordReader:
         """Return the record, or None where it is no JSON object. Nested annotations are left as parsed."""
 
         def report(field: str, found: str, fix: str) -> None:
-            self.findings.append(
-                Finding("error", self.file, image_id, annotation_id, prefix + field, found, fix)
-            )
+            self.findings.append(Finding("error", self.file, image_id, annotation_id, prefix + field, found, fix))
 
         if not isinstance(raw, dict):
             report("record", f"a JSON {_json_type(raw)}", "write a JSON object")

@@ -70,9 +70,7 @@ def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = 
         if error.file != file:
             file = error.file
             count = sum(1 for other in errors if other.file == file)
-            lines.append(
-                f"{file}: {_plural(count, 'error')}" + (":" if count <= MAX_LISTED else ", the first:")
-            )
+            lines.append(f"{file}: {_plural(count, 'error')}" + (":" if count <= MAX_LISTED else ", the first:"))
         lines.append(f"  {error.describe()}")
     if len(errors) > MAX_LISTED:
         lines.append(f"  ... and {len(errors) - MAX_LISTED} more errors ({len(errors)} in all)")

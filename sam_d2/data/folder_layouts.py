@@ -67,8 +67,7 @@ def _named_after(folder: Path, split: str) -> list[Path]:
     return [
         path
         for path in sorted(folder.glob("*.json"))
-        if [key for key, words in _WORDS.items() if any(word in path.stem.lower() for word in words)]
-        == [split]
+        if [key for key, words in _WORDS.items() if any(word in path.stem.lower() for word in words)] == [split]
     ]
 
 

@@ -53,9 +53,7 @@ class AnnotationTable:
         """Add a finding on a row."""
         if severity == "error":
             self.error_rows.add(row)
-        self.findings.append(
-            Finding(severity, self.file, self.image_ids[row], self.labels[row], key, found, fix)
-        )
+        self.findings.append(Finding(severity, self.file, self.image_ids[row], self.labels[row], key, found, fix))
 
 
 def check_geometry(table: AnnotationTable) -> None:
@@ -76,9 +74,7 @@ def _check_boxes(table: AnnotationTable) -> np.ndarray:
     boxes[rows] = np.array([table.annotations[row].bbox for row in rows], dtype=np.float64)
     given = np.isin(np.arange(len(boxes)), rows)
     for row in np.flatnonzero(given & ~np.isfinite(boxes).all(axis=1)).tolist():
-        table.report(
-            row, "error", "bbox", f"{boxes[row].tolist()} has NaN or infinity", "write finite numbers"
-        )
+        table.report(row, "error", "bbox", f"{boxes[row].tolist()} has NaN or infinity", "write finite numbers")
         boxes[row] = np.nan
     boxes[table.modes == XYWH_ABS, 2:] += boxes[table.modes == XYWH_ABS, :2]
     for row in np.flatnonzero(_outside(table, boxes)).tolist():
@@ -102,14 +98,10 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
             for index, polygon in enumerate(segmentation):
                 if len(polygon) % 2:
                     found = f"polygon {index} has {len(polygon)} numbers"
-                    table.report(
-                        row, "error", "segmentation", found, "write an even count: x1, y1, x2, y2, ..."
-                    )
+                    table.report(row, "error", "segmentation", found, "write an even count: x1, y1, x2, y2, ...")
                 elif len(polygon) < MIN_POLYGON:
                     found = f"polygon {index} has {len(polygon) // 2} points"
-                    table.report(
-                        row, "warning", "segmentation", found, "polygons of under 3 points are left out"
-                    )
+                    table.report(row, "warning", "segmentation", found, "polygons of under 3 points are left out")
                 else:
                     rows.append(row)
                     polygons.append(polygon)
@@ -129,9 +121,7 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
     bounds[owner[begins], :2] = np.minimum.reduceat(points, begins)
     bounds[owner[begins], 2:] = np.maximum.reduceat(points, begins)
     for row in np.unique(owner[~np.isfinite(points).all(axis=1)]).tolist():
-        table.report(
-            row, "error", "segmentation", "a polygon has NaN or infinity", "write finite coordinates"
-        )
+        table.report(row, "error", "segmentation", "a polygon has NaN or infinity", "write finite coordinates")
         bounds[row] = np.nan
     for row in np.flatnonzero(_outside(table, bounds)).tolist():
         found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
@@ -186,16 +176,12 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()} has no area"
         mask_box = _mask_bounds(table.annotations[row], bounds[row])
         if mask_box is None:
-            table.report(
-                row, "warning", "bbox", f"{found}, nor has the mask", "nothing can be learned from it"
-            )
+            table.report(row, "warning", "bbox", f"{found}, nor has the mask", "nothing can be learned from it")
         else:
             table.new_boxes[row] = mask_box
             table.report(row, "warning", "bbox", found, "the bounds of the mask are used")
     for row in np.flatnonzero(far & ~flat).tolist():
-        found = (
-            f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
-        )
+        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
         table.report(row, "warning", "bbox", found, "the box is used as it is; was XYXY written as XYWH?")
 
 

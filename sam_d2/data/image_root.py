@@ -53,9 +53,7 @@ def find_image_root(
     ]  # fmt: skip
     if not absent:
         return None, escaping
-    names = ", ".join(repr(name) for name in absent[:MAX_NAMES]) + (
-        ", ..." if len(absent) > MAX_NAMES else ""
-    )
+    names = ", ".join(repr(name) for name in absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
     hint = " (backslashes do not separate folders here)" if any("\\" in name for name in absent) else ""
     found = f"{len(absent)} of {len(file_names)} images are missing under {base}: {names}{hint}"
     searched = "name the image folder; searched: " + ", ".join(str(path) for path in candidates)

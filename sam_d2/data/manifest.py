@@ -116,8 +116,7 @@ def add_to_manifest(path: Path, name: str, entry: ManifestDataset, replace: bool
         return
     if known is not None and not replace:
         raise UserError(
-            f"Manifest {path} has another dataset {name!r}. Choose another name, or pass --replace to "
-            "overwrite it."
+            f"Manifest {path} has another dataset {name!r}. Choose another name, or pass --replace to overwrite it."
         )
     manifest.datasets[name] = entry
     _write(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

@@ -112,9 +112,7 @@ def _resolve_file(file: Path) -> ResolvedDataset:
     name = _clean("_".join((*list(folders)[:1], file.stem)))
     files = SplitFiles(file, tuple(path for path in _image_folders(file) if path.is_dir()))
     logger.info(f"{file} is one file: its images are split, {Split('train').fraction:g} of them for training")
-    return _register_parts(
-        name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None
-    )
+    return _register_parts(name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None)
 
 
 def _image_folders(file: Path) -> list[Path]:

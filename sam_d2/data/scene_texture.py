@@ -68,9 +68,7 @@ def render_scene(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def fractal_noise(
-    rng: np.random.Generator, height: int, width: int, *, scale: float, octaves: int
-) -> np.ndarray:
+def fractal_noise(rng: np.random.Generator, height: int, width: int, *, scale: float, octaves: int) -> np.ndarray:
     """Smooth noise (H, W), mean about 0, deviation about 1; each octave halves scale and amplitude."""
     total = np.zeros((height, width))
     for octave in range(octaves):
@@ -84,9 +82,7 @@ def fractal_noise(
 class _Cells:
     """Tone and relief (H, W) inside the polygons; undefined outside."""
 
-    def __init__(
-        self, rng: np.random.Generator, label: np.ndarray, inside: np.ndarray, classes: Sequence[int]
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, label: np.ndarray, inside: np.ndarray, classes: Sequence[int]) -> None:
         count = len(classes)
         radius = np.ones(count + 1)
         np.maximum.at(radius, label, inside)

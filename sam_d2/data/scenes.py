@@ -200,9 +200,7 @@ def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str
     """COCO annotations of a scene; the area is that of pycocotools' mask, the box that of the polygon."""
     height, width = scene.image.shape[:2]
     annotations = []
-    for number, (polygon, label) in enumerate(
-        zip(scene.polygons, scene.classes, strict=True), start=first_id
-    ):
+    for number, (polygon, label) in enumerate(zip(scene.polygons, scene.classes, strict=True), start=first_id):
         flat = polygon.reshape(-1).tolist()
         left, top = polygon.min(axis=0).tolist()
         box_width, box_height = np.ptp(polygon, axis=0).round(2).tolist()

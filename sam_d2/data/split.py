@@ -44,12 +44,8 @@ def split_dataset(dataset_dicts: list[dict[str, Any]], split: Split, source: str
         UserError: there are fewer than 2 images.
     """
     if len(dataset_dicts) < 2:
-        raise UserError(
-            f"{source}: {len(dataset_dicts)} image cannot be split into a training and a test part."
-        )
-    ranked = sorted(
-        range(len(dataset_dicts)), key=lambda row: _rank(dataset_dicts[row]["image_id"], split.seed)
-    )
+        raise UserError(f"{source}: {len(dataset_dicts)} image cannot be split into a training and a test part.")
+    ranked = sorted(range(len(dataset_dicts)), key=lambda row: _rank(dataset_dicts[row]["image_id"], split.seed))
     count = min(max(round(split.fraction * len(ranked)), 1), len(ranked) - 1)
     chosen = set(ranked[:count] if split.part == "train" else ranked[count:])
     logger.info(

@@ -24,7 +24,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Returns:
         At most two groups with ``params`` and ``weight_decay``, each in the model's order of parameters.
     """
-    exempt = getattr(model, "no_weight_decay", set)()
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for module_name, module in model.named_modules():

@@ -83,10 +83,7 @@ def test_the_same_arguments_give_the_same_scene():
 
 
 def test_scenes_differ_from_each_other():
-    images = {
-        scenes.make_scene(seed, index).image.tobytes()
-        for seed, index in itertools.product(range(3), range(3))
-    }
+    images = {scenes.make_scene(seed, index).image.tobytes() for seed, index in itertools.product(range(3), range(3))}
     assert len(images) == 9
 
 
@@ -155,9 +152,7 @@ def test_the_edge_in_the_picture_lies_on_the_polygon(sample, heading):
             tangent = np.roll(polygon, -1, axis=0) - np.roll(polygon, 1, axis=0)
             normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
             normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-            used = ((polygon > 5) & (polygon < [width - 5, height - 5])).all(axis=1) & (
-                normal @ heading > 0.8
-            )
+            used = ((polygon > 5) & (polygon < [width - 5, height - 5])).all(axis=1) & (normal @ heading > 0.8)
             if used.any():
                 # OpenCV samples at pixel centres, which lie at halves.
                 points = polygon[used, None] + offsets[:, None] * normal[used, None] - 0.5

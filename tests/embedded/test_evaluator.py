@@ -126,9 +126,7 @@ def test_log(monkeypatch, caplog):
     assert re.search(r"Total inference time: 0:00:00\.\d+" + line, caplog.text)
     assert re.search(r"Total inference pure compute time: 0:00:00" + line, caplog.text)
     # From twice the warm-up of 5 batches on.
-    assert re.search(
-        r"Inference done 11/12\. Dataloading: 0\.\d{4} s/iter\. Inference: 0\.\d{4}", caplog.text
-    )
+    assert re.search(r"Inference done 11/12\. Dataloading: 0\.\d{4} s/iter\. Inference: 0\.\d{4}", caplog.text)
 
 
 def test_base_class_does_nothing():

@@ -212,9 +212,7 @@ class TestBestCheckpointer:
 
 def sgd(*groups):
     """An optimizer with groups of (number of parameters, learning rate)."""
-    return torch.optim.SGD(
-        [{"params": [nn.Parameter(torch.zeros(1)) for _ in range(n)], "lr": lr} for n, lr in groups]
-    )
+    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1)) for _ in range(n)], "lr": lr} for n, lr in groups])
 
 
 class TestLRScheduler:
@@ -377,13 +375,9 @@ def test_torch_profiler_writes_a_trace(tmp_path):
     assert "traceEvents" in json.loads((tmp_path / "profiler-trace-iter1.json").read_text())
 
 
-@pytest.mark.skipif(
-    "installed" in describe_detectron2(), reason="Detectron2's calls an API that torch dropped"
-)
+@pytest.mark.skipif("installed" in describe_detectron2(), reason="Detectron2's calls an API that torch dropped")
 def test_autograd_profiler_writes_a_trace(tmp_path):
     with pytest.warns(UserWarning, match="TorchProfiler"):
-        hook = hooks.AutogradProfiler(
-            lambda trainer: trainer.iter == 0, str(tmp_path / "new"), use_cuda=False
-        )
+        hook = hooks.AutogradProfiler(lambda trainer: trainer.iter == 0, str(tmp_path / "new"), use_cuda=False)
     train([hook], end=1, step=lambda _: torch.ones(2) + 1)
     assert (tmp_path / "new" / "profiler-trace-iter0.json").is_file()

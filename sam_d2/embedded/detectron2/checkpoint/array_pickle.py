@@ -22,9 +22,7 @@ _ARRAY_RECIPES: tuple[Any, ...] = (
     np.float32(0).__reduce__(),
 )
 _ARRAY_FUNCTIONS = {recipe[0].__name__: recipe[0] for recipe in _ARRAY_RECIPES}
-_ARRAY_MODULES = [
-    f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("multiarray", "numeric")
-]
+_ARRAY_MODULES = [f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("multiarray", "numeric")]
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -37,9 +35,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which is neither an array nor a plain value"
-            )
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither an array nor a plain value")
         return _ADMITTED[module, name]
 
 

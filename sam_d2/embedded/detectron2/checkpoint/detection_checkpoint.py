@@ -104,7 +104,5 @@ class DetectionCheckpointer(Checkpointer):
             if name in own_buffers and name in incompatible.missing_keys:
                 incompatible.missing_keys.remove(name)
         # old files hold them, models compute them now
-        incompatible.unexpected_keys[:] = [
-            name for name in incompatible.unexpected_keys if _FORMER_BUFFERS not in name
-        ]
+        incompatible.unexpected_keys[:] = [name for name in incompatible.unexpected_keys if _FORMER_BUFFERS not in name]
         return incompatible

@@ -38,9 +38,7 @@ class LazyCall:
             TypeError: it is none of these.
         """
         if not (callable(target) or isinstance(target, (str, Mapping))):
-            raise TypeError(
-                f"the target of LazyCall must be a callable, its name, or a config; got {target!r}"
-            )
+            raise TypeError(f"the target of LazyCall must be a callable, its name, or a config; got {target!r}")
         self._target = target
 
     def __call__(self, **kwargs: Any) -> DictConfig:
@@ -193,11 +191,7 @@ def _children(cfg: Any) -> list[Any]:
     if not isinstance(cfg, (DictConfig, ListConfig)):
         return []
     keys = list(cfg) if isinstance(cfg, DictConfig) else list(range(len(cfg)))
-    return [
-        cfg[key]
-        for key in keys
-        if not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key))
-    ]
+    return [cfg[key] for key in keys if not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key))]
 
 
 def _name_target(node: DictConfig) -> None:

@@ -72,12 +72,8 @@ class Metadata(types.SimpleNamespace):
     name: str = "N/A"
 
     def __getattr__(self, key: str) -> Any:
-        known = (
-            f"Available keys are {list(self.__dict__)}." if len(self.__dict__) > 1 else "metadata is empty."
-        )
-        raise AttributeError(
-            f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}': {known}"
-        )
+        known = f"Available keys are {list(self.__dict__)}." if len(self.__dict__) > 1 else "metadata is empty."
+        raise AttributeError(f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}': {known}")
 
     def __setattr__(self, key: str, val: Any) -> None:
         if hasattr(self, key):

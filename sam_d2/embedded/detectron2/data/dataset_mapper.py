@@ -88,9 +88,7 @@ class DatasetMapper:
             record["instances"] = self._instances(annotations, transforms, aug_input.image.shape[:2])
         return record
 
-    def _instances(
-        self, annotations: list[dict[str, Any]], transforms: Transform, image_size: tuple[int, int]
-    ) -> Any:
+    def _instances(self, annotations: list[dict[str, Any]], transforms: Transform, image_size: tuple[int, int]) -> Any:
         unused = {"keypoints"} if self.use_instance_mask else {"keypoints", "segmentation"}
         moved = [
             utils.transform_instance_annotations(

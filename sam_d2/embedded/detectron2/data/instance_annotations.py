@@ -38,9 +38,7 @@ def transform_instance_annotations(
         NotImplementedError: the annotation has keypoints.
     """
     if "keypoints" in annotation:
-        raise NotImplementedError(
-            "The embedded Detectron2 core has no keypoints: remove them, or install Detectron2."
-        )
+        raise NotImplementedError("The embedded Detectron2 core has no keypoints: remove them, or install Detectron2.")
     if not isinstance(transforms, Transform):
         transforms = TransformList(list(transforms))
     height, width = image_size
@@ -49,9 +47,7 @@ def transform_instance_annotations(
     annotation["bbox"] = np.minimum(box, [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
     if "segmentation" in annotation:
-        annotation["segmentation"] = _transform_segmentation(
-            annotation["segmentation"], transforms, image_size
-        )
+        annotation["segmentation"] = _transform_segmentation(annotation["segmentation"], transforms, image_size)
     return annotation
 
 
@@ -61,9 +57,7 @@ def _transform_segmentation(segmentation: Any, transforms: Transform, image_size
         return [ring.reshape(-1) for ring in transforms.apply_polygons(rings)]
     if isinstance(segmentation, dict):
         mask = transforms.apply_segmentation(mask_util.decode(segmentation))
-        assert mask.shape[:2] == tuple(image_size), (
-            f"RLE gives a mask {mask.shape}, the image is {image_size}"
-        )
+        assert mask.shape[:2] == tuple(image_size), f"RLE gives a mask {mask.shape}, the image is {image_size}"
         return mask
     raise ValueError(
         f"Cannot transform segmentation of type '{type(segmentation)}'! It must be a list of polygons"

@@ -55,9 +55,7 @@ examples:
   {script} --config-file config.py train.max_iter=1000 optimizer.lr=0.001
   {script} --config-file config.py --num-machines 2 --machine-rank 0 --dist-url URL
 """
-    parser = argparse.ArgumentParser(
-        epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("--config-file", metavar="FILE", default="", help="config file to load")
     option("--resume", action="store_true", help="go on from the last checkpoint of the output directory")
@@ -109,9 +107,7 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     seed_all_rng(None if seed < 0 else seed + rank)
     if not getattr(args, "eval_only", False):
         # Choosing kernels anew for every size costs more than it saves on the few batches of an evaluation.
-        torch.backends.cudnn.benchmark = _first_key(
-            cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False
-        )
+        torch.backends.cudnn.benchmark = _first_key(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", default=False)
     precision = _first_key(cfg, "FLOAT32_PRECISION", "train.float32_precision", default="")
     if precision != "":
         _set_float32_precision(precision, logger)

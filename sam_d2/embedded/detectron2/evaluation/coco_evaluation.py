@@ -139,9 +139,7 @@ class COCOEvaluator(DatasetEvaluator):
         assert self._output_dir is not None
         return str(Path(self._output_dir) / name)
 
-    def _eval_predictions(
-        self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None
-    ) -> None:
+    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """Fill ``self._results``."""
         results = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
         tasks = sorted(self._tasks or self._tasks_of(results))
@@ -173,9 +171,7 @@ class COCOEvaluator(DatasetEvaluator):
             return results
         to_dataset = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
         count = len(to_contiguous)
-        assert set(to_dataset) == set(range(count)), (
-            f"class ids are not 0 to {count - 1}: {sorted(to_dataset)}"
-        )
+        assert set(to_dataset) == set(range(count)), f"class ids are not 0 to {count - 1}: {sorted(to_dataset)}"
         for result in results:
             assert result["category_id"] < count, (
                 f"A prediction of image {result['image_id']} has class={result['category_id']}, but the "
@@ -183,9 +179,7 @@ class COCOEvaluator(DatasetEvaluator):
             )
         return [{**result, "category_id": to_dataset[result["category_id"]]} for result in results]
 
-    def _run_cocoeval(
-        self, results: Sequence[dict[str, Any]], task: str, img_ids: Sequence[int] | None
-    ) -> COCOeval:
+    def _run_cocoeval(self, results: Sequence[dict[str, Any]], task: str, img_ids: Sequence[int] | None) -> COCOeval:
         """Return the evaluation of one task, summarised."""
         # loadRes writes into the dicts that it is given. For masks the box is left out, or it would take the
         # area of the box, and small, medium and large would mean something else.

@@ -26,8 +26,7 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, 
     boxes = BoxMode.convert(instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
     columns = zip(instances.pred_classes.tolist(), boxes, instances.scores.tolist(), strict=True)
     results: list[dict[str, Any]] = [
-        {"image_id": img_id, "category_id": category, "bbox": box, "score": score}
-        for category, box, score in columns
+        {"image_id": img_id, "category_id": category, "bbox": box, "score": score} for category, box, score in columns
     ]
     if instances.has("pred_masks"):
         for result, mask in zip(results, instances.pred_masks, strict=True):

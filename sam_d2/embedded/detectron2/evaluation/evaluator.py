@@ -190,9 +190,7 @@ def _log_speed(clock: _Clock) -> None:
         ("inference pure compute time", compute, timedelta(seconds=int(compute))),
     ):
         per_batch = seconds / (clock.total - clock.warmup)
-        _logger.info(
-            f"Total {name}: {clock_text} ({per_batch:.6f} s / iter per device, on {get_world_size()} devices)"
-        )
+        _logger.info(f"Total {name}: {clock_text} ({per_batch:.6f} s / iter per device, on {get_world_size()} devices)")
 
 
 @contextmanager

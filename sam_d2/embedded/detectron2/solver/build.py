@@ -88,9 +88,7 @@ def _with_bias(
     if not bias:
         return overrides
     if "bias" in overrides:
-        raise ValueError(
-            "Conflicting overrides for 'bias': give either an override or the arguments for bias"
-        )
+        raise ValueError("Conflicting overrides for 'bias': give either an override or the arguments for bias")
     return {**overrides, "bias": bias}
 
 

@@ -40,9 +40,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         """
         first = warmup_factor * scheduler(0.0)
         if warmup_method == "linear":
-            warmup: ParamScheduler = LinearParamScheduler(
-                first, scheduler(0.0 if rescale_interval else warmup_length)
-            )
+            warmup: ParamScheduler = LinearParamScheduler(first, scheduler(0.0 if rescale_interval else warmup_length))
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(first)
         else:

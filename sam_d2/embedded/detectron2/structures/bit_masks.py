@@ -65,9 +65,7 @@ class BitMasks:
         return self.tensor.flatten(1).any(dim=1)
 
     @staticmethod
-    def from_polygon_masks(
-        polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int
-    ) -> "BitMasks":
+    def from_polygon_masks(polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int) -> "BitMasks":
         """Rasterise polygons as pycocotools does.
 
         Args:

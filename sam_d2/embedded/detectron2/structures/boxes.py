@@ -38,9 +38,7 @@ class Boxes:
         tensor = tensor.to(torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(-1, 4)
-        assert tensor.dim() == 2 and tensor.size(-1) == 4, (
-            f"boxes have the shape {tuple(tensor.size())}, not (N, 4)"
-        )
+        assert tensor.dim() == 2 and tensor.size(-1) == 4, f"boxes have the shape {tuple(tensor.size())}, not (N, 4)"
         self.tensor: torch.Tensor = tensor
 
     def clone(self) -> "Boxes":

@@ -59,9 +59,7 @@ class Instances:
         """
         length = len(value)
         if self._fields:
-            assert len(self) == length, (
-                f"field {name!r} has {length} entries, there are {len(self)} instances"
-            )
+            assert len(self) == length, f"field {name!r} has {length} entries, there are {len(self)} instances"
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
@@ -137,10 +135,7 @@ class Instances:
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
         height, width = self._image_size
-        return (
-            f"Instances(num_instances={len(self)}, image_height={height}, image_width={width}, "
-            f"fields=[{fields}])"
-        )
+        return f"Instances(num_instances={len(self)}, image_height={height}, image_width={width}, fields=[{fields}])"
 
 
 def _join(values: list[Any]) -> Any:

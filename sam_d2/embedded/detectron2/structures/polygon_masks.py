@@ -38,9 +38,7 @@ def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> 
     return mask_util.decode(union).astype(bool)
 
 
-def rasterize_polygons_within_box(
-    polygons: list[np.ndarray], box: np.ndarray, mask_size: int
-) -> torch.Tensor:
+def rasterize_polygons_within_box(polygons: list[np.ndarray], box: np.ndarray, mask_size: int) -> torch.Tensor:
     """Rasterise the part of polygons inside of a box into a square.
 
     Args:
@@ -154,9 +152,7 @@ class PolygonMasks:
 
     def area(self) -> torch.Tensor:
         """Return the areas, (N,): the sum over an instance's polygons, their overlaps counted twice."""
-        return torch.tensor(
-            [sum(polygon_area(p[0::2], p[1::2]) for p in instance) for instance in self.polygons]
-        )
+        return torch.tensor([sum(polygon_area(p[0::2], p[1::2]) for p in instance) for instance in self.polygons])
 
     @staticmethod
     def cat(polymasks_list: Sequence["PolygonMasks"]) -> "PolygonMasks":

@@ -119,9 +119,7 @@ class CommonMetricPrinter(EventWriter):
         self.logger = logging.getLogger("detectron2.utils.events")
         self._max_iter = max_iter
         self._window_size = window_size
-        self._last_write: tuple[int, float] | None = (
-            None  # iteration and time of the last line without timings
-        )
+        self._last_write: tuple[int, float] | None = None  # iteration and time of the last line without timings
 
     def _eta(self, storage: EventStorage) -> str | None:
         if self._max_iter is None:
@@ -150,9 +148,7 @@ class CommonMetricPrinter(EventWriter):
         text = ""
         histories = storage.histories()
         if "time" in histories:
-            text += (
-                f"time: {histories['time'].global_avg():.4f}  last_time: {histories['time'].latest():.4f}  "
-            )
+            text += f"time: {histories['time'].global_avg():.4f}  last_time: {histories['time'].latest():.4f}  "
         if "data_time" in histories:
             mean = histories["data_time"].avg(storage.count_samples("data_time", self._window_size))
             text += f"data_time: {mean:.4f}  last_data_time: {histories['data_time'].latest():.4f}  "

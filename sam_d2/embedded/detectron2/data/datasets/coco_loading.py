@@ -40,9 +40,7 @@ def register_coco_instances(
     assert isinstance(image_root, (str, os.PathLike)), image_root
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, functools.partial(load_coco_json, json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
-    )
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
 
 
 def load_coco_json(
@@ -120,9 +118,7 @@ def _set_category_metadata(coco: Any, dataset_name: str) -> dict[int, int]:
     metadata.thing_classes = [category["name"] for category in coco.loadCats(ids)]
     has_gaps = min(ids) != 1 or max(ids) != len(ids)
     if has_gaps and "coco" not in dataset_name:  # COCO's own gaps are known to everyone
-        logger.warning(
-            "Category ids in annotations are not in [1, #categories]! We'll apply a mapping for you."
-        )
+        logger.warning("Category ids in annotations are not in [1, #categories]! We'll apply a mapping for you.")
     metadata.thing_dataset_id_to_contiguous_id = {category: i for i, category in enumerate(ids)}
     return metadata.thing_dataset_id_to_contiguous_id
 
@@ -131,8 +127,7 @@ def _check_annotations(coco: Any, image_ids: list[int], path: str) -> None:
     ids = [annotation["id"] for image_id in image_ids for annotation in coco.imgToAnns[image_id]]
     if len(ids) < len(coco.anns):
         logger.warning(
-            f"{path} contains {len(coco.anns)} annotations, but only {len(ids)} of them match to images "
-            "in the file."
+            f"{path} contains {len(coco.anns)} annotations, but only {len(ids)} of them match to images in the file."
         )
     # Two published COCO 2014 subsets repeat ids, too few to matter.
     assert "minival" in path or len(set(ids)) == len(ids), f"Annotation ids in '{path}' are not unique!"
@@ -157,8 +152,7 @@ def _annotation(
         category = annotation["category_id"]
         if category not in category_index:
             raise KeyError(
-                f"Encountered category_id={category} but this id does not exist in 'categories' of the json "
-                "file."
+                f"Encountered category_id={category} but this id does not exist in 'categories' of the json file."
             )
         annotation["category_id"] = category_index[category]
     return annotation

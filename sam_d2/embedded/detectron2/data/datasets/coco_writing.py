@@ -66,9 +66,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     return {**coco, "annotations": annotations} if annotations else coco
 
 
-def _coco_annotation(
-    annotation: dict[str, Any], annotation_id: int, image_id: Any, category: int
-) -> dict[str, Any]:
+def _coco_annotation(annotation: dict[str, Any], annotation_id: int, image_id: Any, category: int) -> dict[str, Any]:
     box = annotation["bbox"]
     if isinstance(box, np.ndarray):
         if box.ndim != 1:

@@ -21,9 +21,7 @@ class RepeatFactorTrainingSampler(EndlessSampler):
         seed: must be the same in all processes; None draws one that they share.
     """
 
-    def __init__(
-        self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None
-    ) -> None:
+    def __init__(self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__(shuffle, seed)
         self._whole = torch.trunc(repeat_factors)
         self._fraction = repeat_factors - self._whole

@@ -175,9 +175,7 @@ class AugInput:
         return AugmentationList(augmentations)(self)
 
 
-def apply_augmentations(
-    augmentations: Sequence[Augmentation | Transform], inputs: Any
-) -> tuple[Any, TransformList]:
+def apply_augmentations(augmentations: Sequence[Augmentation | Transform], inputs: Any) -> tuple[Any, TransformList]:
     """Apply augmentations to an image or an :class:`AugInput`.
 
     Returns:

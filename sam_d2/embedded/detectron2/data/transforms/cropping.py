@@ -41,9 +41,7 @@ class FixedSizeCrop(Augmentation):
         if self.pad:
             below, right = np.maximum(target - size, 0)
             kept_h, kept_w = np.minimum(size, target)
-            transforms.append(
-                PadTransform(0, 0, right, below, kept_w, kept_h, self.pad_value, self.seg_pad_value)
-            )
+            transforms.append(PadTransform(0, 0, right, below, kept_w, kept_h, self.pad_value, self.seg_pad_value))
         return TransformList(transforms)
 
 
@@ -84,9 +82,7 @@ class RandomCrop(Augmentation):
             AssertionError: the range's ends are in the wrong order.
         """
         if self.crop_type == "absolute":
-            height, width = (
-                int(min(side, size)) for side, size in zip(self.crop_size, image_size, strict=True)
-            )
+            height, width = (int(min(side, size)) for side, size in zip(self.crop_size, image_size, strict=True))
             return height, width
         if self.crop_type == "absolute_range":
             low, high = self.crop_size

@@ -16,9 +16,7 @@ class EvalHook(HookBase):
     to evaluate gets a function that returns None.
     """
 
-    def __init__(
-        self, eval_period: int, eval_function: Callable[[], Any], eval_after_train: bool = True
-    ) -> None:
+    def __init__(self, eval_period: int, eval_function: Callable[[], Any], eval_after_train: bool = True) -> None:
         """Say what, and when.
 
         Args:
@@ -41,8 +39,7 @@ class EvalHook(HookBase):
                     float(value)
                 except Exception as error:
                     raise ValueError(
-                        "[EvalHook] eval_function should return a nested dict of float; "
-                        f"{name!r} is {value!r}."
+                        f"[EvalHook] eval_function should return a nested dict of float; {name!r} is {value!r}."
                     ) from error
             self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
         # Ranks need different times; without a barrier the first would wait in the next step's all-reduce.

@@ -63,7 +63,5 @@ class IterationTimer(HookBase):
         count = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
         if count > 0 and steps > 0:
             # Scripts search logs for the wording of these two lines.
-            _logger.info(
-                f"Overall training speed: {count} iterations in {_clock(steps)} ({steps / count:.4f} s / it)"
-            )
+            _logger.info(f"Overall training speed: {count} iterations in {_clock(steps)} ({steps / count:.4f} s / it)")
         _logger.info(f"Total training time: {_clock(total)} ({_clock(total - steps)} on hooks)")

@@ -36,9 +36,7 @@ class TorchMemoryStats(HookBase):
         due = done % self._period == 0 or done == self.trainer.max_iter
         if not due or self._runs > self._max_runs or not torch.cuda.is_available():
             return
-        values = [
-            f" {name}: {getattr(torch.cuda, counter)() / 2**20:.0f}MB " for name, counter in _COUNTERS.items()
-        ]
+        values = [f" {name}: {getattr(torch.cuda, counter)() / 2**20:.0f}MB " for name, counter in _COUNTERS.items()]
         _logger.info(f" iter: {self.trainer.iter} " + "".join(values))
         self._runs += 1
         if self._runs == self._max_runs:

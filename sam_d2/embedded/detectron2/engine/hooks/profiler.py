@@ -80,9 +80,7 @@ class AutogradProfiler(TorchProfiler):
 
     _detailed = False
 
-    def __init__(
-        self, enable_predicate: Callable[[Any], bool], output_dir: str, *, use_cuda: bool = True
-    ) -> None:
+    def __init__(self, enable_predicate: Callable[[Any], bool], output_dir: str, *, use_cuda: bool = True) -> None:
         """Say which steps, and where to.
 
         Args:

@@ -106,9 +106,7 @@ class SimpleTrainer(TrainerBase):
         self.data_loader = data_loader_builder()
         self._data_loader_iter_obj = None
 
-    def _write_metrics(
-        self, loss_dict: Losses, data_time: float, prefix: str = "", iter: int | None = None
-    ) -> None:
+    def _write_metrics(self, loss_dict: Losses, data_time: float, prefix: str = "", iter: int | None = None) -> None:
         cur_iter = self.iter if iter is None else iter
         if (cur_iter + 1) % self.gather_metric_period:
             return
@@ -147,9 +145,7 @@ class SimpleTrainer(TrainerBase):
         means = {name: np.mean([losses[name] for losses in rank_losses]) for name in rank_losses[0]}
         total = sum(means.values())
         if not np.isfinite(total):
-            raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {means}"
-            )
+            raise FloatingPointError(f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {means}")
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(means) > 1:
             storage.put_scalars(cur_iter=cur_iter, **means)
