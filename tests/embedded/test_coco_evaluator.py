@@ -410,7 +410,7 @@ class TestInstancesToJson:
 
 
 class ExactBoxes:
-    """Boxes in float64: rounded to float32, as Boxes are, some overlaps miss a threshold (AP 50.41, not 50.46)."""
+    """Boxes in float64: rounded to float32, as Boxes are, some overlaps miss a threshold (AP 50.41)."""
 
     def __init__(self, xywh):
         self.tensor = torch.tensor(xywh, dtype=torch.float64)

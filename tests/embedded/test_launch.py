@@ -82,10 +82,9 @@ def main(folder, extra):
     found["coco"] = score(Path(folder))
     found["evaluators"] = DatasetEvaluators([Fixed()]).evaluate()
     (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
-
-
-def fail():
-    raise ValueError("made to fail")
+    comm.synchronize()
+    if rank == 1:
+        raise ValueError("made to fail")
 """
 
 
@@ -105,14 +104,20 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    """What each of two processes wrote down."""
+def outcome(folder):
+    """What each of two processes wrote down, and the exception that the second one ended with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         import launch_test_worker
 
-        launch(launch_test_worker.main, 2, dist_url="auto", args=(str(folder), "x"))
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+        with pytest.raises(Exception) as error:
+            launch(launch_test_worker.main, 2, dist_url="auto", args=(str(folder), "x"))
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], error.value
+
+
+@pytest.fixture(scope="module")
+def found(outcome):
+    return outcome[0]
 
 
 needs_gloo = pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA each process would need a GPU")
@@ -171,9 +176,6 @@ def test_predictions_of_all_ranks_are_scored_on_the_main_one(found):
 
 
 @needs_gloo
-def test_an_exception_in_a_process_reaches_the_caller(folder, monkeypatch):
-    monkeypatch.syspath_prepend(str(folder))
-    import launch_test_worker
-
-    with pytest.raises(Exception, match="made to fail"):
-        launch(launch_test_worker.fail, 2, dist_url="auto")
+def test_an_exception_in_a_process_reaches_the_caller(outcome):
+    assert "made to fail" in str(outcome[1])
+    assert "launch_test_worker.py" in str(outcome[1])  # the traceback of the process
