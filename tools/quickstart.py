@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Train a small SAM on generated scenes, with box and with point prompts, and score both.
+
+    python tools/quickstart.py
+
+Needs no data, no weights and no GPU. Each run is an ordinary call of experiments/train_net.py, printed before it
+begins; an interrupted one goes on where it stopped, a finished one is only scored again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sam_d2.cli import run_main
+from sam_d2.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "experiments" / "output"
+STEPS = {"box": 1400, "point": 1600}
+
+
+def run_folder(prompt: str) -> Path:
+    return OUTPUT / f"sam_tiny_quickstart_{prompt}"
+
+
+def train_and_score(prompt: str, extra: list[str]) -> float:
+    """Run train_net.py for one kind of prompt; returns its seconds."""
+    folder = run_folder(prompt)
+    command = [sys.executable, "experiments/train_net.py", "--config-file", "configs/sam_tiny.py"]
+    command += ["--dataset", "quickstart", "--prompt", prompt]
+    if (folder / "model_final.pth").is_file():
+        command.append("--eval-only")
+    elif (folder / "last_checkpoint").is_file():
+        command.append("--resume")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds a run that stopped before its first checkpoint. Delete it and try again.")
+    command += [f"train.max_iter={STEPS[prompt]}", *extra]
+    shown = " ".join(shlex.quote(part) for part in ["python", *command[1:]])
+    print(f"\n== {prompt} prompts ==\n$ {shown}", flush=True)
+    start = time.perf_counter()
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if code:
+        raise UserError(f"the run with {prompt} prompts ended with exit code {code}; its log is {folder / 'log.txt'}.")
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config of both runs")
+    args = parser.parse_args()
+    seconds = {prompt: train_and_score(prompt, args.opts) for prompt in STEPS}
+
+    from sam_d2.evaluation import read_report, results_table
+
+    print("\n== Results on scenes that were not trained on ==")
+    for prompt in STEPS:
+        print(results_table(read_report(run_folder(prompt) / "report.json")))
+        print(f"took {seconds[prompt]:.0f} s; see {(run_folder(prompt) / 'gallery.png').relative_to(ROOT)}\n")
+    print("Next: your own images, see 'Your own data' in README.md.")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
