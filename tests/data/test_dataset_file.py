@@ -1,0 +1,179 @@
+import json
+
+import pytest
+
+from detectron2.data.datasets import load_coco_json
+from sam_d2.data import load_dataset_file
+from sam_d2.errors import UserError
+
+EXTRA_KEYS = ["id", "area"]
+
+
+def reference(file, root, name="for_reference"):
+    """What Detectron2 reads from a COCO file, with the keys that sam_d2 keeps beside."""
+    from detectron2.data import MetadataCatalog
+
+    dicts = load_coco_json(str(file), str(root), name, extra_annotation_keys=EXTRA_KEYS)
+    metadata = MetadataCatalog.get(name)
+    classes, contiguous = metadata.thing_classes, metadata.thing_dataset_id_to_contiguous_id
+    MetadataCatalog.remove(name)
+    return dicts, classes, contiguous
+
+
+def test_made_coco_file_reads_as_detectron2_reads_it(coco, write):
+    file = write(coco)
+    dataset = load_dataset_file(file)
+    dicts, classes, contiguous = reference(file, file.parent)
+    assert dataset.dataset_dicts == dicts
+    assert dataset.classes == classes == ["cat", "dog"]
+    assert contiguous == {3: 0, 7: 1} and dataset.category_ids == [3, 7]
+    assert dataset.format == "coco" and dataset.image_root == file.parent and dataset.findings == []
+    # by image id, and within an image in the order of the file
+    assert [record["image_id"] for record in dataset.dataset_dicts] == [10, 20]
+    assert [item["id"] for item in dataset.dataset_dicts[0]["annotations"]] == [0, 1]
+    assert [item["category_id"] for item in dataset.dataset_dicts[0]["annotations"]] == [1, 0]
+    assert dataset.dataset_dicts[1]["annotations"][0]["iscrowd"] == 1
+
+
+@pytest.mark.parametrize("part", ["train2017", "val2017"])
+def test_coco_tiny80_reads_as_detectron2_reads_it(real_data, part):
+    file = real_data / f"coco_tiny80/annotations/instances_{part}.json"
+    root = real_data / f"coco_tiny80/images/{part}"
+    dataset = load_dataset_file(file, root)
+    dicts, classes, contiguous = reference(file, root)
+    assert dataset.dataset_dicts == dicts
+    assert dataset.classes == classes and len(classes) == 80
+    assert dict(zip(dataset.category_ids, range(80), strict=True)) == contiguous
+    assert dataset.findings == []
+
+
+@pytest.mark.parametrize(
+    ("file", "root", "images", "instances"),
+    [
+        ("iwp/dataset_train.json", None, 129, 6045),
+        ("iwp/dataset_test.json", None, 132, 5116),
+        ("nuts18/annotations/trainval.json", "nuts18/images", 18, 165),
+        ("mushroom_dense/annotations/train.coco.json", "mushroom_dense/images/train", 78, 10335),
+        ("dsb2018_nuclei/derived/instances.json", "dsb2018_nuclei/images", 80, 4824),
+    ],
+)
+def test_every_real_dataset_reads_whole(real_data, file, root, images, instances):
+    dataset = load_dataset_file(real_data / file, root and real_data / root)
+    assert len(dataset.dataset_dicts) == images
+    assert sum(len(record["annotations"]) for record in dataset.dataset_dicts) == instances
+
+
+def test_detectron2_dicts_keep_their_order_and_boxes(dicts, write):
+    file = write(dicts)
+    dataset = load_dataset_file(file)
+    assert dataset.format == "detectron2"
+    assert [record["image_id"] for record in dataset.dataset_dicts] == [5, 4]
+    assert dataset.dataset_dicts[0]["file_name"] == str(file.parent / "b.png")
+    assert dataset.dataset_dicts[0]["annotations"] == [
+        {"bbox": [1, 1, 3, 4], "bbox_mode": 0, "category_id": 1, "iscrowd": 0,
+         "segmentation": [[1, 1, 3, 1, 3, 4, 1, 4]]}
+    ]  # fmt: skip
+    # class index 1 is the highest: two classes, which the file does not name
+    assert dataset.classes == ["class_0", "class_1"] and dataset.category_ids == [0, 1]
+    named = load_dataset_file(file, classes=["low", "high", "unused"])
+    assert named.classes == ["low", "high", "unused"] and named.category_ids == [0, 1, 2]
+
+
+def test_detectron2_dicts_take_string_ids(dicts, write):
+    dicts[0]["image_id"] = "tile_b"
+    assert load_dataset_file(write(dicts)).dataset_dicts[0]["image_id"] == "tile_b"
+
+
+@pytest.mark.parametrize(
+    ("form", "classes", "message"),
+    [
+        ("dicts", ["low"], r"category_id 1 is in use, which needs 2 names, but \['low'\] are given"),
+        ("coco", ["dog", "cat"], r"the file has \['cat', 'dog'\], but \['dog', 'cat'\] are asked for"),
+    ],
+)
+def test_class_names_must_fit(form, classes, message, coco, dicts, write):
+    with pytest.raises(UserError, match=message):
+        load_dataset_file(write(coco if form == "coco" else dicts), classes=classes)
+
+
+def test_byte_order_mark_is_accepted(coco, write):
+    file = write(coco)
+    expected = load_dataset_file(file).dataset_dicts
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(coco).encode())
+    assert load_dataset_file(file).dataset_dicts == expected
+
+
+def test_reading_record_by_record_gives_the_same(coco, dicts, write):
+    for content in (coco, dicts):
+        expected = load_dataset_file(write(content)).dataset_dicts
+        (content if isinstance(content, dict) else content[0])["comment"] = float("nan")  # msgspec refuses it
+        assert load_dataset_file(write(content)).dataset_dicts == expected
+
+
+def test_empty_segmentation_is_left_out_and_counted(coco, write, caplog):
+    coco["annotations"][0]["segmentation"] = []
+    coco["annotations"][1]["segmentation"] = None
+    coco["annotations"][2]["segmentation"] = [[1, 1, 2, 2], *coco["annotations"][2]["segmentation"]]
+    dataset = load_dataset_file(write(coco))
+    assert [[item["id"] for item in record["annotations"]] for record in dataset.dataset_dicts] == [[1], []]
+    assert dataset.dataset_dicts[0]["annotations"][0]["segmentation"] == [[1, 1, 3, 1, 3, 4, 1, 4]]
+    assert "2 warnings on segmentation (the annotation is left out), first: image 10, annotation 0" in caplog.text
+    assert "1 warning on segmentation (polygons of under 3 points are left out)" in caplog.text
+
+
+@pytest.mark.parametrize("box", [[1, 1, 0, 3], [3, 4, -2, -3]])
+def test_box_without_area_is_replaced_by_the_bounds_of_the_mask(box, coco, write):
+    coco["annotations"][0]["bbox"] = box
+    coco["annotations"][1]["bbox"] = box
+    first, second = (record["annotations"][0] for record in load_dataset_file(write(coco)).dataset_dicts)
+    assert (first["bbox"], first["bbox_mode"]) == ([1, 1, 3, 4], 0)
+    # runs go down the columns of 8 rows: pixels 10..13 are column 1, rows 2..5, edges x 1..2, y 2..6
+    assert (second["bbox"], second["bbox_mode"]) == ([1, 2, 2, 6], 0)
+
+
+def test_images_are_searched_for_upwards(dicts, write):
+    dicts[0]["file_name"], dicts[1]["file_name"] = "project/b.png", "project/sub/../a.png"
+    file = write(dicts, "project/deep/er/dataset.json", images="../..")
+    (file.parents[2] / "sub").mkdir()
+    dataset = load_dataset_file(file)
+    assert dataset.image_root == file.parents[3]
+    assert dataset.dataset_dicts[0]["file_name"] == str(file.parents[2] / "b.png")
+
+
+def test_given_image_root_comes_first_and_working_directory_is_searched(coco, write, tmp_path, monkeypatch):
+    file = write(coco, "json/dataset.json", images="../pictures")
+    assert load_dataset_file(file, tmp_path / "pictures").image_root == tmp_path / "pictures"
+    assert load_dataset_file(file, [tmp_path / "none", "pictures", tmp_path / "pictures"]).image_root
+    with pytest.raises(UserError, match=r"2 of 2 images are missing under .*json: 'a.png', 'b.png'"):
+        load_dataset_file(file)
+    monkeypatch.chdir(tmp_path / "pictures")
+    assert load_dataset_file(file).image_root == tmp_path / "pictures"
+
+
+def test_missing_images_are_named_with_the_folders_searched(coco, write):
+    file = write(coco)
+    (file.parent / "a.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 images are missing under .*: 'a.png'; .*searched: ") as error:
+        load_dataset_file(file, file.parent / "nowhere")
+    assert str(file.parent / "nowhere") in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "{outside}"])
+def test_paths_must_stay_inside_the_image_root(name, coco, write, tmp_path):
+    file = write(coco, "inside/dataset.json")
+    (tmp_path / "outside.png").touch()
+    coco["images"][0]["file_name"] = name.format(outside=tmp_path / "outside.png")
+    file.write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=r"image 20, file_name: .*outside.png' leads out of the image folder"):
+        load_dataset_file(file, tmp_path / "inside")
+
+
+def test_absolute_paths_and_links_inside_the_image_root_are_fine(coco, write, tmp_path):
+    file = write(coco, "inside/dataset.json")
+    (tmp_path / "elsewhere.png").touch()
+    (tmp_path / "inside/link.png").symlink_to(tmp_path / "elsewhere.png")
+    coco["images"][0]["file_name"] = "link.png"
+    coco["images"][1]["file_name"] = str(tmp_path / "inside/a.png")
+    file.write_text(json.dumps(coco))
+    names = [record["file_name"] for record in load_dataset_file(file).dataset_dicts]
+    assert names == [str(tmp_path / "inside/a.png"), str(tmp_path / "inside/link.png")]
