@@ -1,12 +1,15 @@
 """Recognise how a dataset folder is laid out."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam_d2.data.manifest import clean_name
 from sam_d2.errors import UserError
 
 _WORDS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+MAX_SUGGESTIONS = 5
 _ROBOFLOW_FILE = "_annotations.coco.json"
 
 
@@ -50,15 +53,13 @@ def find_splits(folder: Path) -> dict[str, SplitFiles]:
     return {}
 
 
-def suggest_registration(name: str, folder: Path) -> str:
-    """Return the lines of register_dataset.py that would register the files of a folder."""
-    files = sorted(path for path in folder.rglob("*.json") if path.is_file())[:5]
-    images = next((path for path in (folder / "images", folder) if path.is_dir()), folder)
-    if not files:
-        return f"  python tools/register_dataset.py {name} --train-json FILE.json --train-images {images}"
+def suggest_registration(folder: Path, name: str) -> str:
+    """Return lines of register_dataset.py that would register the JSON files of a folder."""
+    images = shlex.quote(str(folder / "images" if (folder / "images").is_dir() else folder))
+    files = [shlex.quote(str(path)) for path in sorted(folder.rglob("*.json"))[:MAX_SUGGESTIONS]]
     return "\n".join(
-        f"  python tools/register_dataset.py {name} --train-json {path} --train-images {images} --split 0.8"
-        for path in files
+        f"  python tools/register_dataset.py {name} --train-json {file} --train-images {images} --split 0.8"
+        for file in files or ["FILE.json"]
     )
 
 
@@ -75,9 +76,8 @@ def _split_files(folder: Path, split: str, paths: list[Path]) -> SplitFiles:
     if len(paths) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in paths)
         raise UserError(
-            f"{folder}: several files could be the {split} split: {names}. Name the ones to use:\n"
-            f"  python tools/register_dataset.py NAME --train-json ... --train-images ... "
-            "--test-json ... --test-images ..."
+            f"{folder}: several files could be the {split} split: {names}. Register the one to use under a "
+            f"name, for example:\n{suggest_registration(folder, clean_name(folder.name))}"
         )
     file = paths[0]
     # the file's own word first: instances_train2017.json goes with images/train2017

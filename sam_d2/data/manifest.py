@@ -132,6 +132,11 @@ def check_name(name: str) -> None:
         raise UserError(f"Dataset name {name!r} is that of the generated scenes. Choose another.")
 
 
+def clean_name(name: str) -> str:
+    """Return a name like this one that :func:`check_name` takes."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip("_.-") or "dataset"
+
+
 def relative_to_manifest(target: Path, manifest: Path) -> str:
     """Return a path as the manifest keeps it."""
     return Path(os.path.relpath(target.resolve(), manifest.parent.resolve())).as_posix()

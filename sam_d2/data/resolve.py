@@ -2,13 +2,19 @@
 
 import difflib
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sam_d2.data.dataset_file import common_classes
 from sam_d2.data.folder_layouts import SplitFiles, find_splits, suggest_registration
-from sam_d2.data.manifest import RESERVED_NAME, ManifestDataset, from_manifest, manifest_path, read_manifest
+from sam_d2.data.manifest import (
+    RESERVED_NAME,
+    ManifestDataset,
+    clean_name,
+    from_manifest,
+    manifest_path,
+    read_manifest,
+)
 from sam_d2.data.register import cached_dataset_file, register_dataset
 from sam_d2.data.split import Split
 from sam_d2.errors import UserError
@@ -68,7 +74,7 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
 
         return _resolve_folder(ensure_quickstart(manifest.parent / RESERVED_NAME), RESERVED_NAME)
     if path.is_dir():
-        return _resolve_folder(path.resolve(), _clean(path.resolve().name))
+        return _resolve_folder(path.resolve(), clean_name(path.resolve().name))
     if path.is_file():
         return _resolve_file(path.resolve())
     return _resolve_catalog(argument, sorted(known), manifest)
@@ -100,7 +106,7 @@ def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
     if not splits:
         raise UserError(
             f"{folder}: the layout of this folder is not known (docs/datasets.md lists those that are). "
-            f"Register its files under a name, for example:\n{suggest_registration(name, folder)}\n"
+            f"Register its files under a name, for example:\n{suggest_registration(folder, name)}\n"
             f"and then pass --dataset {name}."
         )
     test = "test" if "test" in splits else "val"
@@ -109,7 +115,7 @@ def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
 
 def _resolve_file(file: Path) -> ResolvedDataset:
     folders = (folder.name for folder in file.parents if folder.name not in ("", "annotations"))
-    name = _clean("_".join((*list(folders)[:1], file.stem)))
+    name = clean_name("_".join((*list(folders)[:1], file.stem)))
     files = SplitFiles(file, tuple(path for path in _image_folders(file) if path.is_dir()))
     logger.info(f"{file} is one file: its images are split, {Split('train').fraction:g} of them for training")
     return _register_parts(name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None)
@@ -163,10 +169,5 @@ def _unknown(name: str, known: list[str], registered: set[str], manifest: Path) 
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return (
         f"Dataset {name!r} is not known.{hint} Known: {', '.join(names)} (manifest {manifest}). "
-        f"Register it: python tools/register_dataset.py {_clean(name)} --train-json FILE --train-images DIR"
+        f"Register it: python tools/register_dataset.py {clean_name(name)} --train-json FILE --train-images DIR"
     )
-
-
-def _clean(name: str) -> str:
-    """Return a name that can stand in a catalog and in the name of an output folder."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip("_.-") or "dataset"

@@ -71,4 +71,5 @@ def catalogs() -> Iterator[None]:
     yield
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
