@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -147,7 +146,7 @@ def check_target(key: str, target: Any, source: str) -> None:
     found = locate(target)
     # A listed module also holds what it imported: `torch.nn.modules.module.torch.load` has a listed prefix.
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
-    if isinstance(found, types.ModuleType) or not callable(found) or not _is_listed(home):
+    if not callable(found) or not _is_listed(home):
         raise UserError(f"{source}: {key} calls {target!r}, which is no class or function of that package itself.")
 
 

@@ -202,6 +202,7 @@ DANGEROUS = [
     "torch.multiprocessing.spawn",
     "torch.nn.functional",
     "torch.nn.Module.__init__.__globals__",
+    "torch.nn.Module.__setattr__",
     "torchvision.io.write_file",
     "torchvision.datasets.utils.download_and_extract_archive",
     "segment_anything.build_sam_vit_b",
@@ -234,6 +235,11 @@ def test_yaml_and_overrides_may_not_call(target, tmp_path, cfg):
     ):
         with pytest.raises(UserError, match="override"):
             apply_overrides(cfg.copy(), [override])
+
+
+def test_a_package_whose_name_begins_like_a_listed_one_is_not_listed():
+    with pytest.raises(UserError, match="'torch.nnx.Linear', which YAML files and overrides may not"):
+        check_target("model._target_", "torch.nnx.Linear", "run.yaml")
 
 
 def test_overrides_may_not_point_a_target_at_a_string(cfg):
