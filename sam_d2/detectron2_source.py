@@ -22,7 +22,7 @@ def provide_detectron2() -> None:
         UserError: the switch has an unknown value, ``installed`` is asked for and there is none, the installed
             one cannot be imported, or another ``detectron2`` was imported before the embedded one was forced.
     """
-    choice = os.environ.get(SWITCH, "auto")
+    choice = os.environ.get(SWITCH) or "auto"
     if choice not in ("auto", "installed", "embedded"):
         raise UserError(f"{SWITCH}={choice!r}: expected auto, installed or embedded.")
     if choice == "embedded":
@@ -72,7 +72,9 @@ def _check_import() -> None:
 
 def _use_embedded(first: bool) -> None:
     loaded = sys.modules.get("detectron2")
-    if loaded is not None and _installed_origin() is not None:
+    if loaded is not None and getattr(loaded, "__file__", None) is None:
+        del sys.modules["detectron2"]  # a clone's folder imported as an empty namespace would hide the core
+    elif loaded is not None and _installed_origin() is not None:
         raise UserError(f"{SWITCH}=embedded, but {loaded.__file__} was imported before sam_d2. Import sam_d2 first.")
     root = str(EMBEDDED_ROOT)
     if first:
