@@ -53,7 +53,7 @@ def case_resize_filters():
         resize = T.ResizeTransform(HEIGHT, WIDTH, 22, 71, interp)
         found[name] = [resize.apply_image(image), resize.apply_image(batch), resize.apply_image(flipped)]
     found["lanczos"] = T.ResizeTransform(HEIGHT, WIDTH, 22, 71, 1).apply_image(image)
-    found["inverse"] = T.ResizeTransform(HEIGHT, WIDTH, 22, 71).inverse().apply_image(image[:22].repeat(2, 1)[:, :71])
+    found["inverse"] = T.ResizeTransform(HEIGHT, WIDTH, 22, 71).inverse().apply_image(noise(22, 71, 3))
     return found
 
 
