@@ -64,3 +64,20 @@ def test_damaged_or_foreign_file_is_left_alone(tmp_path, content):
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_report(tmp_path / "report.json")
+
+
+def test_interrupted_write_leaves_the_old_report(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    write_report(path, [row()])
+    before = path.read_bytes()
+
+    def disk_full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        write_report(path, [row(split="other")])
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
