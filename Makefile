@@ -31,5 +31,6 @@ $(STAMP): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or later is needed, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	@echo "Installing sam_d2 and what it needs in $(VENV): once, some minutes, 6 GB where torch comes with CUDA."
+	$(BIN)/python -m pip install --editable '.[dev,parity]'
 	touch $@

@@ -238,7 +238,7 @@ def test_yaml_and_overrides_may_not_call(target, tmp_path, cfg):
 
 
 def test_a_package_whose_name_begins_like_a_listed_one_is_not_listed():
-    with pytest.raises(UserError, match="'torch.nnx.Linear', which YAML files and overrides may not"):
+    with pytest.raises(UserError, match=r"torch\.nnx\.Linear', which YAML files and overrides may not"):
         check_target("model._target_", "torch.nnx.Linear", "run.yaml")
 
 
