@@ -68,10 +68,7 @@ def build_dataset_dicts(
     annotations: dict[int | str, list[dict[str, Any]]] = {image.id: [] for image in images}
     for row, (image_id, item) in enumerate(zip(table.image_ids, table.annotations, strict=True)):
         if row not in table.left_out and image_id is not None:
-            mode = int(table.modes[row])
-            annotations[image_id].append(
-                _annotation_dict(item, contiguous[item.category_id], mode, table.new_boxes.get(row))
-            )
+            annotations[image_id].append(_annotation_dict(table, row, item, contiguous[item.category_id]))
     return [
         {
             "file_name": str(root / image.file_name),
@@ -84,15 +81,16 @@ def build_dataset_dicts(
     ]
 
 
-def _annotation_dict(item: Any, category: int, mode: int, new_box: list[float] | None) -> dict[str, Any]:
+def _annotation_dict(table: AnnotationTable, row: int, item: Any, category: int) -> dict[str, Any]:
+    new_box = table.new_boxes.get(row)
     segmentation = item.segmentation
     if isinstance(segmentation, Rle):
         segmentation = compressed_rle(segmentation)
-    elif any(len(polygon) < MIN_POLYGON for polygon in segmentation):
+    elif row in table.short_rows:
         segmentation = [polygon for polygon in segmentation if len(polygon) >= MIN_POLYGON]
     result = {
         "bbox": item.bbox if new_box is None else new_box,
-        "bbox_mode": mode if new_box is None else XYXY_ABS,
+        "bbox_mode": int(table.modes[row]) if new_box is None else XYXY_ABS,
         "category_id": category,
         "segmentation": segmentation,
         "iscrowd": int(item.iscrowd),

@@ -1,8 +1,10 @@
 """Load a dataset file: COCO's JSON or Detectron2's list of dicts, checked, as Detectron2's dataset dicts."""
 
+import contextlib
 import dataclasses
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +102,24 @@ def inspect_dataset_file(
     Returns:
         The dataset with all findings. Where one of them is an error, `dataset_dicts` is empty.
     """
-    file = Path(json_file).absolute()
+    with _collection_paused():
+        dataset = _inspect(Path(json_file).absolute(), image_root)
+    return dataset if classes is None else with_classes(dataset, classes)
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Pause the search for reference cycles: there are none among millions of new records to go through."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _inspect(file: Path, image_root: ImageRoot) -> DatasetFile:
     records, findings = decode_dataset(file)
     if isinstance(records, CocoFile):
         findings += check_references(records, file, {finding.field for finding in findings})
@@ -122,7 +141,7 @@ def inspect_dataset_file(
         count = number_of_classes(table)
         names, category_ids = [f"class_{index}" for index in range(count)], list(range(count))
     sound = not any(finding.severity == "error" for finding in findings)
-    dataset = DatasetFile(
+    return DatasetFile(
         json_file=file,
         image_root=root,
         format="coco" if isinstance(records, CocoFile) else "detectron2",
@@ -131,7 +150,6 @@ def inspect_dataset_file(
         dataset_dicts=build_dataset_dicts(images, table, category_ids, root) if sound and root else [],
         findings=findings,
     )
-    return dataset if classes is None else with_classes(dataset, classes)
 
 
 def with_classes(dataset: DatasetFile, classes: Sequence[str]) -> DatasetFile:

@@ -36,6 +36,7 @@ class AnnotationTable:
         new_boxes: XYXY, px, original frame, for the rows whose own box has no area.
         findings: what was found so far.
         error_rows: rows that have an error among them.
+        short_rows: rows with polygons that are left out.
     """
 
     file: Path
@@ -48,6 +49,7 @@ class AnnotationTable:
     new_boxes: dict[int, list[float]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     error_rows: set[int] = field(default_factory=set)
+    short_rows: set[int] = field(default_factory=set)
 
     def report(self, row: int, severity: Severity, key: str, found: str, fix: str) -> None:
         """Add a finding on a row."""
@@ -100,6 +102,7 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
                     found = f"polygon {index} has {len(polygon)} numbers"
                     table.report(row, "error", "segmentation", found, "write an even count: x1, y1, x2, y2, ...")
                 elif len(polygon) < MIN_POLYGON:
+                    table.short_rows.add(row)
                     found = f"polygon {index} has {len(polygon) // 2} points"
                     table.report(row, "warning", "segmentation", found, "polygons of under 3 points are left out")
                 else:
@@ -216,10 +219,13 @@ def compressed_rle(rle: Rle) -> dict[str, Any]:
 
 def _outside(table: AnnotationTable, boxes: np.ndarray) -> np.ndarray:
     """Return which boxes (N, 4) reach over the border of their image, bool (N,); False where unknown."""
-    sizes = np.full((len(boxes), 2), np.inf)
-    for row, image in enumerate(table.owners):
-        if image is not None and UNSET not in (image.height, image.width):
-            sizes[row] = image.width, image.height
+    unknown = (np.inf, np.inf)
+    sizes = np.array(
+        [
+            unknown if image is None or UNSET in (image.height, image.width) else (image.width, image.height)
+            for image in table.owners
+        ]
+    ).reshape(-1, 2)
     with np.errstate(invalid="ignore"):
         low = boxes.reshape(-1, 2, 2).min(axis=1) < -OUTSIDE_TOLERANCE
         high = boxes.reshape(-1, 2, 2).max(axis=1) > sizes + OUTSIDE_TOLERANCE
