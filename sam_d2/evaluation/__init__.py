@@ -8,13 +8,8 @@ from sam_d2.evaluation.baselines import (
     inscribed_ellipse,
 )
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator, encode_masks
-from sam_d2.evaluation.coco_metrics import (
-    ImageDetections,
-    detection_limit,
-    detections_from_coco,
-    detections_to_coco,
-    evaluate_detections,
-)
+from sam_d2.evaluation.coco_metrics import detection_limit, evaluate_detections
+from sam_d2.evaluation.detections import ImageDetections, detections_from_coco, detections_to_coco
 from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.ground_truth import GroundTruth
 from sam_d2.evaluation.mean_iou import MeanIoU, instance_ious, mean_iou

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_utils
 
-from sam_d2.evaluation.coco_metrics import Engine, ImageDetections, detection_limit, evaluate_detections
+from sam_d2.evaluation.coco_metrics import Engine, detection_limit, evaluate_detections
+from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.results import Result

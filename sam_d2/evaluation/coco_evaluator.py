@@ -18,14 +18,8 @@ import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from sam_d2.evaluation.coco_metrics import (
-    Engine,
-    ImageDetections,
-    Task,
-    detection_limit,
-    detections_to_coco,
-    evaluate_detections,
-)
+from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections
+from sam_d2.evaluation.detections import ImageDetections, detections_to_coco
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.results import Result, write_atomically

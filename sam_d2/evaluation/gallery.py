@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 
 import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.data import detection_utils
-from sam_d2.evaluation.coco_metrics import ImageDetections
+from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import instance_ious
 from sam_d2.evaluation.results import write_atomically

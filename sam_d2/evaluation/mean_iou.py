@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_utils
 
-from sam_d2.evaluation.coco_metrics import ImageDetections
+from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import AnnotatedImage, GroundTruth
 
 
