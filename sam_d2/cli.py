@@ -105,7 +105,24 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except Exception as error:
+        message = _user_error_of_child(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        code = 2
     sys.exit(code or 0)
+
+
+def _user_error_of_child(error: Exception) -> str | None:
+    """Return the message of a UserError raised in a process that torch has started, None if it was another.
+
+    torch hands on such an error as text alone: the child's traceback, whose last lines are the message.
+    """
+    if type(error).__name__ != "ProcessRaisedException":
+        return None
+    _, found, message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
+    return message.strip() if found else None
 
 
 def _default_dist_url() -> str:
