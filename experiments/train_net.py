@@ -8,6 +8,7 @@ python experiments/train_net.py --config-file configs/sam_tiny.py --dataset quic
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     from sam_d2.errors import UserError
 
     cfg = load_config(args.config_file)
+    loaded = copy.deepcopy(cfg)
     custom_cfg(cfg, args)
     if args.dataset:
         cfg.train.dataset = args.dataset
@@ -57,8 +59,11 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     if not cfg.train.dataset:
         raise UserError("No dataset. Add --dataset NAME, FOLDER or FILE; --dataset quickstart needs no data.")
     dataset = resolve_dataset(cfg.train.dataset)
-    cfg.dataloader.train.dataset.names = cfg.dataloader.train.dataset.names or dataset.train
-    cfg.dataloader.test.dataset.names = cfg.dataloader.test.dataset.names or dataset.test
+    for part, registered in (("train", dataset.train), ("test", dataset.test)):
+        node, before = cfg.dataloader[part].dataset, loaded.dataloader[part].dataset
+        # A run's config.yaml holds the names of its own dataset; they give way when another one is asked for.
+        if not node.names or (cfg.train.dataset != loaded.train.dataset and node.names == before.names):
+            node.names = registered
     if not cfg.train.output_dir:
         prompt = [cfg.model.prompt] if "prompts" in cfg.model else []
         cfg.train.output_dir = str(OUTPUT / "_".join([Path(args.config_file).stem, dataset.name, *prompt]))
@@ -108,14 +113,14 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from detectron2.utils.events import JSONWriter, TensorboardXWriter
-    from sam_d2.engine.checkpoint import BEST, Checkpointer
+    from sam_d2.engine.best import BestCheckpoint
+    from sam_d2.engine.checkpoint import Checkpointer
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
     from sam_d2.engine.progress import ProgressLine
+    from sam_d2.engine.run import has_checkpoint, initial_weights
     from sam_d2.engine.trainer import Trainer
-    from sam_d2.engine.weights import find_weights
 
     output = Path(cfg.train.output_dir)
-    initial = str(find_weights(cfg.train.init_checkpoint)) if cfg.train.init_checkpoint else ""
     model = build_model(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -133,7 +138,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     periods = cfg.train.checkpointer
     main_process_hooks = [
         hooks.PeriodicCheckpointer(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
-        hooks.BestCheckpointer(cfg.train.eval_period, checkpointer, "segm/AP", "max", file_prefix=BEST),
+        BestCheckpoint(cfg.train.eval_period, checkpointer, "segm/AP"),
         ProgressLine(cfg.train.log_period),
         hooks.PeriodicWriter(
             [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output))],
@@ -152,8 +157,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
             writer,
         ]
     )
-    checkpointer.resume_or_load(initial, resume=args.resume)
-    start = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
+    start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
     loader.start_iteration = start
     if start == 0 and cfg.train.eval_base:
         logger.info("Evaluating the model before training")

@@ -6,3 +6,9 @@ class UserError(Exception):
 
     Command-line tools catch it in :func:`sam_d2.cli.run_main`, print it to stderr and exit with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # torch makes the exception of a loader's worker anew, with the worker's whole traceback as its message.
+        if message.startswith("Caught UserError in "):
+            message = message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n")
+        super().__init__(message)

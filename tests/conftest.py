@@ -1,11 +1,25 @@
 """Fixtures shared by all tests. sam_d2 is imported first: it decides which Detectron2 the tests see."""
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask as mask_utils
 import pytest
+from PIL import Image, ImageDraw
 
 import sam_d2  # noqa: F401
+
+TINY = [
+    "model.image_encoder.img_size=64",
+    "model.image_encoder.depth=1",
+    "model.image_encoder.embed_dim=32",
+    "model.image_encoder.out_chans=32",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+]
+"""Overrides of configs/sam_tiny.py for a model that trains a step in some ten milliseconds."""
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +31,81 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"SAM_D2_REAL_DATA={folder} is not a folder")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> list[str]:
+    """``key=value`` arguments that make configs/sam_tiny.py small enough for a test."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for ``--dataset``: 6 training and 4 test images of coloured shapes, landscape and portrait.
+
+    In each part the last image is empty, and of the shapes of image 1 the first is an uncompressed RLE and a
+    further one a crowd.
+    """
+    folder = tmp_path_factory.mktemp("shapes")
+    for part, count in (("train", 6), ("test", 4)):
+        write_shapes(folder, part, count)
+    return folder
+
+
+def write_shapes(folder: Path, part: str, count: int) -> None:
+    """Write ``dataset_<part>.json`` and ``count`` images: 2 or 3 shapes each, in colours apart from the ground's."""
+    rng = np.random.default_rng([count, len(part)])
+    images, annotations = [], []
+    for number in range(count):
+        width, height = ((96, 64), (60, 80))[number % 2]
+        image = Image.new("RGB", (width, height), (90, 110, 90))
+        draw = ImageDraw.Draw(image)
+        shapes = [] if number == count - 1 else _shapes(width, height, 2 + number % 2)
+        for order, polygon in enumerate(shapes):
+            draw.polygon(polygon, fill=tuple(int(value) for value in rng.integers(150, 256, 3)))
+            xs, ys = polygon[0::2], polygon[1::2]
+            segmentation: list | dict = [polygon]
+            if number == 1 and order == 0:
+                segmentation = _uncompressed(polygon, height, width)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 3,
+                    "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
+                    "area": float(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects([polygon], height, width)))),
+                    "iscrowd": 0,
+                    "segmentation": segmentation,
+                }
+            )
+        if number == 1:
+            crowd = [2, height - 10, 12, height - 10, 12, height - 2, 2, height - 2]
+            box = {"bbox": [2, height - 10, 10, 8], "area": 80.0, "iscrowd": 1}
+            rle = _uncompressed(crowd, height, width)
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": 3, "segmentation": rle, **box}
+            )
+        name = f"{part}_{number}.png"
+        image.save(folder / name)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "shape"}]}
+    (folder / f"dataset_{part}.json").write_text(json.dumps(content))
+
+
+def _shapes(width: int, height: int, count: int) -> list[list[int]]:
+    """A square, a triangle and a diamond in thirds of the image, apart from one another."""
+    third, y0, y1 = width // 3, height // 4, 3 * height // 4
+    left, middle, right = 4, third + 4, 2 * third + 4
+    side = third - 8
+    return [
+        [left, y0, left + side, y0, left + side, y1, left, y1],
+        [middle, y1, middle + side, y1, middle + side // 2, y0],
+        [right + side // 2, y0, right + side, height // 2, right + side // 2, y1, right, height // 2],
+    ][:count]
+
+
+def _uncompressed(polygon: list[int], height: int, width: int) -> dict:
+    mask = mask_utils.decode(mask_utils.frPyObjects([polygon], height, width))[:, :, 0].flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    runs = np.diff(np.concatenate([[0], edges, [len(mask)]]))
+    return {"size": [height, width], "counts": [int(run) for run in runs]}

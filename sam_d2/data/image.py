@@ -36,7 +36,7 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
             array = _scaled(image) if image.mode in _WIDE_MODES else np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{file_name}: no such image file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{file_name}: not a readable image ({error}). Replace the file or remove it from the annotations."
         ) from error

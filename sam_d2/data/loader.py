@@ -1,4 +1,4 @@
-"""Training and test loaders whose every sample is a function of (seed, position) alone.
+"""A training loader whose every sample is a function of (seed, position) alone.
 
 Detectron2's sampler restarts its stream on a resume, and its workers draw from a state that depends on their
 number. Here the sampler yields (position, index), and all random choices of a sample are seeded from the run's seed
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from sam_d2.errors import UserError
@@ -169,13 +169,6 @@ class TrainLoader:
                 worker_init_fn=_one_thread,
             )
         )
-
-
-def build_test_loader(
-    dataset: list[DatasetDict], *, mapper: Mapper, num_workers: int = 2, batch_size: int = 1
-) -> DataLoader:
-    """Return Detectron2's test loader: every image once, in order, shared between the processes."""
-    return build_detection_test_loader(dataset, mapper=mapper, num_workers=num_workers, batch_size=batch_size)
 
 
 def _one_thread(worker: int) -> None:

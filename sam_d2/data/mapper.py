@@ -13,6 +13,7 @@ import detectron2.data.transforms as T
 from detectron2.data import detection_utils
 from detectron2.structures import Instances, PolygonMasks
 from sam_d2.data.image import read_image
+from sam_d2.errors import UserError
 
 
 class PromptableMapper:
@@ -55,13 +56,20 @@ class PromptableMapper:
             with ``gt_boxes``, ``gt_masks`` (PolygonMasks, or BitMasks where the file has RLE) and ``gt_classes``.
 
         Raises:
-            UserError: the image cannot be read.
-            SizeMismatchError: the image has not the size that the annotations say.
+            UserError: the image cannot be read, or has not the size that the annotations say.
         """
         sample = copy.copy(dataset_dict)
         image = read_image(sample["file_name"], self.image_format)
-        detection_utils.check_image_size(sample, image)
         original_size = image.shape[:2]
+        try:
+            detection_utils.check_image_size(sample, image)
+        except detection_utils.SizeMismatchError as error:
+            height, width = original_size
+            raise UserError(
+                f"{sample['file_name']} (image id {sample.get('image_id')}): the file has {width} x {height} pixels "
+                f"(width x height, turned as its EXIF orientation says), the annotations say {sample['width']} x "
+                f"{sample['height']}. Correct width and height there, or put back the image that was annotated."
+            ) from error
         annotations = [
             annotation
             for annotation in sample.pop("annotations", [])

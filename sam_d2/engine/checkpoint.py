@@ -55,9 +55,27 @@ class Checkpointer(DetectionCheckpointer):
         partial.write_text(last_filename_basename)
         partial.replace(tag)
 
+    def get_checkpoint_file(self) -> str:
+        """Return the newest checkpoint of the folder, empty where none was ever written.
+
+        Raises:
+            UserError: the file that ``last_checkpoint`` names is gone.
+        """
+        file = super().get_checkpoint_file()
+        if file and not Path(file).is_file():
+            raise UserError(
+                f"{file} does not exist, but {Path(self.save_dir) / 'last_checkpoint'} names it as the one to go on "
+                "from. Write the name of another model_*.pth of that folder into it, or delete it to begin anew."
+            )
+        return file
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = load_checkpoint_file(filename)
-        return data if "model" in data else {"model": data}
+        data = data if "model" in data else {"model": data}
+        state = data["model"]
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise UserError(f"{filename}: its 'model' is not a dict of tensors; take another file.")
+        return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
@@ -84,14 +102,18 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_model(checkpoint)
 
 
-def load_checkpoint_file(filename: str | Path) -> dict[str, Any]:
+def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read a ``.pth`` with ``weights_only=True``: tensors and plain values, never code.
+
+    Args:
+        filename: of the file.
+        mmap: leave the tensors' values in the file until they are looked at.
 
     Raises:
         UserError: the file is damaged, is no checkpoint, or holds objects that only code could rebuild.
     """
     try:
-        data = torch.load(filename, map_location="cpu", weights_only=True)
+        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap)
     except (
         pickle.UnpicklingError,
         RuntimeError,

@@ -28,9 +28,15 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Make the run folder, start its log, save ``config.yaml`` and seed this process.
 
     Raises:
-        UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given.
+        UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, or the
+            weights to begin with or to evaluate do not exist.
     """
     folder = Path(cfg.train.output_dir)
+    # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
+    if args.eval_only:
+        checkpoint_to_evaluate(cfg, args)
+    else:
+        initial_weights(cfg, args)
     if comm.is_main_process():
         if not (args.resume or args.eval_only) and folder.is_dir() and any(folder.iterdir()):
             raise UserError(
@@ -53,6 +59,22 @@ def _hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     return f"no GPU, {torch.get_num_threads()} CPU threads"
+
+
+def has_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> bool:
+    """Tell whether ``--resume`` is given and the run folder holds a checkpoint to go on from."""
+    return args.resume and (Path(cfg.train.output_dir) / "last_checkpoint").is_file()
+
+
+def initial_weights(cfg: DictConfig, args: argparse.Namespace) -> Path | None:
+    """Return the file that a training begins with; None for random weights and for a run that goes on.
+
+    Raises:
+        UserError: ``train.init_checkpoint`` names a file that does not exist.
+    """
+    if has_checkpoint(cfg, args) or not cfg.train.init_checkpoint:
+        return None
+    return find_weights(cfg.train.init_checkpoint)
 
 
 def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from sam_d2.errors import UserError
 
 
 class Trainer(SimpleTrainer):
@@ -44,6 +47,19 @@ class Trainer(SimpleTrainer):
             self.device.type, enabled=amp_dtype == torch.float16 and self.device.type == "cuda"
         )
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations ``start_iter`` to ``max_iter - 1``.
+
+        Raises:
+            UserError: a step met bad input. Detectron2's loop would log it with its traceback, which helps nobody.
+        """
+        loop_log = logging.getLogger("detectron2.engine.train_loop")
+        loop_log.addFilter(_is_no_user_error)
+        try:
+            super().train(start_iter, max_iter)
+        finally:
+            loop_log.removeFilter(_is_no_user_error)
+
     def run_step(self) -> None:
         """Take one batch through forward, backward and the optimizer's step.
 
@@ -67,7 +83,7 @@ class Trainer(SimpleTrainer):
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        get_event_storage().put_scalar("images", len(data), smoothing_hint=False)
+        get_event_storage().put_scalar("images", len(data) * comm.get_world_size(), smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return iteration, hooks, optimizer and gradient scaler."""
@@ -80,3 +96,7 @@ class Trainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
