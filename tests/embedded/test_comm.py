@@ -36,12 +36,13 @@ def _in_two_processes(rank, folder):
     comm.create_local_process_group(1)  # two machines of one process
     comm.create_local_process_group(1)
     np.random.seed(rank)
+    losses = [("y", torch.tensor(float(rank))), ("x", torch.tensor(3.0))]  # filled in another order on rank 1
     result = {
         "ranks": (comm.get_rank(), comm.get_local_rank(), comm.get_world_size(), comm.get_local_size()),
         "all": comm.all_gather("ab"[rank]),
         "gathered": comm.gather(rank, dst=1),
         "seed": comm.shared_random_seed(),
-        "mean": comm.reduce_dict({"y": torch.tensor(float(rank)), "x": torch.tensor(3.0)}),
+        "mean": comm.reduce_dict(dict(losses if rank == 0 else reversed(losses))),
         "sum": comm.reduce_dict({"x": torch.tensor(3.0)}, average=False),
     }
     comm.synchronize()

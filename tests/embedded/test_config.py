@@ -196,7 +196,8 @@ class TestInstantiate:
         plain = DictConfig({"a": 1})
         for value in (5, "text", None, plain, {"a": 1}):
             assert instantiate(value) is value
-        assert instantiate([L(Box)(content=1), 2])[1] == 2
+        box, two = instantiate([L(Box)(content=1), 2])
+        assert isinstance(box, Box) and box.content == 1 and two == 2
         listed = instantiate(ListConfig([1, {"_target_": "builtins.dict", "a": 1}]))
         assert isinstance(listed, ListConfig) and listed[1] == {"a": 1}
 

@@ -50,6 +50,7 @@ def test_smoothing_is_a_median_over_iterations_not_over_values():
             storage.put_scalar("lr", value, smoothing_hint=False)
         # the iterations later than 18 - 10 = 8 have the values 1, 2 and 30
         assert storage.count_samples("loss", window_size=10) == 3
+        assert storage.count_samples("loss", window_size=8) == 2  # 10 is not later than 18 - 8
         assert storage.latest_with_smoothing_hint(10) == {"loss": (2, 18), "lr": (30, 18)}
         assert storage.latest_with_smoothing_hint(1)["loss"] == (30, 18)
 

@@ -126,6 +126,11 @@ class TestSchedules:
         assert values[:2] == pytest.approx([0.5, 0.5])
         assert values[2:] == pytest.approx([2.5 * (1 + math.cos(math.pi * i / 10)) for i in range(2, 10)])
 
+    def test_a_linear_warmup_ends_where_the_schedule_then_is(self):
+        end = 0.5 * (1 + math.cos(0.2 * math.pi))
+        scheduler = WarmupParamScheduler(CosineParamScheduler(1, 0), 0.1, 0.2)
+        assert scheduler(0.1) == pytest.approx((0.1 + end) / 2) and scheduler(0.2) == pytest.approx(end)
+
     def test_a_rescaled_schedule_begins_after_the_warmup(self):
         scheduler = WarmupParamScheduler(CosineParamScheduler(1, 0), 0.0, 0.5, rescale_interval=True)
         # half of the training is warm-up, so at 3/4 the cosine is at its middle
