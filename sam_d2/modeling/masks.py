@@ -27,17 +27,18 @@ def rasterise_crop(masks: InstanceMasks, row: int, crop: tuple[int, int, int, in
         crop: (x0, y0, x1, y1) whole pixels of that frame, x1 and y1 exclusive; may reach beyond the image.
 
     Returns:
-        (y1 - y0, x1 - x0) bool; False outside of the image.
+        (y1 - y0, x1 - x0) bool, empty where a side is not positive. Beyond the image a bitmap is False; a polygon
+        is drawn as far as it reaches.
     """
     x0, y0, x1, y1 = crop
-    height, width = y1 - y0, x1 - x0
+    height, width = max(y1 - y0, 0), max(x1 - x0, 0)
     if isinstance(masks, PolygonMasks):
         polygons = [
             (np.asarray(polygon, dtype=np.float64).reshape(-1, 2) - (x0, y0)).reshape(-1)
             for polygon in masks.polygons[row]
         ]
-        if not polygons or height <= 0 or width <= 0:
-            return np.zeros((max(height, 0), max(width, 0)), dtype=bool)
+        if not polygons or height == 0 or width == 0:
+            return np.zeros((height, width), dtype=bool)
         rles = mask_util.frPyObjects(polygons, height, width)
         return mask_util.decode(mask_util.merge(rles)).astype(bool)
     out = np.zeros((height, width), dtype=bool)

@@ -1,0 +1,74 @@
+"""Made images with annotated instances, and small models with random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sam_d2  # noqa: F401
+from detectron2.config import instantiate
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from sam_d2.config import apply_overrides, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def regular_polygon(x: float, y: float, radius: float, corners: int = 7) -> np.ndarray:
+    angles = np.arange(corners) * 2 * np.pi / corners
+    return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1).reshape(-1)
+
+
+@pytest.fixture
+def make_instances() -> Callable[..., Instances]:
+    """``make_instances(polygons of each instance, (height, width), bitmaps=False)``, all of class 0."""
+
+    def make(polygons: list[list[Any]], size: tuple[int, int], bitmaps: bool = False) -> Instances:
+        instances = Instances(size)
+        masks = PolygonMasks([[np.asarray(part, dtype=np.float64) for part in parts] for parts in polygons])
+        boxes = masks.get_bounding_boxes() if polygons else Boxes(torch.zeros((0, 4)))
+        boxes.clip(size)
+        instances.gt_boxes = boxes
+        instances.gt_classes = torch.zeros(len(polygons), dtype=torch.int64)
+        instances.gt_masks = BitMasks.from_polygon_masks(masks.polygons, *size) if bitmaps else masks
+        return instances
+
+    return make
+
+
+@pytest.fixture
+def make_sample(make_instances: Callable[..., Instances]) -> Callable[..., dict[str, Any]]:
+    """``make_sample(count, size)``: noise with ``count`` polygons of growing class index, as the mapper gives it."""
+
+    def make(count: int, size: tuple[int, int], seed: int = 0, bitmaps: bool = False) -> dict[str, Any]:
+        random = np.random.default_rng(seed)
+        height, width = size
+        polygons = [
+            [regular_polygon(random.uniform(0, width), random.uniform(0, height), random.uniform(4, 20))]
+            for _ in range(count)
+        ]
+        instances = make_instances(polygons, size, bitmaps)
+        instances.gt_classes = torch.arange(count)
+        return {
+            "image": torch.from_numpy(random.integers(0, 256, (3, height, width), dtype=np.uint8)),
+            "instances": instances,
+            "height": height,
+            "width": width,
+            "seed": seed,
+        }
+
+    return make
+
+
+@pytest.fixture
+def build_model() -> Callable[..., torch.nn.Module]:
+    """``build_model("model.prompt=point", ...)``: configs/sam_tiny.py with overrides, the same weights each time."""
+
+    def build(*overrides: str) -> torch.nn.Module:
+        cfg = apply_overrides(load_config(CONFIGS / "sam_tiny.py"), list(overrides))
+        torch.manual_seed(0)
+        return instantiate(cfg.model)
+
+    return build
