@@ -68,6 +68,13 @@ def test_map_dataset_tries_another_where_the_function_gives_none():
     assert pickle.loads(pickle.dumps(dataset))[8] == 8
 
 
+def test_map_dataset_tries_no_index_twice():
+    tried = []
+    dataset = MapDataset(list(range(20)), lambda x: tried.append(x) or (x if x == 13 else None))
+    assert dataset[2] == 13
+    assert len(tried) == len(set(tried))
+
+
 def test_map_of_a_stream_skips_none():
     mapped = MapDataset(Stream(), lambda x: None if x == 2 else 10 * x)
     assert isinstance(mapped, torch.utils.data.IterableDataset)
