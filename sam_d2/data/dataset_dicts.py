@@ -7,7 +7,7 @@ import numpy as np
 from msgspec import UNSET
 
 from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, compressed_rle
-from sam_d2.data.records import XYWH_ABS, XYXY_ABS, CocoFile, DatasetDict, Image, Rle
+from sam_d2.data.records import XYWH_ABS, XYXY_ABS, CocoFile, DatasetDict, Image, Rle, known
 
 
 def coco_table(records: CocoFile, file: Path) -> AnnotationTable:
@@ -18,8 +18,8 @@ def coco_table(records: CocoFile, file: Path) -> AnnotationTable:
         file=file,
         annotations=annotations,
         owners=[by_id.get(item.image_id) for item in annotations],
-        image_ids=[item.image_id for item in annotations],
-        labels=[item.id for item in annotations],
+        image_ids=[known(item.image_id) for item in annotations],
+        labels=[known(item.id) for item in annotations],
         modes=np.full(len(annotations), XYWH_ABS),
     )
 
@@ -34,8 +34,8 @@ def dicts_table(images: list[DatasetDict], file: Path) -> AnnotationTable:
         file=file,
         annotations=[item for _, _, item in rows],
         owners=[image for image, _, _ in rows],
-        image_ids=[image.id for image, _, _ in rows],
-        labels=[f"annotations[{position}]" if item.id is None else item.id for _, position, item in rows],
+        image_ids=[known(image.id) for image, _, _ in rows],
+        labels=[f"annotations[{i}]" if known(item.id) is None else item.id for _, i, item in rows],
         modes=np.array([_index(item.bbox_mode) for _, _, item in rows], dtype=np.int64),
     )
     for row, item in enumerate(table.annotations):

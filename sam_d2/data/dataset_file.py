@@ -16,7 +16,7 @@ from sam_d2.data.decode import decode_dataset
 from sam_d2.data.findings import Finding, RecordId, raise_findings
 from sam_d2.data.geometry import check_geometry
 from sam_d2.data.image_root import find_image_root
-from sam_d2.data.records import CocoFile
+from sam_d2.data.records import CocoFile, known
 from sam_d2.data.references import check_references, duplicate_images
 from sam_d2.errors import UserError
 
@@ -203,5 +203,5 @@ def _find_root(file: Path, images: list[Any], image_root: ImageRoot) -> tuple[Pa
     given = [image_root] if isinstance(image_root, str | Path) else image_root or []
     named = [image for image in images if image.file_name is not UNSET]
     names: list[str] = [image.file_name for image in named]
-    ids: list[RecordId] = [None if image.id is UNSET else image.id for image in named]
+    ids: list[RecordId] = [known(image.id) for image in named]
     return find_image_root(file, names, ids, [Path(root) for root in given])

@@ -43,7 +43,7 @@ class AnnotationTable:
     annotations: Sequence[Annotation]
     owners: Sequence[Image | None]
     image_ids: Sequence[RecordId]
-    labels: Sequence[int | str]
+    labels: Sequence[RecordId]
     modes: np.ndarray
     left_out: set[int] = field(default_factory=set)
     new_boxes: dict[int, list[float]] = field(default_factory=dict)

@@ -8,9 +8,9 @@ The record-by-record reading of a damaged file (:mod:`sam_d2.data.decode`) leave
 whose problem it has reported; the checks skip those.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, field
 
 XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS; written out because importing it imports torch
 XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
@@ -145,3 +145,8 @@ class DatasetDict(Image, kw_only=True):
 
     id: Annotated[Id | Name, Meta(description="an integer or a string")] = field(name="image_id")
     annotations: Annotated[list[DatasetAnnotation], Meta(description="a list, [] where there are none")]
+
+
+def known(value: Any) -> Any:
+    """Return a field's value, or None where it could not be read."""
+    return None if value is UNSET else value

@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec import UNSET
 
-from sam_d2.data.findings import Finding, RecordId
-from sam_d2.data.records import CocoFile
+from sam_d2.data.findings import Finding
+from sam_d2.data.records import CocoFile, known
 
 _CORRECT_ID = "correct the id, or add the record"
 _UNIQUE = "give every record its own id"
@@ -42,16 +42,16 @@ def check_references(records: CocoFile, file: Path, broken: Container[str] = ())
     ]  # fmt: skip
     if not records.categories and "categories" not in broken:
         findings.append(Finding("error", file, None, None, "categories", "none", "name at least one category"))
-    for key, known, what in (
+    for key, ids, what in (
         ("image_id", {image.id for image in records.images}, "images"),
         ("category_id", {category.id for category in records.categories}, "categories"),
     ):
-        if not known or UNSET in known:
+        if not ids or UNSET in ids:
             continue  # that list is broken and reported; every annotation would follow
         for annotation in records.annotations:
             value = getattr(annotation, key)
-            if value not in known and value is not UNSET:
-                image_id, label = _known(annotation.image_id), _known(annotation.id)
+            if value not in ids and value is not UNSET:
+                image_id, label = known(annotation.image_id), known(annotation.id)
                 found = f"{value} is not among the file's {what}"
                 findings.append(Finding("error", file, image_id, label, key, found, _CORRECT_ID))
     return findings
@@ -65,10 +65,6 @@ def duplicate_images(images: Sequence[Any], file: Path) -> list[Finding]:
         Finding("error", file, key, None, "id", f"{count} images have it", _UNIQUE)
         for key, count in _duplicates(image.id for image in images)
     ]
-
-
-def _known(value: Any) -> RecordId:
-    return None if value is UNSET else value
 
 
 def _duplicates(values: Iterable[Hashable]) -> list[tuple[Any, int]]:

@@ -70,6 +70,8 @@ COCO_ERRORS = {
     "no categories": (put("categories", []), None, None, "categories", "none"),
     "unknown image": (
         put(*ANNOTATION, "image_id", 99), 99, 0, "image_id", "99 is not among the file's images"),
+    "reference of wrong type": (put(*ANNOTATION, "image_id", "10"), "10", 0, "image_id", "got `str`"),
+    "category of wrong type": (put(*ANNOTATION, "category_id", None), 10, 0, "category_id", "got `null`"),
     "unknown category": (put(*ANNOTATION, "category_id", 4), 10, 0, "category_id", "4 is not among"),
     "box of three numbers": (put(*ANNOTATION, "bbox", [1, 1, 2]), 10, 0, "bbox", "length >= 4"),
     "box of five numbers": (put(*ANNOTATION, "bbox", [1, 1, 2, 3, 4]), 10, 0, "bbox", "length <= 4"),
@@ -215,6 +217,17 @@ def test_all_problems_are_reported_at_once(coco, write):
         assert sum(line.startswith(f"  {place}") for line in lines) == 1, place
 
 
+def test_a_record_without_usable_ids_is_still_checked_and_named(coco, dicts, write):
+    coco["annotations"][0] |= {"id": "x", "image_id": "y", "bbox": [NAN, 1, 2, 3]}
+    dicts[0] |= {"image_id": None}
+    dicts[0]["annotations"][0] |= {"id": 1.5, "bbox": [NAN, 1, 2, 3]}
+    for content in (coco, dicts):
+        findings = inspect_dataset_file(write(content)).findings
+        assert len(findings) == 3
+        assert "NaN or infinity" in findings[2].found
+        assert "UNSET" not in "".join(finding.describe() for finding in findings)
+
+
 def test_the_first_twenty_errors_are_listed_with_the_count(coco, write):
     coco["annotations"] = [coco["annotations"][0] | {"id": i, "category_id": 100 + i} for i in range(34)]
     with pytest.raises(UserError, match="34 errors, the first:") as error:
@@ -302,6 +315,7 @@ def test_compressed_totals_of_real_masks_and_of_noise():
     chooser = random.Random(0)
     noise = ["".join(chr(chooser.randrange(40, 115)) for _ in range(chooser.randrange(12))) for _ in range(3000)]
     noise += ["".join(chooser.choice("0123456789:;<=>?PQ") for _ in range(chooser.randrange(12))) for _ in range(3000)]
+    noise += ["PPPPPPP0", "PPPPPP0"]  # a zero of 8 groups, more than 32 bits need, and one of 7
     noise += ["", "é", "\u0130", *strings]
     expected = [-1 if runs is None else sum(runs) for runs in map(read_runs, noise)]
     assert compressed_totals(noise).tolist() == expected
