@@ -1,7 +1,11 @@
 """Fixtures shared by all tests. sam_d2 is imported first: it decides which Detectron2 the tests see."""
 
+import importlib.util
 import json
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,8 @@ from PIL import Image, ImageDraw
 
 import sam_d2  # noqa: F401
 
+ROOT = Path(__file__).resolve().parents[1]
+TrainNet = Callable[..., Path]
 TINY = [
     "model.image_encoder.img_size=64",
     "model.image_encoder.depth=1",
@@ -50,6 +56,50 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, count in (("train", 6), ("test", 4)):
         write_shapes(folder, part, count)
     return folder
+
+
+@contextmanager
+def loggers_restored() -> Iterator[None]:
+    """Take off the handlers that a run puts on the loggers of the packages, and let records through again."""
+    loggers = [logging.getLogger(name) for name in ("sam_d2", "detectron2", "fvcore")]
+    before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def train_net(shapes_folder: Path) -> TrainNet:
+    """``train_net(output_dir, *arguments)``: run experiments/train_net.py in this process on the shapes.
+
+    The config is configs/sam_tiny.py made smaller, and ``--config-file`` among the arguments replaces it. Gives
+    the output folder back.
+    """
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "experiments" / "train_net.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from sam_d2.cli import parse_args
+
+    def run(output: Path, *arguments: str, overrides: tuple[str, ...] | list[str] = tuple(TINY)) -> Path:
+        line = ["--config-file", str(ROOT / "configs" / "sam_tiny.py"), "--dataset", str(shapes_folder)]
+        with loggers_restored():
+            assert module.main(parse_args([*line, "--output-dir", str(output), *arguments, *overrides])) == 0
+        return output
+
+    return run
+
+
+SHORT = ["train.max_iter=6", "train.checkpointer.period=2", "train.eval_period=3", "train.log_period=2"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, train_net: TrainNet) -> Path:
+    """Folder of a run of 6 steps with box prompts, evaluated after steps 3 and 6; copy it before changing it."""
+    return train_net(tmp_path_factory.mktemp("runs") / "finished", *SHORT)
 
 
 def write_shapes(folder: Path, part: str, count: int) -> None:

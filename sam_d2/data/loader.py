@@ -167,6 +167,8 @@ class TrainLoader:
                 num_workers=self.num_workers,
                 collate_fn=trivial_batch_collator,
                 worker_init_fn=_one_thread,
+                # The loader draws its workers' base seed, which nothing here uses, from the global generator otherwise.
+                generator=torch.Generator(),
             )
         )
 

@@ -95,7 +95,7 @@ class PromptableMapper:
 def _instances(annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList) -> Instances:
     """Return the annotations as Instances of an image of ``size`` (height, width) after ``transforms``."""
     moved = [
-        detection_utils.transform_instance_annotations(copy.copy(annotation), transforms, size)
+        detection_utils.transform_instance_annotations(_copied(annotation), transforms, size)
         for annotation in annotations
     ]
     polygons_only = all(isinstance(annotation["segmentation"], list) for annotation in annotations)
@@ -105,3 +105,11 @@ def _instances(annotations: list[dict[str, Any]], size: tuple[int, int], transfo
     if not annotations:
         instances.gt_masks = PolygonMasks([])
     return instances
+
+
+def _copied(annotation: dict[str, Any]) -> dict[str, Any]:
+    """Copy an annotation for the transforms, which work in place and would cut whole numbers off after a resize."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        segmentation = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
+    return {**annotation, "bbox": [float(edge) for edge in annotation["bbox"]], "segmentation": segmentation}

@@ -1,0 +1,240 @@
+"""From a dataset dict to a sample: frames, flips, what is left out, and that nothing else changes."""
+
+import copy
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import pytest
+import torch
+from PIL import Image
+from segment_anything.utils.transforms import ResizeLongestSide
+
+import detectron2.data.transforms as T
+import sam_d2  # noqa: F401
+from detectron2.structures import BitMasks, PolygonMasks
+from sam_d2.data.loader import seeded
+from sam_d2.data.mapper import PromptableMapper
+from sam_d2.errors import UserError
+
+
+def annotation(box, segmentation="polygon", size=(64, 64), **extra):
+    """Annotate the pixels of an integer XYXY box, as a polygon or as an RLE of an image of ``size``."""
+    x0, y0, x1, y1 = box
+    if segmentation == "polygon":
+        segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    elif segmentation == "rle":
+        mask = np.zeros(size, dtype=np.uint8, order="F")
+        mask[y0:y1, x0:x1] = 1
+        segmentation = mask_utils.encode(mask)
+    record = {"bbox": [x0, y0, x1, y1], "bbox_mode": 0, "category_id": 0, "segmentation": segmentation}
+    return {**record, **extra}
+
+
+@pytest.fixture
+def record(tmp_path):
+    """``record(annotations, height, width)``: a dataset dict with its image, which is white left of the middle."""
+
+    def make(annotations=(), height=64, width=64, **extra):
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[:, : width // 2] = 255
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        content = {"file_name": str(tmp_path / "a.png"), "height": height, "width": width, "image_id": 7}
+        return {**content, "annotations": list(annotations), **extra}
+
+    return make
+
+
+def train_mapper(image_size=64, augmentations=(), **options):
+    return PromptableMapper(is_train=True, image_size=image_size, augmentations=augmentations, **options)
+
+
+def at_test(image_size=64, **options):
+    return PromptableMapper(is_train=False, image_size=image_size, **options)
+
+
+def bitmaps(instances):
+    """The (N, H, W) masks, polygons rasterised as pycocotools does."""
+    masks, size = instances.gt_masks, instances.image_size
+    return masks.tensor if isinstance(masks, BitMasks) else BitMasks.from_polygon_masks(masks, *size).tensor
+
+
+@pytest.mark.parametrize("make", [train_mapper, at_test])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(60, 40), (40, 60), (7, 5), (5, 7), (64, 64), (1, 50), (133, 200), (640, 426), (480, 640), (1080, 1920)],
+)
+def test_long_side_is_the_canvas_as_in_segment_anything(record, make, height, width):
+    image = make(128)(record(height=height, width=width))["image"]
+    assert tuple(image.shape[1:]) == ResizeLongestSide.get_preprocess_shape(height, width, 128)
+    assert image.shape[0] == 3 and image.dtype == torch.uint8
+    assert max(image.shape[1:]) == 128
+
+
+def test_channel_order(tmp_path, record):
+    entry = record()
+    Image.fromarray(np.full((64, 64, 3), (10, 20, 30), dtype=np.uint8)).save(entry["file_name"])
+    assert at_test()(entry)["image"][:, 0, 0].tolist() == [10, 20, 30]
+    assert at_test(image_format="BGR")(entry)["image"][:, 0, 0].tolist() == [30, 20, 10]
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle"])
+@pytest.mark.parametrize(
+    ("horizontal", "box", "flipped"),
+    [
+        # x of the edges 10 and 30 in an image 64 wide: 64 - 30 = 34, 64 - 10 = 54
+        (True, (10, 20, 30, 28), (34, 20, 54, 28)),
+        # y of the edges 20 and 28: 64 - 28 = 36, 64 - 20 = 44
+        (False, (10, 20, 30, 28), (10, 36, 30, 44)),
+    ],
+)
+def test_a_flip_moves_image_box_and_mask_together(record, kind, horizontal, box, flipped):
+    flip = T.RandomFlip(prob=1.0, horizontal=horizontal, vertical=not horizontal)
+    sample = train_mapper(augmentations=[flip])(record([annotation(box, kind)]))
+    instances = sample["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [list(flipped)]
+    x0, y0, x1, y1 = flipped
+    expected = torch.zeros(1, 64, 64, dtype=torch.bool)
+    expected[0, y0:y1, x0:x1] = True
+    torch.testing.assert_close(bitmaps(instances), expected)
+    assert isinstance(instances.gt_masks, PolygonMasks if kind == "polygon" else BitMasks)
+    white = sample["image"][0] == 255
+    assert white[:, 32:].all() == horizontal and white[:, :32].all() != horizontal
+
+
+def test_training_instances_are_in_the_resized_frame(record):
+    # 30 x 60 (height, width) to 64: scale 64 / 60, box (6, 3, 30, 15) x 16/15 = (6.4, 3.2, 32, 16), although the
+    # annotation holds whole numbers
+    instances = train_mapper()(record([annotation((6, 3, 30, 15))], 30, 60))["instances"]
+    assert instances.image_size == (32, 64)
+    torch.testing.assert_close(instances.gt_boxes.tensor, torch.tensor([[6.4, 3.2, 32.0, 16.0]]))
+    np.testing.assert_allclose(instances.gt_masks.polygons[0][0], [6.4, 3.2, 32, 3.2, 32, 16, 6.4, 16])
+
+
+def test_test_instances_stay_in_the_original_frame(record):
+    sample = at_test()(record([annotation((6, 3, 30, 15)), annotation((1, 2, 3, 4), "rle", (30, 60))], 30, 60))
+    assert sample["image"].shape == (3, 32, 64)
+    assert sample["instances"].image_size == (30, 60)
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[6, 3, 30, 15], [1, 2, 3, 4]]
+    assert bitmaps(sample["instances"]).sum(dim=(1, 2)).tolist() == [24 * 12, 2 * 2]
+    assert "annotations" not in sample
+    assert (sample["height"], sample["width"], sample["image_id"]) == (30, 60, 7)
+
+
+@pytest.mark.parametrize("make", [train_mapper, at_test])
+def test_crowd_and_annotations_without_a_mask_are_left_out(record, make):
+    kept = [annotation((1, 1, 5, 5), category_id=2), annotation((9, 9, 20, 20), iscrowd=0, category_id=4)]
+    left_out = [
+        annotation((2, 2, 9, 9), "rle", iscrowd=1),
+        annotation((2, 2, 9, 9), []),
+        {key: value for key, value in annotation((2, 2, 9, 9)).items() if key != "segmentation"},
+    ]
+    instances = make()(record([left_out[0], kept[0], left_out[1], kept[1], left_out[2]]))["instances"]
+    assert instances.gt_classes.tolist() == [2, 4]
+    assert instances.gt_boxes.tensor.tolist() == [[1, 1, 5, 5], [9, 9, 20, 20]]
+    assert isinstance(instances.gt_masks, PolygonMasks)  # the crowd's RLE does not make bitmaps of the others
+
+
+@pytest.mark.parametrize("make", [train_mapper, at_test])
+def test_polygons_and_rle_in_one_image(record, make):
+    boxes = [(4, 6, 20, 30), (40, 8, 60, 20)]
+    instances = make()(record([annotation(boxes[0]), annotation(boxes[1], "rle")]))["instances"]
+    assert isinstance(instances.gt_masks, BitMasks)
+    expected = torch.zeros(2, 64, 64, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(expected, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    torch.testing.assert_close(bitmaps(instances), expected)
+    assert instances.gt_boxes.tensor.tolist() == [list(box) for box in boxes]
+
+
+def test_the_cap_is_drawn_at_random_each_time(record):
+    boxes = [(x, 4, x + 6, 10) for x in range(0, 60, 10)]
+    entry = record([annotation(box, category_id=index) for index, box in enumerate(boxes)])
+    mapper = train_mapper(max_instances=2)
+    draws = []
+    for seed in range(30):
+        with seeded(seed):
+            instances = mapper(entry)["instances"]
+        draws.append(instances.gt_classes.tolist())
+        # rows stay together, and in the file's order
+        assert [tuple(box) for box in instances.gt_boxes.tensor.tolist()] == [boxes[row] for row in draws[-1]]
+        assert len(instances.gt_masks) == 2 and draws[-1] == sorted(set(draws[-1]))
+    # A class is missed by one draw with probability 2/3 (2 of 6 drawn), by 30 with 5e-6.
+    assert {row for draw in draws for row in draw} == set(range(6))
+    with seeded(0):
+        assert mapper(entry)["instances"].gt_classes.tolist() == draws[0]
+
+
+def test_no_cap_for_none_and_at_a_test(record):
+    entry = record([annotation((1, 1, 9, 9))] * 101)
+    assert len(train_mapper()(entry)["instances"]) == 100
+    assert len(train_mapper(max_instances=None)(entry)["instances"]) == 101
+    assert len(at_test(max_instances=5)(entry)["instances"]) == 101
+
+
+class LeftHalf(T.Augmentation):
+    """Cut the image's right half away."""
+
+    def get_transform(self, image):
+        height, width = image.shape[:2]
+        return T.CropTransform(0, 0, width // 2, height)
+
+
+def test_what_an_augmentation_moves_out_is_dropped_in_training(record):
+    inside, across, outside = (2, 2, 20, 20), (20, 30, 50, 40), (40, 40, 60, 60)
+    boxes = enumerate((inside, outside, across))
+    entry = record([annotation(box, "rle", category_id=row) for row, box in boxes])
+    instances = train_mapper(augmentations=[LeftHalf()])(entry)["instances"]
+    assert instances.gt_classes.tolist() == [0, 2]
+    # the crop is 64 x 32 (height, width): its long side is 64 already, and the crossing box ends at 32
+    assert instances.image_size == (64, 32)
+    assert instances.gt_boxes.tensor.tolist() == [[2, 2, 20, 20], [20, 30, 32, 40]]
+
+
+def test_nothing_is_dropped_for_being_small_at_a_test(record):
+    tiny = annotation((5, 5, 6, 6), size=(640, 640))
+    assert len(at_test()(record([tiny], 640, 640))["instances"]) == 1
+
+
+@pytest.mark.parametrize("make", [train_mapper, at_test])
+@pytest.mark.parametrize("annotations", [[], [annotation((1, 1, 9, 9), iscrowd=1)]])
+def test_empty_image(record, make, annotations):
+    instances = make()(record(annotations, 30, 60))["instances"]
+    assert len(instances) == len(instances.gt_masks) == 0
+    assert instances.gt_boxes.tensor.shape == (0, 4) and instances.gt_classes.shape == (0,)
+    assert instances.gt_classes.dtype == torch.int64
+
+
+def test_a_record_without_annotations_is_an_empty_image(record):
+    entry = record()
+    del entry["annotations"]
+    assert len(train_mapper()(entry)["instances"]) == 0
+
+
+@pytest.mark.parametrize("make", [train_mapper, at_test])
+def test_the_record_is_not_changed(record, make):
+    polygon = annotation((2, 3, 20, 30))
+    array = {**polygon, "segmentation": [np.array(polygon["segmentation"][0], dtype=np.float64)]}
+    entry = record([polygon, array, annotation((5, 5, 30, 30), "rle"), annotation((1, 1, 4, 4), iscrowd=1)])
+    before = copy.deepcopy(entry)
+    mapper = make(32)
+    if mapper.is_train:
+        mapper = train_mapper(32, [T.RandomFlip(prob=1.0)])
+    mapper(entry)
+    np.testing.assert_equal(entry, before)
+
+
+def test_another_size_than_the_annotations_say(record):
+    entry = record(height=40, width=60)
+    entry.update(height=60, width=40)
+    with pytest.raises(UserError) as caught:
+        at_test()(entry)
+    message = str(caught.value)
+    assert message.startswith(f"{entry['file_name']} (image id 7): the file has 60 x 40 pixels")
+    assert "the annotations say 40 x 60. Correct" in message and "\n" not in message
+
+
+def test_size_is_filled_in_where_the_record_has_none(record):
+    entry = record(height=40, width=60)
+    del entry["height"], entry["width"]
+    sample = at_test()(entry)
+    assert (sample["height"], sample["width"]) == (40, 60)
