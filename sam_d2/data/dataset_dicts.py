@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import UNSET
 
 from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, compressed_rle
 from sam_d2.data.records import XYWH_ABS, XYXY_ABS, CocoFile, DatasetDict, Image, Rle, known
@@ -25,32 +24,24 @@ def coco_table(records: CocoFile, file: Path) -> AnnotationTable:
 
 
 def dicts_table(images: list[DatasetDict], file: Path) -> AnnotationTable:
-    """Return the annotations of Detectron2's dicts as rows; a negative class index is reported in it."""
+    """Return the annotations of Detectron2's dicts as rows, each beside its image."""
     rows = [
         (image, position, item) for image in images if image.annotations
         for position, item in enumerate(image.annotations)
     ]  # fmt: skip
-    table = AnnotationTable(
+    return AnnotationTable(
         file=file,
         annotations=[item for _, _, item in rows],
         owners=[image for image, _, _ in rows],
         image_ids=[known(image.id) for image, _, _ in rows],
         labels=[f"annotations[{i}]" if known(item.id) is None else item.id for _, i, item in rows],
-        modes=np.array([_index(item.bbox_mode) for _, _, item in rows], dtype=np.int64),
+        modes=np.array([known(item.bbox_mode) or XYXY_ABS for _, _, item in rows], dtype=np.int64),
     )
-    for row, item in enumerate(table.annotations):
-        if _index(item.category_id) < 0 and item.category_id is not UNSET:
-            table.report(row, "error", "category_id", f"{item.category_id}", "write a class index, from 0 on")
-    return table
-
-
-def _index(value: Any) -> int:
-    return -1 if value is UNSET else value
 
 
 def number_of_classes(table: AnnotationTable) -> int:
     """Return how many classes the class indices of Detectron2's form need."""
-    return 1 + max((_index(item.category_id) for item in table.annotations), default=0)
+    return 1 + max((known(item.category_id) or 0 for item in table.annotations), default=0)
 
 
 def build_dataset_dicts(

@@ -170,7 +170,7 @@ def _check_areas(table: AnnotationTable) -> None:
 
 def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray) -> None:
     """Replace boxes without area by the bounds of the mask; find boxes far from their polygons."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         far = _iou(boxes, bounds) < FAR_IOU
     for row in np.flatnonzero(flat).tolist():

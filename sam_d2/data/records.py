@@ -19,6 +19,9 @@ Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="an integer of a
 Side = Annotated[int, Meta(ge=1, le=2**31 - 1, description="a whole number of pixels, at least 1")]
 Name = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
 Box = Annotated[list[float], Meta(min_length=4, max_length=4, description="a list of 4 numbers, in px")]
+ClassIndex = Annotated[  # bounded, because class names are made up to the highest one
+    int, Meta(ge=0, le=2**16 - 1, description="a class index, from 0 to 65535")
+]
 Run = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
@@ -127,10 +130,12 @@ class DatasetAnnotation(Annotation, kw_only=True):
     """An instance in Detectron2's form.
 
     Attributes:
+        category_id: class index, from 0 on.
         bbox_mode: 0 for XYXY_ABS, 1 for XYWH_ABS (detectron2.structures.BoxMode).
         id: the annotation's id, where the file has one.
     """
 
+    category_id: ClassIndex
     bbox_mode: Annotated[Literal[0, 1], Meta(description="0 (XYXY_ABS) or 1 (XYWH_ABS)")]
     id: Annotated[Id | None, Meta(description="an integer of at most 64 bits")] = None
 

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -177,3 +181,11 @@ def test_absolute_paths_and_links_inside_the_image_root_are_fine(coco, write, tm
     file.write_text(json.dumps(coco))
     names = [record["file_name"] for record in load_dataset_file(file).dataset_dicts]
     assert names == [str(tmp_path / "inside/a.png"), str(tmp_path / "inside/link.png")]
+
+
+def test_the_package_does_not_import_torch():
+    checkout = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "SAM_D2_DETECTRON2": "embedded", "PYTHONPATH": checkout}
+    code = "import sys, sam_d2.data; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (result.stdout, result.stderr) == ("False\n", "")

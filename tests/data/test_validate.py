@@ -136,7 +136,8 @@ DICTS_ERRORS = {
     "annotation of wrong type": (put(0, "annotations", 0, []), 5, "annotations[0]", "record", "a JSON array"),
     "mode missing": (put(*ENTRY, "bbox_mode", ...), 5, "annotations[0]", "bbox_mode", "missing key"),
     "mode unknown": (put(*ENTRY, "bbox_mode", 4), 5, "annotations[0]", "bbox_mode", "4 (Invalid"),
-    "negative class": (put(*ENTRY, "category_id", -1), 5, "annotations[0]", "category_id", "-1"),
+    "negative class": (put(*ENTRY, "category_id", -1), 5, "annotations[0]", "category_id", "-1 (Expected `int` >= 0"),
+    "huge class": (put(*ENTRY, "category_id", 2**40), 5, "annotations[0]", "category_id", "<= 65535"),
     "named annotation": (
         lambda content: content[0]["annotations"][0].update(id=33, bbox=None), 5, 33, "bbox", "None"),
     "image id twice": (put(1, "image_id", 5), 5, None, "id", "2 images have it"),
