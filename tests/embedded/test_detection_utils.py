@@ -117,7 +117,7 @@ def test_instances_with_bitmaps_of_all_kinds():
     mask = np.zeros((4, 6), np.uint8, order="F")
     mask[1:3, 2:5] = 1
     square = [2.0, 1.0, 5.0, 1.0, 5.0, 3.0, 2.0, 3.0]  # the same pixels
-    kinds = [[square], mask_util.encode(mask), mask[:, ::-1][:, ::-1]]
+    kinds = [[square], mask_util.encode(mask), np.ascontiguousarray(mask[:, ::-1])[:, ::-1]]  # the last runs backwards
     annos = [annotation(segmentation=kind) for kind in kinds]
     masks = utils.annotations_to_instances(annos, (4, 6), mask_format="bitmask").gt_masks
     assert isinstance(masks, BitMasks)

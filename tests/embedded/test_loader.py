@@ -21,6 +21,7 @@ from detectron2.data import (
 from detectron2.data.build import filter_images_with_only_crowd_annotations, trivial_batch_collator
 from detectron2.data.common import AspectRatioGroupedDataset, set_default_dataset_from_list_serialize_method
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.utils import comm
 
 
 def records(count=8):
@@ -138,6 +139,21 @@ def test_test_loader_gives_each_once():
     assert list(build_detection_test_loader(Stream(), mapper=lambda x: -x, batch_size=5)) == [[0, -1, -2, -3, -4]]
     with pytest.raises(AssertionError):
         build_detection_test_loader(Stream(), mapper=None, sampler=InferenceSampler(5))
+
+
+def test_test_loader_shares_among_processes(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    assert list(build_detection_test_loader(records(), mapper=lambda r: r["n"])) == [[4], [5], [6], [7]]
+
+
+def test_worker_count_leaves_the_batches_as_they_are():
+    def batches(workers):
+        sampler = TrainingSampler(8, seed=0)
+        loader = build_batch_data_loader(DatasetFromList(list(range(8))), sampler, 3, num_workers=workers)
+        return list(itertools.islice(loader, 6))
+
+    assert batches(2) == batches(0)
 
 
 def test_seeded_workers_draw_the_same_again_and_differ_from_each_other():
