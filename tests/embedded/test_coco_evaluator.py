@@ -142,6 +142,15 @@ class TestAveragePrecision:
         check(metrics, AP50=100, AP75=50, **{"AP-a": 100, "AP-c": NAN})
         assert metrics["AP"] == pytest.approx((metrics["AP-a"] + metrics["AP-b"]) / 2)
 
+    def test_the_ap_of_a_class_is_over_all_sizes_and_detections(self, name, tmp_path):
+        large, small = [(0, 0, 99, 99), (100, 100, 100, 100)], (0, 150, 10, 10)
+        path = write(tmp_path, [annotation(box) for box in (*large, small)], classes="ab")
+        evaluator = evaluator_of(name, path, classes="ab")
+        predict(evaluator, large)
+        # Two of three: recall ends at the 67 recall points 0.00 to 0.66. The small alone would have 0, the best
+        # prediction alone 34 points.
+        check(evaluator.evaluate()["bbox"], APs=0, **{"AP-a": 100 * 67 / 101})
+
     def test_wrong_class(self, name, tmp_path):
         box = (0, 0, 20, 20)
         evaluator = evaluator_of(name, write(tmp_path, [annotation(box)], classes="ab"), classes="ab")

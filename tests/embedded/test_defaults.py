@@ -104,6 +104,7 @@ class TestSetup:
         drawn = []
         for run, seed in (("a", 7), ("b", 7), ("c", 8)):
             default_setup(self.config(tmp_path / run, seed=seed), arguments())
+            assert torch.initial_seed() == seed  # rank 0
             drawn.append(draw())
         assert drawn[0] == drawn[1]
         assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))

@@ -1,6 +1,5 @@
 """The hooks: when each acts, and what it leaves behind."""
 
-import itertools
 import json
 import logging
 import re
@@ -224,6 +223,7 @@ class TestLRScheduler:
         trainer = train([hooks.LRScheduler(optimizer, LinearParamScheduler(1.0, 0.0))], end=4)
         # 0.4 * (1 - iteration / 4)
         assert self.stored(trainer) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+        assert trainer.storage.smoothing_hints()["lr"] is False
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
     def test_starts_in_the_middle(self):
@@ -326,7 +326,7 @@ class TestPreciseBN:
 
     def test_goes_on_where_it_stopped(self):
         model = nn.BatchNorm1d(1)
-        batches = itertools.cycle([torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [6.0]])])
+        batches = [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [6.0]])]
         hook = hooks.PreciseBN(1, model, batches, 1)
         hook.update_stats()
         assert model.running_mean.item() == pytest.approx(1.0)
