@@ -14,6 +14,18 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from sam_d2.config import apply_overrides, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CANVAS = 64
+SMALL = [
+    f"model.image_encoder.img_size={CANVAS}",
+    "model.image_encoder.patch_size=8",
+    "model.image_encoder.embed_dim=32",
+    "model.image_encoder.depth=1",
+    "model.image_encoder.num_heads=2",
+    "model.image_encoder.out_chans=32",
+    "model.mask_decoder.transformer.mlp_dim=32",
+    "model.mask_decoder.transformer.num_heads=2",
+    "model.mask_decoder.iou_head_hidden_dim=32",
+]
 
 
 def regular_polygon(x: float, y: float, radius: float, corners: int = 7) -> np.ndarray:
@@ -46,7 +58,7 @@ def make_sample(make_instances: Callable[..., Instances]) -> Callable[..., dict[
         random = np.random.default_rng(seed)
         height, width = size
         polygons = [
-            [regular_polygon(random.uniform(0, width), random.uniform(0, height), random.uniform(4, 20))]
+            [regular_polygon(random.uniform(0, width), random.uniform(0, height), random.uniform(3, 15))]
             for _ in range(count)
         ]
         instances = make_instances(polygons, size, bitmaps)
@@ -64,10 +76,13 @@ def make_sample(make_instances: Callable[..., Instances]) -> Callable[..., dict[
 
 @pytest.fixture
 def build_model() -> Callable[..., torch.nn.Module]:
-    """``build_model("model.prompt=point", ...)``: configs/sam_tiny.py with overrides, the same weights each time."""
+    """``build_model("model.prompt=point", ...)``: a smaller configs/sam_tiny.py, the same weights each time.
+
+    Canvas 64, patches of 8 pixels, so 8 x 8 tokens of width 32 and masks of 32 x 32 cells.
+    """
 
     def build(*overrides: str) -> torch.nn.Module:
-        cfg = apply_overrides(load_config(CONFIGS / "sam_tiny.py"), list(overrides))
+        cfg = apply_overrides(load_config(CONFIGS / "sam_tiny.py"), [*SMALL, *overrides])
         torch.manual_seed(0)
         return instantiate(cfg.model)
 

@@ -44,9 +44,7 @@ def test_mean_probability_by_hand():
 def test_combined_scores_multiply():
     values = {"class_score": torch.tensor([0.5, 1.0]), "predicted_iou": torch.tensor([0.8, 0.9])}
     torch.testing.assert_close(combine_scores(("predicted_iou",), values), torch.tensor([0.8, 0.9]))
-    torch.testing.assert_close(
-        combine_scores(("class_score", "predicted_iou"), values), torch.tensor([0.4, 0.9])
-    )
+    torch.testing.assert_close(combine_scores(("class_score", "predicted_iou"), values), torch.tensor([0.4, 0.9]))
     assert values["class_score"].tolist() == [0.5, 1.0]
 
 
