@@ -71,6 +71,19 @@ def loggers_restored() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@pytest.fixture
+def restore_loggers() -> Iterator[None]:
+    """For tests that begin a run themselves."""
+    with loggers_restored():
+        yield
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
 @pytest.fixture(scope="session")
 def train_net(shapes_folder: Path) -> TrainNet:
     """``train_net(output_dir, *arguments)``: run experiments/train_net.py in this process on the shapes.

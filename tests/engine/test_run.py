@@ -1,0 +1,139 @@
+"""What happens around a training: the run folder, the checkpoint that is meant."""
+
+import argparse
+import logging
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from sam_d2.config import load_config
+from sam_d2.engine.run import begin_run, checkpoint_to_evaluate, initial_weights
+from sam_d2.engine.weights import FOLDER_VARIABLE
+from sam_d2.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def quiet(restore_loggers, monkeypatch, tmp_path):
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def arguments(**options):
+    return argparse.Namespace(**{"resume": False, "eval_only": False, "opts": [], **options})
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    groups = {name: {} for name in ("model", "dataloader", "optimizer", "lr_multiplier")}
+    train = {"output_dir": str(tmp_path / "run"), "seed": 3, "init_checkpoint": ""}
+    return OmegaConf.create({**groups, "train": train})
+
+
+class TestBeginRun:
+    def test_a_new_folder_holds_config_and_log(self, cfg, tmp_path):
+        begin_run(cfg, arguments())
+        folder = tmp_path / "run"
+        assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "log.txt"]
+        assert load_config(folder / "config.yaml") == cfg
+        log = (folder / "log.txt").read_text()
+        assert "detectron2 " in log and f"torch {torch.__version__}" in log
+
+    def test_an_empty_folder_is_a_new_one(self, cfg, tmp_path):
+        (tmp_path / "run").mkdir()
+        begin_run(cfg, arguments())
+
+    def test_a_folder_with_a_run_is_left_alone_and_both_ways_out_are_named(self, cfg, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "model_final.pth").touch()
+        with pytest.raises(UserError, match=r"run holds an earlier run\. Add --resume .* or --output-dir DIR"):
+            begin_run(cfg, arguments())
+        assert [file.name for file in (tmp_path / "run").iterdir()] == ["model_final.pth"]
+
+    @pytest.mark.parametrize("option", ["resume", "eval_only"])
+    def test_resume_and_eval_only_enter_it(self, cfg, tmp_path, option):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "model_final.pth").touch()
+        (tmp_path / "run" / "config.yaml").write_text("of the training")
+        begin_run(cfg, arguments(**{option: True}))
+        kept = (tmp_path / "run" / "config.yaml").read_text() == "of the training"
+        assert kept == (option == "eval_only")
+
+    def test_the_seed_decides_the_random_numbers(self, cfg, tmp_path):
+        draws = []
+        for number in range(3):
+            cfg.train.output_dir = str(tmp_path / f"run{number}")
+            cfg.train.seed = number // 2
+            begin_run(cfg, arguments())
+            draws.append(torch.rand(1).item())
+        assert draws[0] == draws[1] != draws[2]
+
+    @pytest.mark.parametrize("option", [{}, {"eval_only": True}, {"resume": True}])
+    def test_what_cannot_begin_leaves_no_folder(self, cfg, tmp_path, option):
+        cfg.train.init_checkpoint = "nothing.pth"
+        with pytest.raises(UserError, match=r"nothing\.pth is not found"):
+            begin_run(cfg, arguments(**option))
+        assert not (tmp_path / "run").exists()
+
+
+class TestInitialWeights:
+    def test_the_file_that_the_config_names(self, cfg, tmp_path):
+        assert initial_weights(cfg, arguments()) is None
+        (tmp_path / "base.pth").touch()
+        cfg.train.init_checkpoint = str(tmp_path / "base.pth")
+        assert initial_weights(cfg, arguments()) == tmp_path / "base.pth"
+
+    def test_a_run_that_goes_on_needs_none(self, cfg, tmp_path):
+        cfg.train.init_checkpoint = "gone.pth"
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "last_checkpoint").write_text("model_0000001.pth")
+        assert initial_weights(cfg, arguments(resume=True)) is None
+        with pytest.raises(UserError, match=r"gone\.pth"):
+            initial_weights(cfg, arguments())
+
+
+class TestCheckpointToEvaluate:
+    """The command line's, else the run's final one, else what the config begins with."""
+
+    @pytest.fixture
+    def files(self, tmp_path):
+        files = {name: tmp_path / name for name in ("named.pth", "base.pth")}
+        files["final"] = tmp_path / "run" / "model_final.pth"
+        files["final"].parent.mkdir()
+        for file in files.values():
+            file.touch()
+        return files
+
+    @pytest.fixture(autouse=True)
+    def log(self, caplog):
+        caplog.set_level(logging.INFO, "sam_d2")
+        return caplog
+
+    def test_the_command_line_wins(self, cfg, files, log):
+        cfg.train.init_checkpoint = str(files["named.pth"])
+        for option in (f"train.init_checkpoint={files['named.pth']}", f"+train.init_checkpoint={files['named.pth']}"):
+            assert checkpoint_to_evaluate(cfg, arguments(opts=["train.seed=1", option])) == files["named.pth"]
+        assert f"Evaluating {files['named.pth']} (named on the command line)" in log.text
+
+    def test_then_the_runs_own(self, cfg, files, log):
+        cfg.train.init_checkpoint = str(files["base.pth"])
+        assert checkpoint_to_evaluate(cfg, arguments(opts=["train.seed=1"])) == files["final"]
+        assert "the run's final checkpoint" in log.text
+
+    def test_an_empty_name_is_no_name(self, cfg, files):
+        assert checkpoint_to_evaluate(cfg, arguments(opts=["train.init_checkpoint="])) == files["final"]
+
+    def test_then_what_the_config_begins_with(self, cfg, files, log):
+        files["final"].unlink()
+        cfg.train.init_checkpoint = str(files["base.pth"])
+        assert checkpoint_to_evaluate(cfg, arguments()) == files["base.pth"]
+        assert "model_final.pth does not exist" in log.text
+
+    def test_none_at_all(self, cfg, tmp_path):
+        with pytest.raises(UserError, match=r"model_final\.pth does not exist\. Train first, or name a checkpoint"):
+            checkpoint_to_evaluate(cfg, arguments())
+
+    def test_a_named_one_that_is_missing_is_not_replaced_by_another(self, cfg, files):
+        cfg.train.init_checkpoint = "typo.pth"
+        with pytest.raises(UserError, match=r"typo\.pth is not found"):
+            checkpoint_to_evaluate(cfg, arguments(opts=["train.init_checkpoint=typo.pth"]))

@@ -1,0 +1,55 @@
+"""Where weights are looked for, and what is said when they are not there."""
+
+import pytest
+
+from sam_d2.engine.weights import FOLDER_VARIABLE, PUBLISHED, checkpoint_folders, find_weights
+from sam_d2.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A working directory without weights, and no folder named by the environment."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+
+
+def test_a_path_or_a_name_in_a_folder(tmp_path, monkeypatch):
+    named = tmp_path / "named"
+    for folder in (named, tmp_path / "work" / "checkpoints", tmp_path / "work"):
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.pth").touch()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(named))
+    assert find_weights(str(named / "mine.pth")) == named / "mine.pth"
+    assert find_weights("mine.pth").resolve() == tmp_path / "work" / "mine.pth"
+    (tmp_path / "work" / "mine.pth").unlink()
+    assert find_weights("mine.pth") == named / "mine.pth"
+    (named / "mine.pth").unlink()
+    assert find_weights("mine.pth") == tmp_path / "work" / "checkpoints" / "mine.pth"
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth"])
+def test_published_weights_come_with_their_address(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        find_weights(name)
+    message = str(caught.value)
+    assert message.startswith(f"Checkpoint {name} is not found")
+    assert f"Download https://dl.fbaipublicfiles.com/segment_anything/{name} into {tmp_path}/" in message
+    assert "init_checkpoint=''" in message and "\n" not in message
+    assert all(str(folder) in message for folder in checkpoint_folders())
+
+
+def test_another_name_gives_no_address():
+    with pytest.raises(UserError, match=r"my/own\.pth is not found.*existing file, or to ''") as caught:
+        find_weights("my/own.pth")
+    assert "http" not in str(caught.value)
+
+
+def test_a_folder_is_not_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="is not found"):
+        find_weights(str(tmp_path))
+
+
+def test_licences_are_known():
+    assert {weights.licence for weights in PUBLISHED.values()} == {"Apache-2.0"}
