@@ -6,7 +6,12 @@ from sam_d2.errors import UserError
 
 
 def square_prompt_encoder(
-    *, embed_dim: int, image_size: int, patch_size: int, mask_in_chans: int = 16
+    *,
+    embed_dim: int,
+    image_size: int,
+    patch_size: int,
+    mask_in_chans: int = 16,
+    position_scale: float = 1.0,
 ) -> PromptEncoder:
     """Build SAM's prompt encoder for a square canvas.
 
@@ -15,6 +20,9 @@ def square_prompt_encoder(
         image_size: S, side of the padded canvas in pixels.
         patch_size: pixels per side of an image token.
         mask_in_chans: hidden channels of the mask prompt's convolutions.
+        position_scale: deviation of the random frequencies that encode positions (arXiv 2006.10739), in waves per
+            half canvas. SAM has 1; with fewer waves a small model that starts from nothing learns much sooner where
+            its prompts are (docs/quickstart-scenes.md). Part of every checkpoint: loaded weights bring their own.
 
     Raises:
         UserError: the canvas is not a whole number of patches, or the low-res frame is finer than the canvas.
@@ -30,9 +38,11 @@ def square_prompt_encoder(
             "patch_size must be a multiple of 4."
         )
     tokens = image_size // patch_size
-    return PromptEncoder(
+    encoder = PromptEncoder(
         embed_dim=embed_dim,
         image_embedding_size=(tokens, tokens),
         input_image_size=(image_size, image_size),
         mask_in_chans=mask_in_chans,
     )
+    encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(position_scale)
+    return encoder
