@@ -51,7 +51,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["sam_d2", "sam_d2.*"]),
-    package_data={"sam_d2": ["py.typed"]},
+    package_data={"sam_d2": ["py.typed", "evaluation/report.css", "evaluation/report.js"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -95,10 +95,11 @@ def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.run import checkpoint_to_evaluate
 
     model = build_model(cfg)
-    Checkpointer(model).load(str(checkpoint_to_evaluate(cfg, args)))
+    checkpoint = checkpoint_to_evaluate(cfg, args)
+    Checkpointer(model).load(str(checkpoint))
     evaluation = build_evaluation(cfg)
     evaluation(model)
-    evaluation.write_gallery()
+    evaluation.finish(checkpoint, cfg)
 
 
 def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -165,7 +166,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         evaluation(model, method="base")
         model.train()
     trainer.train(start, cfg.train.max_iter)
-    evaluation.write_gallery()
+    evaluation.finish(f"model_final.pth, step {cfg.train.max_iter}")
 
 
 def main(args: argparse.Namespace) -> int:

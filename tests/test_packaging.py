@@ -53,7 +53,8 @@ def test_installed_wheel_provides_detectron2_from_another_directory(wheel, tmp_p
 def test_wheel_holds_all_of_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam_d2").rglob("*.py")}
-    assert names == sources | {"sam_d2/py.typed"}
+    data = {f"sam_d2/{name}" for name in ("py.typed", "evaluation/report.css", "evaluation/report.js")}
+    assert names == sources | data
 
 
 def test_metadata(wheel):

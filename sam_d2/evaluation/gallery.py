@@ -17,17 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-import sam_d2  # noqa: F401  (makes detectron2 importable)
-from detectron2.data import detection_utils
+from sam_d2.data.image import read_image as read_rgb
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import instance_ious
+from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import write_atomically
 
 MAX_IMAGES = 12
 LONG_SIDE = 640
 """Pixels of a tile's long side; smaller images are enlarged, so that outlines are thin beside instances."""
 COLUMNS = 3
+_NAME_LENGTH = 48
 TRUTH_COLOUR = (40, 130, 255)
 PREDICTION_COLOUR = (175, 0, 215)
 _FILL = 0.4
@@ -43,7 +44,8 @@ class GalleryRow:
     Attributes:
         label: Why the image is shown, such as ``worst``.
         file_name: Of the image.
-        image: (h, w, 3) uint8 RGB thumbnail with the outlines drawn.
+        image: (h, w, 3) uint8 RGB thumbnail, grey with the outlines drawn.
+        plain: The same without outlines, in its own colours.
         mean_iou: 0-1 over its instances; NaN where prompts and instances are not paired.
         instances: In the ground truth, crowd regions not counted.
         predictions: Masks that the model gave.
@@ -52,6 +54,7 @@ class GalleryRow:
     label: str
     file_name: str
     image: npt.NDArray[np.uint8]
+    plain: npt.NDArray[np.uint8]
     mean_iou: float
     instances: int
     predictions: int
@@ -63,7 +66,8 @@ def gallery_rows(
     *,
     count: int = MAX_IMAGES,
     min_score: float = 0.5,
-    read_image: Callable[[str], npt.NDArray[np.uint8]] | None = None,
+    long_side: int = LONG_SIDE,
+    read_image: Callable[[str], npt.NDArray[np.uint8]] = read_rgb,
 ) -> list[GalleryRow]:
     """The worst, median and best images of an evaluation, drawn.
 
@@ -77,9 +81,9 @@ def gallery_rows(
         count: Images at most.
         min_score: Least score (0-1) of a prediction that is drawn, where predictions have no instance of
             their own.
-        read_image: Gives (H0, W0, 3) uint8 RGB of a file name; Detectron2's reader by default.
+        long_side: Of the tiles, pixels.
+        read_image: Gives (H0, W0, 3) uint8 RGB of a file name.
     """
-    read = _read_rgb if read_image is None else read_image
     by_id = {image.image_id: image for image in detections}
     predicted = [image for image in ground_truth.images if image.image_id in by_id]
     paired = any(found.prompt_index is not None for found in by_id.values())
@@ -92,8 +96,9 @@ def gallery_rows(
         image, found = predicted[index], by_id[predicted[index].image_id]
         drawn = found.scores >= (-np.inf if paired else min_score)
         shown = [rle for rle, draw in zip(found.rles or [], drawn, strict=False) if draw]
-        thumbnail = draw_masks(read(image.file_name), [one.rle for one in image.instances], shown)
-        rows.append(GalleryRow(label, image.file_name, thumbnail, means[index], len(image.instances), len(shown)))
+        plain = _to_long_side(read_image(image.file_name), long_side)
+        drawing = draw_masks(plain, [one.rle for one in image.instances], shown)
+        rows.append(GalleryRow(label, image.file_name, drawing, plain, means[index], len(image.instances), len(shown)))
     return rows
 
 
@@ -101,24 +106,23 @@ def draw_masks(image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: 
     """Draw predicted outlines over the ground truth's areas and outlines.
 
     Args:
-        image: (H0, W0, 3) uint8 RGB.
-        truth: Masks of size (H0, W0).
+        image: (h, w, 3) uint8 RGB.
+        truth: Masks of any size with the image's aspect.
         predictions: Likewise.
 
     Returns:
-        (h, w, 3) uint8 RGB, long side ``LONG_SIDE``.
+        (h, w, 3) uint8 RGB.
     """
-    scale = LONG_SIDE / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas: npt.NDArray[Any] = cv2.resize(image, size, interpolation=method)
+    size = (image.shape[1], image.shape[0])
     # grey lets the two colours stand out from any photograph
-    canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    canvas: npt.NDArray[Any] = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     covered = np.zeros(canvas.shape[:2], dtype=bool)
     outlines: list[tuple[Colour, Sequence[npt.NDArray[np.int32]]]] = []
     for colour, rles in ((TRUTH_COLOUR, truth), (PREDICTION_COLOUR, predictions)):
         for rle in rles:
-            mask = cv2.resize(mask_utils.decode(rle).astype(np.float32), size, interpolation=method) >= 0.5
+            dense = mask_utils.decode(rle).astype(np.float32)
+            method = cv2.INTER_AREA if dense.shape[1] > size[0] else cv2.INTER_LINEAR
+            mask = cv2.resize(dense, size, interpolation=method) >= 0.5
             if colour == TRUTH_COLOUR:
                 covered |= mask
             contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
@@ -157,14 +161,16 @@ def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "")
         axis.imshow(row.image)
         iou = "" if np.isnan(row.mean_iou) else f", mean IoU {row.mean_iou:.3f}"
         counts = f"{row.instances} instances, {row.predictions} predicted"
-        axis.set_title(f"{row.label}: {Path(row.file_name).name}\n{counts}{iou}", fontsize=12)
+        name = _shortened(clean(Path(row.file_name).name))
+        # a dollar in a file name begins no formula
+        axis.set_title(f"{row.label}: {name}\n{counts}{iou}", fontsize=12, parse_math=False)
     handles = [
         Patch(facecolor=(*_unit(TRUTH_COLOUR), _FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
         Line2D([], [], color=_unit(PREDICTION_COLOUR), linewidth=2, label="prediction"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=13)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14)
+        figure.suptitle(clean(title), x=0.01, ha="left", fontsize=14, parse_math=False)
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_atomically(Path(path), buffer.getvalue())
@@ -184,8 +190,15 @@ def _choose(means: npt.NDArray[np.float64], count: int) -> list[tuple[str, int]]
     return [(label, index) for label, begin in parts for index in ranked[begin : begin + third]]
 
 
-def _read_rgb(file_name: str) -> npt.NDArray[np.uint8]:
-    return np.asarray(detection_utils.read_image(file_name, format="RGB"), dtype=np.uint8)
+def _to_long_side(image: npt.NDArray[np.uint8], long_side: int) -> npt.NDArray[np.uint8]:
+    scale = long_side / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH // 2]}...{name[-_NAME_LENGTH // 2 + 3 :]}"
 
 
 def _unit(colour: Colour) -> tuple[float, float, float]:

@@ -1,22 +1,40 @@
-"""One evaluation of a promptable model: predictions, baselines beside them, report and gallery."""
+"""One evaluation of a promptable model: predictions, baselines beside them, report, gallery and page."""
 
 from __future__ import annotations
 
+import datetime
 import logging
+import math
+import platform
+import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from omegaconf import DictConfig
 from torch import nn
 
+import sam_d2
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
+from sam_d2.config import save_config
+from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.evaluation.baselines import evaluate_baselines
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
-from sam_d2.evaluation.gallery import gallery_rows, write_gallery
+from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
+from sam_d2.evaluation.ground_truth import GroundTruth
+from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluation_path, write_evaluation
+from sam_d2.evaluation.report_images import encode_within
+from sam_d2.evaluation.report_instances import evaluation_of
+from sam_d2.evaluation.report_page import write_page
+from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result, write_report
 from sam_d2.evaluation.table import log_results
+
+ZOOM_SIDE = 960
+"""Pixels of the long side of the page's gallery images."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +45,8 @@ class PromptedEvaluation:
     Args:
         evaluator: of the dataset.
         loader: test loader of the same dataset.
-        output_dir: run folder; ``report.json`` and ``gallery.png`` are written there.
+        output_dir: run folder; ``report.json``, ``instances_<prompt>.npz``, ``gallery.png`` and ``report.html``
+            are written there.
     """
 
     def __init__(self, evaluator: InstanceEvaluator, loader: Iterable[list[dict[str, Any]]], output_dir: Path) -> None:
@@ -36,6 +55,7 @@ class PromptedEvaluation:
         self.output_dir = output_dir
         self._baselines: list[Result] | None = None
         self._results: dict[str, list[Result]] = {}
+        self._device = torch.device("cpu")
 
     def __call__(self, model: nn.Module, method: str = "model") -> OrderedDict[str, dict[str, float]]:
         """Evaluate ``model``; all processes take part.
@@ -48,6 +68,7 @@ class PromptedEvaluation:
             The evaluator's metrics by task, in the main process; empty elsewhere.
         """
         self.evaluator.method = method
+        self._device = next((parameter.device for parameter in model.parameters()), self._device)
         metrics = inference_on_dataset(model, self.loader, self.evaluator)
         if not comm.is_main_process():
             return OrderedDict()
@@ -65,14 +86,83 @@ class PromptedEvaluation:
         log_results(results)
         return OrderedDict(metrics)
 
-    def write_gallery(self) -> None:
-        """Draw the worst, median and best images of the last evaluation."""
+    def finish(self, checkpoint: str | Path, config: DictConfig | None = None) -> None:
+        """Keep what the last evaluation found of each instance, draw its gallery, and rebuild ``report.html``.
+
+        Args:
+            checkpoint: what was evaluated.
+            config: of the evaluation; None where the run folder's config.yaml has it.
+        """
         truth = self.evaluator.ground_truth
         if not comm.is_main_process() or truth is None:
             return
-        rows = gallery_rows(truth, self.evaluator.detections)
+        rows = gallery_rows(truth, self.evaluator.detections, long_side=ZOOM_SIDE)
+        self._write_gallery(rows)
+        info = self._info(truth, rows, str(checkpoint), self._config_text(config))
+        evaluation = evaluation_of(truth, self.evaluator.detections, info)
+        pictures = encode_within([image for row in rows for image in (row.image, row.plain)])
+        evaluation.pictures = list(zip(pictures[0::2], pictures[1::2], strict=True))
+        write_evaluation(evaluation_path(self.output_dir, self.evaluator.prompt), evaluation)
+        logger.info("Wrote %s", write_page(self.output_dir))
+
+    def write_gallery(self) -> None:
+        """Draw the worst, median and best images of the last evaluation as ``gallery.png`` alone."""
+        truth = self.evaluator.ground_truth
+        if comm.is_main_process() and truth is not None:
+            self._write_gallery(gallery_rows(truth, self.evaluator.detections))
+
+    def _write_gallery(self, rows: Sequence[GalleryRow]) -> None:
         if rows:
             source = "ground-truth " if self.evaluator.oracle else ""
             title = f"{self.evaluator.split}: {source}{self.evaluator.prompt} prompts"
             write_gallery(self.output_dir / "gallery.png", rows, title)
             logger.info("Wrote %s", self.output_dir / "gallery.png")
+
+    def _info(self, truth: GroundTruth, rows: Sequence[GalleryRow], checkpoint: str, config: str) -> EvaluationInfo:
+        detections = self.evaluator.detections
+        return EvaluationInfo(
+            version=VERSION,
+            split=self.evaluator.split,
+            prompt=self.evaluator.prompt,
+            prompt_source=self.evaluator.prompt_source,
+            score=self.evaluator.score,
+            written=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            checkpoint=clean(checkpoint),
+            device=_describe_device(self._device),
+            versions={
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "sam_d2": sam_d2.__version__,
+                "detectron2": describe_detectron2().removeprefix("detectron2 "),
+            },
+            seconds=max((row.seconds for row in self.evaluator.results), default=0.0),
+            paired=self.evaluator.oracle or any(image.prompt_index is not None for image in detections),
+            image_names=[clean(image.file_name) for image in truth.images],
+            class_names=[clean(name) for name in truth.class_names],
+            config=config,
+            tiles=[
+                Tile(
+                    label=row.label,
+                    file_name=clean(row.file_name),
+                    mean_iou=None if math.isnan(row.mean_iou) else row.mean_iou,
+                    instances=row.instances,
+                    predictions=row.predictions,
+                )
+                for row in rows
+            ],
+        )
+
+    def _config_text(self, config: DictConfig | None) -> str:
+        if config is None:
+            saved = self.output_dir / "config.yaml"
+            return saved.read_text(encoding="utf-8") if saved.is_file() else ""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            save_config(config, path)
+            return path.read_text(encoding="utf-8")
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

@@ -17,7 +17,8 @@ def grey(file_name):
 def test_prediction_over_truth(make_truth, make_detections):
     truth = make_truth({1: [(A, 0)]})
     found = make_detections(1, [(HALF_A, 0.9)], prompt_index=[0])
-    image = draw_masks(grey(""), [one.rle for one in truth[1].instances], found.rles)
+    canvas = np.full((LONG_SIDE, LONG_SIDE, 3), 120, dtype=np.uint8)
+    image = draw_masks(canvas, [one.rle for one in truth[1].instances], found.rles)
     assert image.shape == (LONG_SIDE, LONG_SIDE, 3)
 
     def at(pixel):

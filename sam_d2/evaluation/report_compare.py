@@ -1,0 +1,185 @@
+"""Several runs side by side: one page, and a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sam_d2.evaluation.report_charts import Series, line_chart
+from sam_d2.evaluation.report_data import Run, flat_config
+from sam_d2.evaluation.report_html import escape, page, table
+from sam_d2.evaluation.report_page import chart_grid, grouped, metric_head, metric_names, metric_text, source_of
+from sam_d2.evaluation.report_text import clean
+from sam_d2.evaluation.results import Result
+
+_CURVES = (
+    ("total_loss", "Loss in training", "weighted loss"),
+    ("segm/AP", "Average precision of masks", "AP (0-100)"),
+    ("bbox/AP", "Average precision of boxes", "AP (0-100)"),
+    ("prompt/mIoU", "Mean IoU of the prompted masks", "mean IoU (0-1)"),
+)
+_OF_THE_RUN = ("train.output_dir",)
+"""Settings that differ between any two runs."""
+_REFERENCES = ("box_as_mask", "ellipse")
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its folder's, with as many folders above it as tell the runs apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    depth = 1
+    while depth < max(map(len, parts)):
+        names = Counter(part[-depth:] for part in parts)
+        if max(names.values()) == 1:
+            break
+        depth += 1
+    return [str(Path(*part[-depth:])) for part in parts]
+
+
+def compare_page(runs: Sequence[Run]) -> str:
+    """The page of several runs, as HTML that loads nothing."""
+    names = run_names(runs)
+    oracle = " (oracle)" if any(run.oracle for run in runs) else ""
+    title = f"{len(runs)} runs side by side{oracle}"
+    parts = [f"<header><h1>{escape(title)}</h1></header>", "<h2>Results</h2>"]
+    for label, rows in _tables(runs, names):
+        parts.append(_table_html(label, rows))
+    charts = []
+    for metric, heading, unit in _CURVES:
+        series = [
+            Series(name, run.curves[metric], index)
+            for index, (name, run) in enumerate(zip(names, runs, strict=True))
+            if metric in run.curves
+        ]
+        if series:
+            charts.append(line_chart(heading, series, unit))
+    if charts:
+        parts += ["<h2>Training</h2>", chart_grid(charts)]
+    parts += [_per_class(runs, names), _differences_html(runs, names)]
+    return page(f"{title} - sam_d2 report", "\n".join(parts))
+
+
+def compare_text(runs: Sequence[Run], width: int | None = None) -> Table:
+    """The results of several runs as one table for the terminal; the best of a split and task in bold."""
+    shown = Table(box=box.SIMPLE_HEAD, header_style="", width=width)
+    columns = ("run", "split", "prompt", "method")
+    metrics = ("AP", "AP50", "AP75", "AR", "mIoU")
+    for name in columns:
+        shown.add_column(name, overflow="fold")
+    for name in metrics:
+        shown.add_column(name, justify="right", no_wrap=True)
+    for _, rows in _tables(runs, run_names(runs)):
+        best = _best([row for _, row in rows], metrics)
+        for name, row in rows:
+            prompt = f"{row.prompt} (oracle)" if row.prompt_source == "ground_truth" else row.prompt
+            method = row.method if row.task == "segm" else f"{row.method}, {row.task}"
+            cells = [Text(clean(cell)) for cell in (name, row.split, prompt, method)]
+            for metric in metrics:
+                value = row.metric(metric)
+                cells.append(Text(metric_text(metric, value), style="bold" if best[metric] == value else ""))
+            shown.add_row(*cells)
+        shown.add_section()
+    return shown
+
+
+def print_comparison(runs: Sequence[Run]) -> None:
+    """Print :func:`compare_text`."""
+    Console().print(compare_text(runs))
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[str | None]]:
+    """Config key -> its value in each run, of the keys whose values are not all the same; None where absent.
+
+    Raises:
+        UserError: A run's config is not YAML.
+    """
+    configs = [flat_config(run) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = {key: [config.get(key) for config in configs] for key in keys if key not in _OF_THE_RUN}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def _tables(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, list[tuple[str, Result]]]]:
+    """Of each split and task the (run, row) of models, bases and detectors, and each reference once a prompt."""
+    tables: dict[tuple[str, str], list[tuple[str, Result]]] = {}
+    references: dict[tuple[str, str], dict[tuple[str, str, str], Result]] = {}
+    for name, run in zip(names, runs, strict=True):
+        for rows in grouped(run.results):
+            for row in rows:
+                where = (row.split, row.task)
+                if row.method in _REFERENCES:
+                    references.setdefault(where, {}).setdefault((row.prompt, row.prompt_source, row.method), row)
+                    tables.setdefault(where, [])
+                else:
+                    tables.setdefault(where, []).append((name, row))
+    return [
+        (f"{split} · {task}", rows + [("reference", row) for row in references.get((split, task), {}).values()])
+        for (split, task), rows in tables.items()
+    ]
+
+
+def _best(rows: Sequence[Result], metrics: Sequence[str]) -> dict[str, float]:
+    """The highest value of each metric; NaN, which equals nothing, where there is none."""
+    known = {metric: [value for row in rows if not math.isnan(value := row.metric(metric))] for metric in metrics}
+    return {metric: max(values, default=math.nan) for metric, values in known.items()}
+
+
+def _table_html(label: str, rows: Sequence[tuple[str, Result]]) -> str:
+    results = [row for _, row in rows]
+    metrics = metric_names(results)
+    best = _best(results, metrics)
+    lines = []
+    for name, row in rows:
+        cells = [escape(name), escape(f"{row.prompt}, {source_of(row)}"), escape(row.method), escape(row.score)]
+        for metric in metrics:
+            value = row.metric(metric)
+            text = metric_text(metric, value)
+            cells.append(f"<b>{text}</b>" if value == best[metric] else text)
+        lines.append([*cells, str(row.max_dets)])
+    header = ["run", "prompts", "method", "ranked by", *map(metric_head, metrics), "detections<br>at most"]
+    caption = escape(f"{label} · best of each column in bold")
+    return f'<div class="sheet gap">{table(header, lines, caption=caption, text_columns=4)}</div>'
+
+
+def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """AP of each class, one column for each run and prompt."""
+    columns: dict[str, Result] = {}
+    for name, run in zip(names, runs, strict=True):
+        for row in run.results:
+            if row.method == "model":
+                columns[f"{name}: {row.prompt}, {row.split}, {row.task}"] = row
+    classes = dict.fromkeys(metric for row in columns.values() for metric in row.metrics if metric.startswith("AP-"))
+    if len(columns) < 2 or not classes:
+        return ""
+    lines = []
+    for metric in classes:
+        values = [row.metric(metric) for row in columns.values()]
+        best = max((value for value in values if not math.isnan(value)), default=math.nan)
+        cells = [
+            f"<b>{metric_text('AP', value)}</b>" if value == best else metric_text("AP", value) for value in values
+        ]
+        lines.append([escape(metric.removeprefix("AP-")), *cells])
+    drawn = table(["class", *map(escape, columns)], lines, caption="AP (0-100) of each class", tall=True)
+    return f'<h2>AP per class</h2><div class="sheet heads">{drawn}</div>'
+
+
+def _differences_html(runs: Sequence[Run], names: Sequence[str]) -> str:
+    heading = "<h2>Settings that differ</h2>"
+    lacking = [name for name, run in zip(names, runs, strict=True) if not run.config]
+    note = f"<p>No config is left of: {escape(', '.join(lacking))}.</p>" if lacking else ""
+    kept = [(name, run) for name, run in zip(names, runs, strict=True) if run.config]
+    rows = differing_settings([run for _, run in kept]) if kept else {}
+    if not rows:
+        return f"{heading}{note}<p>None.</p>"
+    lines = [
+        [escape(key), *("-" if value is None else escape(value) for value in values)] for key, values in rows.items()
+    ]
+    header = ["setting", *(escape(name) for name, _ in kept)]
+    drawn = table(header, lines, caption="Keys of the config", text_columns=len(header), tall=True)
+    return f'{heading}{note}<div class="sheet values">{drawn}</div>'

@@ -1,0 +1,337 @@
+"""report.html: one run on one page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sam_d2.evaluation.report_charts import (
+    METHOD_COLOURS,
+    Chart,
+    Series,
+    line_chart,
+    score_chart,
+    size_chart,
+)
+from sam_d2.evaluation.report_data import Evaluation, Run, read_run
+from sam_d2.evaluation.report_html import data_uri, definitions, escape, escape_lines, figure, page, table
+from sam_d2.evaluation.results import Result, write_atomically
+from sam_d2.evaluation.table import COLUMNS, METHODS, shortfalls
+
+FILE_NAME = "report.html"
+MOST_PICTURE_BYTES = 5_000_000
+"""Of the page's images as they stand in it; galleries beyond are left out, the oldest first."""
+
+_METHOD_NAMES = {
+    "model": "model",
+    "base": "base (the model before this training)",
+    "detector": "detector",
+    "box_as_mask": "box as mask",
+    "ellipse": "ellipse in the box",
+}
+_SOURCES = {"detector": "from a detector", "file": "from a file"}
+_ORACLE = (
+    "Oracle: the prompts were made from the ground truth. These figures say how well the model outlines what it is "
+    "pointed at, not how well it finds things."
+)
+_CURVE_COLOURS = {"total_loss": 0, "loss_focal": 1, "loss_dice": 2, "loss_iou": 3}
+
+
+def write_page(folder: str | Path) -> Path:
+    """Rebuild ``report.html`` of a run folder from the folder's own files.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        UserError: As :func:`~sam_d2.evaluation.report_data.read_run`.
+    """
+    path = Path(folder) / FILE_NAME
+    write_atomically(path, run_page(read_run(folder)).encode("utf-8"))
+    return path
+
+
+def run_page(run: Run) -> str:
+    """The page of one run, as HTML that loads nothing."""
+    groups = grouped(run.results)
+    prompts = " and ".join(dict.fromkeys(row.prompt for row in run.results))
+    title = f"{run.name}: {prompts} prompts{' (oracle)' if run.oracle else ''}"
+    parts = [_header(run, title), _cards(groups[0])]
+    parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
+    parts.append("<h2>Results</h2>")
+    parts += [results_table_html(rows) for rows in groups]
+    parts.append(_curves(run))
+    parts += [_per_class(rows, run.evaluations) for rows in groups]
+    left = MOST_PICTURE_BYTES
+    for evaluation in run.evaluations:
+        parts.append(_instances(evaluation))
+        size = sum(len(data_uri(picture)) for pair in evaluation.pictures for picture in pair)
+        parts.append(_gallery(evaluation, shown=size <= left))
+        left -= size if size <= left else 0
+    if not run.evaluations:
+        parts.append(
+            "<h2>Instances and gallery</h2><p>The run folder holds no values of single instances; "
+            "evaluate the run again (--eval-only) to see them here.</p>"
+        )
+    parts.append(_settings(run))
+    parts.append(_DIALOG)
+    return page(f"{title} - sam_d2 report", "\n".join(part for part in parts if part))
+
+
+def grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Rows that can be compared with one another, in the order of the methods; segm before bbox."""
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for row in sorted(results, key=lambda row: row.task != "segm"):
+        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
+    order = {method: index for index, method in enumerate(METHODS)}
+    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def metric_text(name: str, value: float) -> str:
+    """AP and AR with two decimals, IoU with three, a dash where undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
+
+
+def metric_names(rows: Sequence[Result]) -> list[str]:
+    """The columns of a table of results: those of which some row has a value."""
+    names = [*COLUMNS]
+    names[1:1] = ["AP@100"]
+    names[-1:-1] = ["APs", "APm", "APl"]
+    return [name for name in names if name in COLUMNS[:4] or any(not math.isnan(row.metric(name)) for row in rows)]
+
+
+def metric_head(name: str) -> str:
+    """A metric's name with its unit as HTML."""
+    return f"{name}<br>{'0-1' if name == 'mIoU' else '0-100'}"
+
+
+def source_of(row: Result) -> str:
+    """Where the prompts came from, in words."""
+    if row.prompt_source == "ground_truth":
+        return "oracle: from the ground truth"
+    return _SOURCES.get(row.prompt_source, row.prompt_source)
+
+
+def results_table_html(rows: Sequence[Result]) -> str:
+    """One table of rows that can be compared."""
+    names = metric_names(rows)
+    first = rows[0]
+    scores = " / ".join(dict.fromkeys(row.score for row in rows if row.score != "constant")) or "constant"
+    words = [first.split, first.task, f"{first.prompt} prompts, {source_of(first)}", f"ranked by {scores}"]
+    if any(row.pseudo_ground_truth for row in rows):
+        words.append("PSEUDO ground truth, made by a model")
+    lines = [
+        [
+            escape(_METHOD_NAMES.get(row.method, row.method)),
+            *(metric_text(name, row.metric(name)) for name in names),
+            str(row.max_dets),
+            f"{row.seconds:.1f} s",
+        ]
+        for row in rows
+    ]
+    header = ["method", *map(metric_head, names), "detections<br>at most", "time"]
+    classes = ["main" if row.method == "model" else "" for row in rows]
+    return f'<div class="sheet">{table(header, lines, caption=escape(" · ".join(words)), classes=classes)}</div>'
+
+
+def is_loss(name: str) -> bool:
+    """Whether a metric of metrics.json is a loss."""
+    return "loss" in name.rsplit("/", 1)[-1]
+
+
+def _header(run: Run, title: str) -> str:
+    first = run.results[0]
+    tags = [f'<span class="tag strong">{escape(source_of(first))}</span>'] if run.oracle else []
+    tags += [f'<span class="tag">{escape(split)}</span>' for split in dict.fromkeys(row.split for row in run.results)]
+    if run.evaluations:
+        tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')
+    oracle = f'<p class="soft">{_ORACLE}</p>' if run.oracle else ""
+    return f"<header><h1>{escape(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
+
+
+def _cards(rows: Sequence[Result]) -> str:
+    """The model's headline figures, and how far they lie from the references."""
+    by_method = {row.method: row for row in rows}
+    shown = by_method.get("model") or rows[0]
+    cards = [("AP50", "AP50 (0-100)"), ("AP", "AP (0-100)"), ("mIoU", "mean IoU (0-1)")]
+    items = [(metric_text(name, shown.metric(name)), words) for name, words in reversed(cards)]
+    measure = "AP" if math.isnan(shown.metric("mIoU")) else "mIoU"
+    for method, words in (("base", "the base"), ("box_as_mask", "the box"), ("ellipse", "the ellipse")):
+        if method in by_method and shown.method != method:
+            gap = shown.metric(measure) - by_method[method].metric(measure)
+            if not math.isnan(gap):
+                text = metric_text(measure, abs(gap))
+                items.append((f"{'+' if gap >= 0 else '&minus;'}{text}", f"{measure} against {words}"))
+    cells = "".join(f'<div class="card sheet"><b>{value}</b><span>{words}</span></div>' for value, words in items)
+    return f'<div class="cards">{cells}</div>'
+
+
+def _curves(run: Run) -> str:
+    charts = []
+    losses = [name for name in run.curves if is_loss(name)]
+    losses.sort(key=lambda name: (name != "total_loss", name))
+    if losses:
+        series = [
+            Series(name, run.curves[name], _CURVE_COLOURS.get(name, index + 4)) for index, name in enumerate(losses)
+        ]
+        charts.append(line_chart("Loss in training", series, "weighted loss", log=_spans_decades(series)))
+    ap = [
+        Series(name.removeprefix("segm/"), run.curves[name], index)
+        for index, name in enumerate(("segm/AP", "segm/AP50", "segm/AP75"))
+        if name in run.curves
+    ]
+    if ap:
+        charts.append(line_chart("Average precision", ap + _levels(run, "AP"), "AP (0-100)"))
+    if "prompt/mIoU" in run.curves:
+        iou = [Series("mIoU", run.curves["prompt/mIoU"], 0)]
+        charts.append(line_chart("Mean IoU of the prompted masks", iou + _levels(run, "mIoU"), "mean IoU (0-1)"))
+    if "lr" in run.curves:
+        charts.append(line_chart("Learning rate", [Series("learning rate", run.curves["lr"], 5)], "learning rate"))
+    if not charts:
+        return ""
+    return f"<h2>Training</h2>{chart_grid(charts)}"
+
+
+def _levels(run: Run, metric: str) -> list[Series]:
+    """The references of the run's first table as level lines."""
+    rows = [row for row in grouped(run.results)[0] if row.method in ("base", "box_as_mask", "ellipse")]
+    return [
+        Series(
+            f"{metric} of {_METHOD_NAMES[row.method].split(' (')[0]}",
+            [(0, row.metric(metric))],
+            METHOD_COLOURS[row.method] if row.method == "base" else METHOD_COLOURS[row.method] + 3,
+            dashed=True,
+        )
+        for row in rows
+        if not math.isnan(row.metric(metric))
+    ]
+
+
+def _spans_decades(series: Sequence[Series]) -> bool:
+    values = [value for one in series for _, value in one.points]
+    return min(values) > 0 and max(values) > 20 * min(values)
+
+
+def chart_grid(charts: Sequence[Chart]) -> str:
+    """Charts beside one another where there is room."""
+    return f'<div class="charts">{"".join(map(figure, charts))}</div>'
+
+
+def _per_class(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> str:
+    first = rows[0]
+    shown = next((row for row in rows if row.method == "model"), first)
+    references = [row for row in rows if row is not shown]
+    names = [name.removeprefix("AP-") for name in shown.metrics if name.startswith("AP-")]
+    if not names:
+        return ""
+    mine = next((one for one in evaluations if (one.info.split, one.info.prompt) == (first.split, first.prompt)), None)
+    names.sort(key=lambda name: (math.isnan(shown.metric(f"AP-{name}")), -shown.metric(f"AP-{name}")))
+    lines = []
+    for name in names:
+        ap = shown.metric(f"AP-{name}")
+        count, iou = "-", "-"
+        if mine is not None and name in mine.info.class_names:
+            of_class = mine.category == mine.info.class_names.index(name)
+            count = str(int(of_class.sum()))
+            if np.isfinite(mine.iou[of_class]).any():
+                iou = f"{np.nanmean(mine.iou[of_class]):.3f}"
+        width = 0 if math.isnan(ap) else ap
+        bar = f'<span class="bar" aria-hidden="true"><i style="width: {width:.1f}%"></i></span>'
+        others = [metric_text("AP", row.metric(f"AP-{name}")) for row in references]
+        line = [count, metric_text("AP", ap), bar, metric_text("AR", shown.metric(f"AR-{name}")), iou, *others]
+        lines.append([escape(name), *line])
+    heads = [f"AP of {escape(_METHOD_NAMES.get(row.method, row.method).split(' (')[0])}" for row in references]
+    header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
+    words = (
+        f"{first.split} · {first.task} · {first.prompt} prompts · {shown.method}, {len(names)} classes by falling AP"
+    )
+    drawn = table(header, lines, caption=escape(words), tall=True)
+    return f'<h2>AP per class</h2><div class="sheet">{drawn}</div>'
+
+
+def _instances(evaluation: Evaluation) -> str:
+    charts = [chart for chart in (score_chart(evaluation), size_chart(evaluation)) if chart is not None]
+    if not charts:
+        return ""
+    words = (
+        ""
+        if evaluation.info.paired
+        else (
+            '<p class="soft">Each instance stands with the prediction of its class that overlaps it most; '
+            "predictions on no instance are not in these charts.</p>"
+        )
+    )
+    return f"<h2>Instances, {escape(evaluation.info.prompt)} prompts</h2>{words}{chart_grid(charts)}"
+
+
+def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
+    info = evaluation.info
+    heading = f"<h2>Gallery, {escape(info.prompt)} prompts</h2>"
+    if not info.tiles:
+        return ""
+    if not shown:
+        return f"{heading}<p>Left out to keep the page small; it is in gallery.png of the evaluation.</p>"
+    items = []
+    for tile, (overlay, plain) in zip(info.tiles, evaluation.pictures, strict=True):
+        name = Path(tile.file_name).name
+        counts = f"{tile.instances} instances, {tile.predictions} predicted"
+        iou = "" if tile.mean_iou is None else f"mean IoU {tile.mean_iou:.3f}, "
+        caption = escape(f"{tile.label}: {name} · {iou}{counts}")
+        items.append(
+            f'<li><button type="button" class="tile sheet" data-caption="{caption}">'
+            f'<img src="{data_uri(overlay)}" alt="{caption}: outlines of prediction and ground truth">'
+            f'<img src="{data_uri(plain)}" alt="{escape(name)}: the image itself" hidden>'
+            f"<span><b>{escape(tile.label)}</b> {escape(iou.removesuffix(', '))}<em>{escape(name)}</em>"
+            f"<em>{counts}</em></span></button></li>"
+        )
+    legend = (
+        '<ul class="legend"><li><span class="key area" style="color: var(--truth); background: '
+        'color-mix(in srgb, var(--truth) 40%, transparent)"></span>ground truth</li>'
+        '<li><span class="key" style="color: var(--prediction)"></span>prediction</li></ul>'
+    )
+    hint = '<p class="soft">Click an image to enlarge it beside the photograph; arrow keys go on.</p>'
+    return f'{heading}{legend}{hint}<ul class="gallery">{"".join(items)}</ul>'
+
+
+def _settings(run: Run) -> str:
+    parts = ["<h2>Settings</h2>"]
+    for evaluation in run.evaluations:
+        info = evaluation.info
+        facts = [
+            ("prompts", f"{info.prompt} ({info.prompt_source.replace('_', ' ')})"),
+            ("dataset", info.split),
+            ("images", f"{len(info.image_names)}"),
+            ("instances", f"{len(evaluation.iou)}"),
+            ("classes", f"{len(info.class_names)}"),
+            ("checkpoint", info.checkpoint),
+            ("score", info.score),
+            ("device", info.device),
+            ("time", f"{info.seconds:.1f} s"),
+            ("evaluated", info.written.replace("T", " ")),
+            *info.versions.items(),
+        ]
+        parts.append(f'<div class="sheet">{definitions(facts)}</div>')
+    configs = {"Config of the run": run.config}
+    for evaluation in run.evaluations:
+        if evaluation.info.config != run.config:
+            configs[f"Config of the evaluation with {evaluation.info.prompt} prompts"] = evaluation.info.config
+    for words, text in configs.items():
+        if text:
+            shown = f'<pre tabindex="0">{escape_lines(text)}</pre>'
+            parts.append(f'<details class="sheet"><summary>{escape(words)}</summary>{shown}</details>')
+    return "\n".join(parts)
+
+
+_DIALOG = """<dialog id="zoom" aria-label="Enlarged image">
+<p></p>
+<div class="views"><img alt=""><img alt=""></div>
+<nav><button type="button" class="previous" aria-label="previous image">←</button>
+<span class="place"></span>
+<button type="button" class="next" aria-label="next image">→</button>
+<button type="button" class="close">Close</button></nav>
+</dialog>"""

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Rebuild the page of a run, or put several runs side by side.
+
+    python tools/report.py experiments/output/sam_tiny_quickstart_box
+    python tools/report.py experiments/output/sam_tiny_quickstart_* --output comparison.html
+
+Reads the files of the run folders alone: no model, no images, no dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sam_d2.cli import run_main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder, as train_net.py writes it")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="page to write (default: RUN/report.html of one run, comparison.html here of several)",
+    )
+    return parser
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    from sam_d2.errors import UserError
+    from sam_d2.evaluation.report_compare import compare_page, print_comparison
+    from sam_d2.evaluation.report_data import read_run
+    from sam_d2.evaluation.report_page import FILE_NAME, run_page
+    from sam_d2.evaluation.results import write_atomically
+
+    runs = [read_run(folder) for folder in args.runs]
+    single = len(runs) == 1
+    output = args.output or (runs[0].folder / FILE_NAME if single else Path("comparison.html"))
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; name the file, such as {output / 'comparison.html'}.")
+    content = run_page(runs[0]) if single else compare_page(runs)
+    write_atomically(output, content.encode("utf-8"))
+    print_comparison(runs)
+    print(f"Wrote {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
