@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from sam_d2.errors import UserError
 
-PROMPT_KINDS = ("box", "point")
+PROMPT_KINDS = ("box", "point", "points", "mixed", "clicks")
 
 EXAMPLES = """
 examples:

@@ -1,15 +1,22 @@
-"""How each ``--prompt`` is drawn in training and at a test."""
+"""How each ``--prompt`` is drawn in training and what it is tested with."""
 
 from detectron2.config import LazyCall as L
-from sam_d2.modeling.prompt_samplers import BoxSampler, PointSampler, PromptRecipe, prompt_recipes
+from sam_d2.modeling.prompt_recipes import PromptRecipe, prompt_recipes
+from sam_d2.modeling.prompt_samplers import BoxSampler, MixedSampler, PointSampler
+
+box = L(BoxSampler)(jitter=0.1, max_jitter=20.0)  # share of the side; pixels of the canvas
+point = L(PointSampler)(random=True)
 
 prompts = L(prompt_recipes)(
-    box=L(PromptRecipe)(
-        train=L(BoxSampler)(jitter=0.1, max_jitter=20.0),  # share of the side; pixels of the canvas
-        test=L(BoxSampler)(jitter=0.0),
+    box=L(PromptRecipe)(train=box, test=L(BoxSampler)(jitter=0.0)),
+    point=L(PromptRecipe)(train=point, test=L(PointSampler)(random=False)),
+    points=L(PromptRecipe)(
+        train=L(PointSampler)(random=True, positive=3, negative=1),
+        test=L(PointSampler)(random=False, positive=3, negative=1),
     ),
-    point=L(PromptRecipe)(
-        train=L(PointSampler)(random=True),
-        test=L(PointSampler)(random=False),
-    ),
+    mixed=L(PromptRecipe)(train=L(MixedSampler)(samplers=[box, point]), tested_as=["box", "point"]),
+    clicks=L(PromptRecipe)(train=point, train_corrections=4, tested_as=["clicks_1", "clicks_3", "clicks_5"]),
+    clicks_1=L(PromptRecipe)(test=L(PointSampler)(random=False)),
+    clicks_3=L(PromptRecipe)(test=L(PointSampler)(random=False), test_corrections=2),
+    clicks_5=L(PromptRecipe)(test=L(PointSampler)(random=False), test_corrections=4),
 )

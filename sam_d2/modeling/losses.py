@@ -69,3 +69,28 @@ def iou_prediction_loss(predicted_iou: Tensor, true_iou: Tensor) -> Tensor:
         true_iou: (...) measured IoU in [0, 1]; takes no gradient.
     """
     return F.mse_loss(predicted_iou, true_iou, reduction="none")
+
+
+def best_mask_losses(logits: Tensor, predicted_iou: Tensor, targets: Tensor, *, focal: float, dice: float) -> Tensor:
+    """Return the losses of each instance, of its best mask where several are predicted (SAM, appendix A).
+
+    The best mask is the one whose weighted focal and Dice loss is lowest; only it is trained. The predicted IoU is
+    trained for all, because it is what chooses between them at a test.
+
+    Args:
+        logits: (N, M, L, L) mask logits, low-res frame.
+        predicted_iou: (N, M).
+        targets: (N, L, L) covered share in [0, 1].
+        focal: weight of the focal loss in the choice of the best mask.
+        dice: weight of the Dice loss in it.
+
+    Returns:
+        (N, 3) focal, Dice and predicted-IoU loss, unweighted.
+    """
+    targets = targets[:, None].expand_as(logits)
+    focal_losses, dice_losses = mask_focal_loss(logits, targets), mask_dice_loss(logits, targets)
+    best = (focal * focal_losses + dice * dice_losses).detach().argmin(dim=1, keepdim=True)
+    iou_losses = iou_prediction_loss(predicted_iou, mask_iou(logits, targets))
+    return torch.stack(
+        [focal_losses.gather(1, best)[:, 0], dice_losses.gather(1, best)[:, 0], iou_losses.mean(dim=1)], dim=1
+    )

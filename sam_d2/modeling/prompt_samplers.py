@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,61 +53,101 @@ class BoxSampler:
 
 @dataclass
 class PointSampler:
-    """One foreground point per instance.
+    """Points inside each instance, and where wanted points beside it.
 
     Attributes:
-        random: True draws the point uniformly from the mask's pixels (training). False takes the pixel farthest
-            from the mask's edge, the first in row order where several are (test). An empty mask is prompted at
-            the centre of its box.
+        random: True draws points uniformly (training): positive ones from the mask, negative ones from what of the
+            box, grown by ``margin``, the mask leaves free. False places them (test): each positive point as far as
+            possible from the mask's edge and the points before it, each negative one likewise outside of the mask,
+            the first in row order where several are equal.
+        positive: points inside, at least 1. A mask with fewer pixels is given some of them twice; an empty one is
+            prompted at the centre of its box.
+        negative: points outside; where the mask leaves nothing free, positive ones take their place, so that every
+            instance has the same number of points.
+        margin: growth of the box on each side, as a share of its side, but at least a pixel.
     """
 
     random: bool = False
+    positive: int = 1
+    negative: int = 0
+    margin: float = 0.1
 
     def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
-        """Return points (N, 1, 2), xy pixel indices in the frame of ``instances``, with labels (N, 1) all 1."""
-        # One draw per instance whatever the masks hold, so that a point depends on its own mask alone.
-        draws = torch.rand(len(instances), generator=generator).tolist() if self.random else None
-        points = torch.empty((len(instances), 1, 2), dtype=torch.float32)
-        boxes = instances.gt_boxes.tensor
-        for row in range(len(instances)):
-            draw = None if draws is None else draws[row]
-            point = _point_in_mask(instances.gt_masks, row, instances.image_size, draw)
-            if point is None:
-                points[row, 0] = (boxes[row, :2] + boxes[row, 2:]).cpu() / 2 - 0.5
+        """Return points (N, P, 2), xy pixel indices in the frame of ``instances``, with labels (N, P) in {1, 0}."""
+        count = self.positive + self.negative
+        # The same number of draws per instance whatever the masks hold: a point depends on its own mask alone.
+        draws = torch.rand((len(instances), count), generator=generator).tolist() if self.random else None
+        points = torch.empty((len(instances), count, 2), dtype=torch.float32)
+        labels = torch.ones((len(instances), count), dtype=torch.int64)
+        boxes = instances.gt_boxes.tensor.cpu()
+        for row, box in enumerate(boxes):
+            inside, outside, origin = self._regions(instances.gt_masks, row, box, instances.image_size)
+            row_draws = [None] * count if draws is None else draws[row]
+            found = _place(inside, row_draws[: self.positive])
+            background = _place(outside, row_draws[self.positive :])
+            if not found:
+                points[row] = (box[:2] + box[2:]) / 2 - 0.5
+                continue
+            if len(background) < self.negative:
+                background = _place(inside, row_draws)[self.positive :]
             else:
-                points[row, 0] = torch.tensor(point, dtype=torch.float32)
-        return Prompts(points=points, labels=torch.ones(points.shape[:2], dtype=torch.int64))
+                labels[row, self.positive :] = 0
+            points[row] = torch.tensor([(x + origin[0], y + origin[1]) for x, y in found + background])
+        return Prompts(points=points, labels=labels)
+
+    def _regions(
+        self, masks: InstanceMasks, row: int, box: Tensor, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Return where points may lie inside and outside of a mask, (h, w) bool each, and the crop's (x, y)."""
+        x0, y0, x1, y1 = mask_extent(masks, row, size)
+        if self.negative:
+            left, top, right, bottom = box.tolist()
+            grow_x, grow_y = max(self.margin * (right - left), 1), max(self.margin * (bottom - top), 1)
+            x0, y0 = max(min(x0, math.floor(left - grow_x)), 0), max(min(y0, math.floor(top - grow_y)), 0)
+            x1, y1 = min(max(x1, math.ceil(right + grow_x)), size[1]), min(max(y1, math.ceil(bottom + grow_y)), size[0])
+        inside = rasterise_crop(masks, row, (x0, y0, x1, y1))
+        return inside, ~inside, (x0, y0)
 
 
-def _point_in_mask(masks: InstanceMasks, row: int, size: tuple[int, int], draw: float | None) -> tuple[int, int] | None:
-    """Return an (x, y) pixel of a mask: the ``draw``-th share in row order, or the innermost one; None if empty."""
-    x0, y0, x1, y1 = mask_extent(masks, row, size)
-    crop = rasterise_crop(masks, row, (x0, y0, x1, y1))
-    if not crop.any():
-        return None
-    if draw is not None:
-        inside = np.flatnonzero(crop)
-        position = inside[min(int(draw * len(inside)), len(inside) - 1)]
-    else:
-        # The crop's border is the mask's edge too: beyond it lies another object or the end of the image.
-        position = np.argmax(distance_transform_edt(np.pad(crop, 1))[1:-1, 1:-1])
-    y, x = np.unravel_index(position, crop.shape)
-    return int(x) + x0, int(y) + y0
+def _place(region: np.ndarray, draws: Sequence[float | None]) -> list[tuple[int, int]]:
+    """Return one (x, y) pixel of an (h, w) bool region per draw: the draw's share in row order, or the innermost."""
+    if not region.any():
+        return []
+    points: list[tuple[int, int]] = []
+    free = region.copy()
+    for draw in draws:
+        if draw is not None:
+            candidates = np.flatnonzero(region)
+            position = int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)])
+        elif free.any():
+            position = innermost_pixel(free)
+        else:
+            position = innermost_pixel(region)
+        y, x = divmod(position, region.shape[1])
+        free[y, x] = False
+        points.append((x, y))
+    return points
+
+
+def innermost_pixel(region: np.ndarray) -> int:
+    """Return the flat index of the pixel farthest from the edge of an (h, w) bool region, the first in row order.
+
+    The border of the array is an edge too: beyond it lies another object or the end of the image.
+    """
+    return int(np.argmax(distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]))
 
 
 @dataclass
-class PromptRecipe:
-    """How one ``--prompt`` is trained and tested.
+class MixedSampler:
+    """Draws for each image which of several samplers makes its prompts, all equally likely.
 
-    Attributes:
-        train: sampler of the training prompts.
-        test: sampler of the test prompts; deterministic.
+    Prompts of one image are of one kind, because kinds are never padded to a common length: padding points move
+    SAM's logits.
     """
 
-    train: PromptSampler
-    test: PromptSampler
+    samplers: Sequence[PromptSampler]
 
-
-def prompt_recipes(**recipes: PromptRecipe) -> dict[str, PromptRecipe]:
-    """Return the recipes by the name that ``--prompt`` gives them; lets a config hold them as one node."""
-    return recipes
+    def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
+        """Return what the sampler that was drawn makes of ``instances``."""
+        choice = int(torch.randint(len(self.samplers), (), generator=generator))
+        return self.samplers[choice](instances, generator)

@@ -76,6 +76,23 @@ class Prompts:
             points = (points.double() * scale.to(points.device)).to(points.dtype)
         return Prompts(boxes=boxes, points=points, labels=self.labels, masks=self.masks)
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether each row is a single point: what SAM answers with three masks (whole, part, subpart)."""
+        return self.boxes is None and self.points is not None and self.points.shape[1] == 1
+
+    def with_correction(self, points: Tensor, labels: Tensor, logits: Tensor) -> Prompts:
+        """Return the prompts with one more point per row, and the logits of the mask that it corrects.
+
+        Args:
+            points: (N, 1, 2) xy pixel indices, in the frame of the prompts.
+            labels: (N, 1) in {1, 0}.
+            logits: (N, L, L), low-res frame.
+        """
+        if self.points is not None and self.labels is not None:
+            points, labels = torch.cat([self.points, points], dim=1), torch.cat([self.labels, labels], dim=1)
+        return Prompts(boxes=self.boxes, points=points, labels=labels, masks=logits[:, None])
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Prompts:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Prompts(**{name: None if value is None else function(value) for name, value in values.items()})

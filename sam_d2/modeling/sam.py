@@ -6,7 +6,6 @@ SAM's names, so official checkpoints load without a mapping of keys.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,14 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
-from sam_d2.modeling.losses import iou_prediction_loss, mask_dice_loss, mask_focal_loss, mask_iou
-from sam_d2.modeling.masks import InstanceMasks, low_res_targets
+from sam_d2.modeling.clicks import innermost_correction, random_corrections
+from sam_d2.modeling.losses import best_mask_losses
+from sam_d2.modeling.masks import InstanceMasks, low_res_targets, rasterise_crop
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
-from sam_d2.modeling.prompt_samplers import PromptRecipe, PromptSampler
+from sam_d2.modeling.prompt_recipes import PromptRecipe
 from sam_d2.modeling.prompts import Prompts
 from sam_d2.modeling.scoring import combine_scores, mean_probability, parse_score, stability_score
-
-logger = logging.getLogger(__name__)
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LOSSES = ("loss_focal", "loss_dice", "loss_iou")
@@ -41,9 +39,11 @@ class PromptableSAM(nn.Module):
         prompt_encoder: segment_anything's, or one with its signature.
         mask_decoder: segment_anything's, or one with its signature.
         prompts: how each kind of prompt is drawn, by the name that ``--prompt`` knows it by.
-        prompt: which of them trains the model, and tests it.
+        prompt: which of them trains the model; its recipe says what tests it.
         loss_weights: weight of ``loss_focal``, ``loss_dice`` and ``loss_iou``; applied here and nowhere else.
         freeze: parts that are not trained; they stay in eval mode and need no gradients.
+        multimask: answer a single point with SAM's three masks: the best one is trained, and the one with the
+            highest predicted IoU is the prediction. Every other prompt has one mask.
         score: the score of a mask, see :mod:`sam_d2.modeling.scoring`.
         instances_per_chunk: instances that the decoder takes at once.
         activation_checkpointing: recompute a chunk in the backward pass instead of keeping its activations.
@@ -72,6 +72,7 @@ class PromptableSAM(nn.Module):
         prompt: str,
         loss_weights: dict[str, float],
         freeze: Iterable[str] = (),
+        multimask: bool = False,
         score: str = "predicted_iou",
         instances_per_chunk: int = 32,
         activation_checkpointing: bool = True,
@@ -85,14 +86,17 @@ class PromptableSAM(nn.Module):
         self.mask_decoder = mask_decoder
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
-        if prompt not in prompts:
-            raise UserError(f"model.prompt={prompt!r}: this config has the prompts {', '.join(prompts)}.")
+        trainable = [name for name, recipe in prompts.items() if recipe.train is not None]
+        if prompt not in trainable:
+            raise UserError(f"model.prompt={prompt!r}: this config has the prompts {', '.join(trainable)}.")
         if set(loss_weights) != set(LOSSES):
             raise UserError(f"model.loss_weights: expected {', '.join(LOSSES)}, got {', '.join(loss_weights)}.")
         if instances_per_chunk < 1:
             raise UserError(f"model.instances_per_chunk={instances_per_chunk}: expected at least 1.")
         self.prompts = prompts
         self.prompt = prompt
+        self.test_prompt: str | None = None
+        self.multimask = multimask
         self.loss_weights = dict(loss_weights)
         self.instances_per_chunk = instances_per_chunk
         self.activation_checkpointing = activation_checkpointing
@@ -104,12 +108,17 @@ class PromptableSAM(nn.Module):
         self._freeze(tuple(freeze))
 
     @property
+    def test_prompts(self) -> list[str]:
+        """Names of the recipes that a model with this ``prompt`` is tested with; ``test_prompt`` chooses one."""
+        return list(self.prompts[self.prompt].tested_as) or [self.prompt]
+
+    @property
     def device(self) -> torch.device:
         """Device that the model's parameters are on."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Return losses in training mode, predictions in eval mode.
+        """Return losses in training mode, predictions in eval mode: of ``test_prompt``, or the first of its kind.
 
         Args:
             batched_inputs: as :class:`sam_d2.data.mapper.PromptableMapper` makes them. ``image`` is (3, H, W)
@@ -131,9 +140,9 @@ class PromptableSAM(nn.Module):
         embeddings = self.encode(images.tensor)
         if self.training:
             return self._losses(batched_inputs, embeddings, images.image_sizes)
-        recipe = self.prompts[self.prompt].test
+        corrections = self.prompts[self._test_name()].test_corrections
         return [
-            {"instances": self.predict(embedding, self._test_prompts(sample, recipe), size, sample)}
+            {"instances": self.predict(embedding, self._test_prompts(sample), size, sample, corrections)}
             for sample, embedding, size in zip(batched_inputs, embeddings, images.image_sizes, strict=True)
         ]
 
@@ -186,7 +195,12 @@ class PromptableSAM(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, embedding: Tensor, prompts: Prompts, resized: tuple[int, int], sample: dict[str, Any]
+        self,
+        embedding: Tensor,
+        prompts: Prompts,
+        resized: tuple[int, int],
+        sample: dict[str, Any],
+        corrections: int = 0,
     ) -> Instances:
         """Return the masks of one image's prompts in its original frame.
 
@@ -195,15 +209,22 @@ class PromptableSAM(nn.Module):
             prompts: N prompts in the padded frame, on any device.
             resized: (H, W) of the resized frame.
             sample: the image's ``height`` and ``width``; classes come from its ``instances`` where it has them.
+            corrections: clicks after the prompts, each where the mask differs most from that of ``instances``.
         """
         original = (int(sample["height"]), int(sample["width"]))
         masks, boxes, scores = [], [], []
-        for chunk in _chunks(prompts.to(self.device), self.instances_per_chunk):
-            logits, predicted_iou = self.decode(embedding, chunk)
-            full = resize_logits(logits[:, 0].float(), self.canvas, resized, original)
+        for start in range(0, len(prompts), self.instances_per_chunk):
+            chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
+            logits, predicted_iou = self._best_answer(embedding, chunk)
+            full = resize_logits(logits, self.canvas, resized, original)
+            for _ in range(corrections):
+                truth = sample["instances"].gt_masks[start : start + self.instances_per_chunk]
+                chunk = chunk.with_correction(*self._next_clicks(full > 0, truth, resized), logits)
+                logits, predicted_iou = self._best_answer(embedding, chunk)
+                full = resize_logits(logits, self.canvas, resized, original)
             masks.append(full > 0)
             boxes.append(boxes_of_masks(masks[-1]))
-            scores.append(self._scores(full, predicted_iou[:, 0].float()))
+            scores.append(self._scores(full, predicted_iou))
         result = Instances(original)
         result.pred_masks = (
             torch.cat(masks) if masks else torch.zeros((0, *original), dtype=torch.bool, device=self.device)
@@ -220,8 +241,8 @@ class PromptableSAM(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that must not decay.
 
-        The last layer of the IoU head also holds the rows of the three multimask outputs: they get no gradient
-        from a single-mask loss, and decay would shrink them nevertheless.
+        The last layer of the IoU head holds a row for each mask output: those that no prompt asks for get no
+        gradient, and decay would shrink them nevertheless.
         """
         head = "mask_decoder.iou_prediction_head."
         names = [name for name, _ in self.named_parameters() if name.startswith(head)]
@@ -242,12 +263,16 @@ class PromptableSAM(nn.Module):
         self.frozen = parts
         for part in parts:
             getattr(self, part).requires_grad_(False)
-        # One mask is trained: the hypernetworks of the multimask outputs get no gradient, so they get no step either.
-        for network in self.mask_decoder.output_hypernetworks_mlps[1:]:
-            network.requires_grad_(False)
+        if not self.multimask:
+            # The hypernetworks of the multimask outputs get no gradient, so they get no step either.
+            for network in self.mask_decoder.output_hypernetworks_mlps[1:]:
+                network.requires_grad_(False)
         self.train(self.training)
 
-    def _test_prompts(self, sample: dict[str, Any], sampler: PromptSampler) -> Prompts:
+    def _test_name(self) -> str:
+        return self.test_prompt or self.test_prompts[0]
+
+    def _test_prompts(self, sample: dict[str, Any]) -> Prompts:
         """Return one image's test prompts in the padded frame; they are made in the original frame."""
         if "instances" not in sample:
             raise UserError(
@@ -255,8 +280,32 @@ class PromptableSAM(nn.Module):
                 "annotations (sam_d2.data.mapper.PromptableMapper does)."
             )
         instances = sample["instances"]
+        sampler = self.prompts[self._test_name()].test
+        if sampler is None:
+            raise UserError(f"model.prompts.{self._test_name()} has no test prompts; {self.test_prompts} have.")
         prompts = sampler(instances, torch.Generator().manual_seed(0))
         return prompts.rescaled(instances.image_size, tuple(sample["image"].shape[-2:]))
+
+    def _answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Decode as ``multimask`` says: float32 logits (n, M, L, L) and predicted IoU (n, M)."""
+        logits, predicted_iou = self.decode(embedding, prompts, self.multimask and prompts.ambiguous)
+        return logits.float(), predicted_iou.float()
+
+    def _best_answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return the mask with the highest predicted IoU: logits (n, L, L), predicted IoU (n,)."""
+        return _of_highest_iou(*self._answer(embedding, prompts))
+
+    def _next_clicks(self, predicted: Tensor, truth: InstanceMasks, resized: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return each instance's next click: points (n, 1, 2) in the padded frame, labels (n, 1)."""
+        size = (predicted.shape[1], predicted.shape[2])
+        clicks = torch.tensor(
+            [
+                innermost_correction(mask, rasterise_crop(truth, row, (0, 0, size[1], size[0])))
+                for row, mask in enumerate(predicted.cpu().numpy())
+            ]
+        )[:, None]
+        prompts = Prompts(points=clicks[..., :2].float(), labels=clicks[..., 2]).rescaled(size, resized)
+        return prompts.points.to(self.device), prompts.labels.to(self.device)  # type: ignore[union-attr]
 
     def _scores(self, logits: Tensor, predicted_iou: Tensor) -> Tensor:
         """Return the (n,) score of each mask from its (n, H0, W0) logits in the original frame."""
@@ -270,7 +319,6 @@ class PromptableSAM(nn.Module):
     def _losses(
         self, batched_inputs: list[dict[str, Any]], embeddings: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> dict[str, Tensor]:
-        sampler = self.prompts[self.prompt].train
         per_image = []
         for sample, embedding, size in zip(batched_inputs, embeddings, sizes, strict=True):
             instances: Instances = sample["instances"]
@@ -281,9 +329,7 @@ class PromptableSAM(nn.Module):
                     f"training instances must be in the resized frame {tuple(size)}, got {instances.image_size}"
                 )
             generator = torch.Generator().manual_seed(int(sample.get("seed", torch.initial_seed() % 2**63)))
-            prompts = sampler(instances, generator).to(self.device)
-            per_instance = self._instance_losses(embedding, prompts, instances.gt_masks, size)
-            per_image.append(per_instance.mean(dim=0))
+            per_image.append(self._instance_losses(embedding, instances, generator).mean(dim=0))
         # Every trainable parameter takes part in every step, also those that this step's prompts do not touch, and
         # also where there is no instance: so DDP never waits for a gradient that one rank does not make.
         zero = 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
@@ -291,40 +337,47 @@ class PromptableSAM(nn.Module):
         total = total.float() + zero
         return {name: self.loss_weights[name] * value for name, value in zip(LOSSES, total.unbind(), strict=True)}
 
-    def _instance_losses(
-        self, embedding: Tensor, prompts: Prompts, masks: InstanceMasks, size: tuple[int, int]
-    ) -> Tensor:
-        """Return the (N, 3) unweighted losses of one image's instances.
+    def _instance_losses(self, embedding: Tensor, instances: Instances, generator: torch.Generator) -> Tensor:
+        """Return the (N, 3) unweighted losses of one image's instances, the mean over the rounds of clicks.
 
         Targets, decoding and losses are made inside the chunk and recomputed in the backward pass: between the
         two only three numbers per instance are kept.
         """
-        rows = torch.arange(len(prompts))
+        recipe = self.prompts[self.prompt]
+        assert recipe.train is not None  # __init__ refuses such a recipe
+        prompts = recipe.train(instances, generator).to(self.device)
+        # Drawn here, because a chunk that is recomputed must draw the same.
+        draws = torch.rand((len(instances), recipe.train_corrections), generator=generator)
         losses = []
-        for index, chunk in zip(
-            rows.split(self.instances_per_chunk), _chunks(prompts, self.instances_per_chunk), strict=True
-        ):
-            inputs = (embedding, chunk, masks[index], size)
+        for start in range(0, len(prompts), self.instances_per_chunk):
+            # A slice, because that of a bitmap is a view; copies would stay in memory until the backward pass.
+            rows = slice(start, start + self.instances_per_chunk)
+            inputs = (embedding, prompts[rows], draws[rows], instances.gt_masks[rows], instances.image_size)
             if self.activation_checkpointing:
                 losses.append(checkpoint(self._chunk_losses, *inputs, use_reentrant=False))
             else:
                 losses.append(self._chunk_losses(*inputs))
         return torch.cat(losses)
 
-    def _chunk_losses(self, embedding: Tensor, prompts: Prompts, masks: InstanceMasks, size: tuple[int, int]) -> Tensor:
-        targets = low_res_targets(masks, size, self.low_res, self.canvas // self.low_res).to(self.device)
-        logits, predicted_iou = self.decode(embedding, prompts)
-        logits, predicted_iou = logits[:, 0].float(), predicted_iou[:, 0].float()
-        return torch.stack(
-            [
-                mask_focal_loss(logits, targets),
-                mask_dice_loss(logits, targets),
-                iou_prediction_loss(predicted_iou, mask_iou(logits, targets)),
-            ],
-            dim=1,
-        )
+    def _chunk_losses(
+        self, embedding: Tensor, prompts: Prompts, draws: Tensor, masks: InstanceMasks, size: tuple[int, int]
+    ) -> Tensor:
+        stride = self.canvas // self.low_res
+        targets = low_res_targets(masks, size, self.low_res, stride).to(self.device)
+        weights = {"focal": self.loss_weights["loss_focal"], "dice": self.loss_weights["loss_dice"]}
+        logits, predicted_iou = self._answer(embedding, prompts)
+        losses = [best_mask_losses(logits, predicted_iou, targets, **weights)]
+        for draw in draws.unbind(dim=1):
+            previous = _of_highest_iou(logits, predicted_iou)[0].detach()
+            points, labels = random_corrections(previous, targets, draw, stride)
+            prompts = prompts.with_correction(points, labels, previous)
+            logits, predicted_iou = self._answer(embedding, prompts)
+            losses.append(best_mask_losses(logits, predicted_iou, targets, **weights))
+        return torch.stack(losses).mean(dim=0)
 
 
-def _chunks(prompts: Prompts, size: int) -> Iterable[Prompts]:
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+def _of_highest_iou(logits: Tensor, predicted_iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of (n, M, L, L) logits and (n, M) predicted IoU those of the best mask: (n, L, L) and (n,)."""
+    best = predicted_iou.argmax(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    return logits[rows, best], predicted_iou[rows, best]

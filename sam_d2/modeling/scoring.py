@@ -59,6 +59,25 @@ def mean_probability(logits: Tensor) -> Tensor:
     return total / inside.flatten(1).sum(1).clamp(min=1)
 
 
+def score_masks(factors: tuple[str, ...], logits: Tensor, predicted_iou: Tensor) -> Tensor:
+    """Return the scores of masks whose prompts came without a class score.
+
+    Args:
+        factors: as :func:`parse_score` returns them.
+        logits: (N, H0, W0) mask logits, original frame.
+        predicted_iou: (N,).
+
+    Returns:
+        (N,) float32.
+    """
+    values = {"predicted_iou": predicted_iou, "class_score": torch.ones_like(predicted_iou)}
+    if "stability" in factors:
+        values["stability"] = stability_score(logits)
+    if "mean_probability" in factors:
+        values["mean_probability"] = mean_probability(logits)
+    return combine_scores(factors, values)
+
+
 def combine_scores(factors: tuple[str, ...], values: dict[str, Tensor]) -> Tensor:
     """Multiply the named scores; each value is (N,) float32."""
     product = values[factors[0]]

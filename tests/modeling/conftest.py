@@ -87,3 +87,9 @@ def build_model() -> Callable[..., torch.nn.Module]:
         return instantiate(cfg.model)
 
     return build
+
+
+@pytest.fixture
+def batch(make_sample: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+    """A landscape and a portrait image of the canvas with 5 and 7 instances."""
+    return [make_sample(5, (48, 64), seed=1), make_sample(7, (64, 40), seed=2)]

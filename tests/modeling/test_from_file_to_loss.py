@@ -80,7 +80,7 @@ class TestManyInstances:
         model = build_model()
         sizes = []
         decode = model.decode
-        monkeypatch.setattr(model, "decode", lambda one, prompts: sizes.append(len(prompts)) or decode(one, prompts))
+        monkeypatch.setattr(model, "decode", lambda one, prompts, _: sizes.append(len(prompts)) or decode(one, prompts))
         losses = model([sample])
         assert sizes == [32] * 8 + [29]  # 285 = 8 x 32 + 29
         sum(losses.values()).backward()

@@ -6,7 +6,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
-from sam_d2.modeling.prompt_samplers import BoxSampler, PointSampler, PromptRecipe, prompt_recipes
+from sam_d2.modeling.prompt_recipes import PromptRecipe, prompt_recipes
+from sam_d2.modeling.prompt_samplers import BoxSampler, PointSampler
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -47,6 +47,7 @@ sam_vit_b = L(PromptableSAM)(
     prompt="box",
     loss_weights=dict(loss_focal=20.0, loss_dice=1.0, loss_iou=1.0),
     freeze=["image_encoder", "prompt_encoder"],
+    multimask=False,  # True: a single point has three answers, the best one is trained
     score="predicted_iou",
     instances_per_chunk=32,
     activation_checkpointing=True,  # memory bounded whatever the number of instances; a third slower

@@ -1,0 +1,63 @@
+"""Correction clicks: the next point of an interactive session, where the mask is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from sam_d2.modeling.prompt_samplers import innermost_pixel
+
+
+@torch.no_grad()
+def random_corrections(logits: Tensor, targets: Tensor, draws: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Draw a point uniformly from where each mask is wrong (SAM, arXiv 2304.02643, appendix A).
+
+    A mask without error is clicked inside the object, an object without a cell anywhere. Nothing here waits for a
+    device.
+
+    Args:
+        logits: (N, L, L) mask logits, low-res frame.
+        targets: (N, L, L) covered share in [0, 1].
+        draws: (N,) uniform in [0, 1).
+        stride: pixels of the padded frame per low-res cell.
+
+    Returns:
+        Points (N, 1, 2), xy pixel indices at the centre of a cell, padded frame; labels (N, 1) int64, 1 where the
+        object was missed and 0 where background was taken for it.
+    """
+    side = logits.shape[-1]
+    true = (targets >= 0.5).flatten(1)
+    wrong = (logits > 0).flatten(1) ^ true
+    region = torch.where(wrong.any(1, keepdim=True), wrong, true)
+    region = region | ~region.any(1, keepdim=True)
+    passed = region.cumsum(1)
+    rank = (draws.to(passed.device) * passed[:, -1]).long() + 1
+    cell = torch.searchsorted(passed, rank.clamp(max=passed[:, -1])[:, None])
+    xy = torch.stack([cell % side, cell // side], dim=-1)
+    return (xy + 0.5) * stride - 0.5, true.gather(1, cell).long()
+
+
+def innermost_correction(predicted: np.ndarray, true: np.ndarray) -> tuple[int, int, int]:
+    """Return the click that a user would make next: the middle of the largest error.
+
+    Args:
+        predicted: (H0, W0) bool.
+        true: (H0, W0) bool.
+
+    Returns:
+        (x, y, label): the pixel farthest from the edge of what was missed (label 1) or wrongly taken (label 0),
+        whichever is farther; inside the object where nothing is wrong.
+    """
+    missed, taken = true & ~predicted, predicted & ~true
+    if not missed.any() and not taken.any():
+        region, label = (true, 1) if true.any() else (~true, 0)
+    else:
+        region, label = (missed, 1) if _depth(missed) >= _depth(taken) else (taken, 0)
+    y, x = divmod(innermost_pixel(region), region.shape[1])
+    return x, y, label
+
+
+def _depth(region: np.ndarray) -> float:
+    return float(distance_transform_edt(np.pad(region, 1)).max())
