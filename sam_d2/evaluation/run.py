@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -23,6 +24,7 @@ from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.evaluation.baselines import evaluate_baselines
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
+from sam_d2.evaluation.coco_metrics import ImageDetections
 from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.ground_truth import GroundTruth
 from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluation_path, write_evaluation
@@ -54,37 +56,53 @@ class PromptedEvaluation:
         self.loader = loader
         self.output_dir = output_dir
         self._baselines: list[Result] | None = None
-        self._results: dict[str, list[Result]] = {}
+        self._results: dict[tuple[str, str], list[Result]] = {}
+        self._detections: dict[str, list[ImageDetections]] = {}
         self._device = torch.device("cpu")
 
     def __call__(self, model: nn.Module, method: str = "model") -> OrderedDict[str, dict[str, float]]:
-        """Evaluate ``model``; all processes take part.
+        """Evaluate ``model`` with each of its test prompts; all processes take part.
 
         Args:
-            model: in any mode; it is put back into it.
+            model: in any mode; it is put back into it. Its ``test_prompts``, where it has them, are used in turn.
             method: ``model``, or ``base`` for the model before training.
 
         Returns:
-            The evaluator's metrics by task, in the main process; empty elsewhere.
+            The evaluator's metrics by task, in the main process; empty elsewhere. With several test prompts each
+            task's name begins with the prompt's, and ``segm`` holds the mean of their AP.
         """
-        self.evaluator.method = method
         self._device = next((parameter.device for parameter in model.parameters()), self._device)
-        metrics = inference_on_dataset(model, self.loader, self.evaluator)
+        by_prompt: dict[str, OrderedDict[str, dict[str, float]]] = {}
+        for prompt in getattr(model, "test_prompts", [self.evaluator.prompt]):
+            if hasattr(model, "test_prompt"):
+                model.test_prompt = prompt
+            self.evaluator.prompt, self.evaluator.method = prompt, method
+            by_prompt[prompt] = inference_on_dataset(model, self.loader, self.evaluator)
+            if comm.is_main_process():
+                self._results[method, prompt] = self.evaluator.results
+                self._detections[prompt] = self.evaluator.detections
         if not comm.is_main_process():
             return OrderedDict()
-        self._results[method] = self.evaluator.results
-        truth = self.evaluator.ground_truth
-        if self._baselines is None and truth is not None and self.evaluator.oracle:
-            self._baselines = evaluate_baselines(
-                truth,
-                prompt=self.evaluator.prompt,
-                split=self.evaluator.split,
-                max_dets=self.evaluator.max_dets,
-            )
-        results = [row for rows in self._results.values() for row in rows] + (self._baselines or [])
+        results = [row for rows in self._results.values() for row in rows]
+        results += [
+            msgspec.structs.replace(row, prompt=prompt) for row in self._score_baselines() for prompt in by_prompt
+        ]
         write_report(self.output_dir / "report.json", results)
         log_results(results)
-        return OrderedDict(metrics)
+        if len(by_prompt) == 1:
+            return OrderedDict(*by_prompt.values())
+        merged = OrderedDict(
+            (f"{prompt}/{task}", row) for prompt, rows in by_prompt.items() for task, row in rows.items()
+        )
+        merged["segm"] = {"AP": sum(rows["segm"]["AP"] for rows in by_prompt.values()) / len(by_prompt)}
+        return merged
+
+    def _score_baselines(self) -> list[Result]:
+        """Return the baselines' rows, the same for every prompt, scored once; none where there is no oracle."""
+        truth = self.evaluator.ground_truth
+        if self._baselines is None and truth is not None and self.evaluator.oracle:
+            self._baselines = evaluate_baselines(truth, split=self.evaluator.split, max_dets=self.evaluator.max_dets)
+        return self._baselines or []
 
     def finish(self, checkpoint: str | Path, config: DictConfig | None = None) -> None:
         """Keep what the last evaluation found of each instance, draw its gallery, and rebuild ``report.html``.
@@ -96,34 +114,33 @@ class PromptedEvaluation:
         truth = self.evaluator.ground_truth
         if not comm.is_main_process() or truth is None:
             return
-        rows = gallery_rows(truth, self.evaluator.detections, long_side=ZOOM_SIDE)
-        self._write_gallery(rows)
-        info = self._info(truth, rows, str(checkpoint), self._config_text(config))
-        evaluation = evaluation_of(truth, self.evaluator.detections, info)
-        pictures = encode_within([image for row in rows for image in (row.image, row.plain)])
-        evaluation.pictures = list(zip(pictures[0::2], pictures[1::2], strict=True))
-        write_evaluation(evaluation_path(self.output_dir, self.evaluator.prompt), evaluation)
+        for prompt, detections in self._detections.items():
+            rows = gallery_rows(truth, detections, long_side=ZOOM_SIDE)
+            self._write_gallery(rows, prompt)
+            info = self._info(truth, rows, str(checkpoint), self._config_text(config), prompt)
+            evaluation = evaluation_of(truth, detections, info)
+            pictures = encode_within([image for row in rows for image in (row.image, row.plain)])
+            evaluation.pictures = list(zip(pictures[0::2], pictures[1::2], strict=True))
+            write_evaluation(evaluation_path(self.output_dir, prompt), evaluation)
         logger.info("Wrote %s", write_page(self.output_dir))
 
-    def write_gallery(self) -> None:
-        """Draw the worst, median and best images of the last evaluation as ``gallery.png`` alone."""
-        truth = self.evaluator.ground_truth
-        if comm.is_main_process() and truth is not None:
-            self._write_gallery(gallery_rows(truth, self.evaluator.detections))
-
-    def _write_gallery(self, rows: Sequence[GalleryRow]) -> None:
+    def _write_gallery(self, rows: Sequence[GalleryRow], prompt: str) -> None:
         if rows:
             source = "ground-truth " if self.evaluator.oracle else ""
-            title = f"{self.evaluator.split}: {source}{self.evaluator.prompt} prompts"
-            write_gallery(self.output_dir / "gallery.png", rows, title)
-            logger.info("Wrote %s", self.output_dir / "gallery.png")
+            several = f"_{prompt}" if len(self._detections) > 1 else ""
+            path = self.output_dir / f"gallery{several}.png"
+            write_gallery(path, rows, f"{self.evaluator.split}: {source}{prompt} prompts")
+            logger.info("Wrote %s", path)
 
-    def _info(self, truth: GroundTruth, rows: Sequence[GalleryRow], checkpoint: str, config: str) -> EvaluationInfo:
-        detections = self.evaluator.detections
+    def _info(
+        self, truth: GroundTruth, rows: Sequence[GalleryRow], checkpoint: str, config: str, prompt: str
+    ) -> EvaluationInfo:
+        detections = self._detections[prompt]
+        seconds = [row.seconds for (_, key), found in self._results.items() if key == prompt for row in found]
         return EvaluationInfo(
             version=VERSION,
             split=self.evaluator.split,
-            prompt=self.evaluator.prompt,
+            prompt=prompt,
             prompt_source=self.evaluator.prompt_source,
             score=self.evaluator.score,
             written=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -135,7 +152,7 @@ class PromptedEvaluation:
                 "sam_d2": sam_d2.__version__,
                 "detectron2": describe_detectron2().removeprefix("detectron2 "),
             },
-            seconds=max((row.seconds for row in self.evaluator.results), default=0.0),
+            seconds=max(seconds, default=0.0),
             paired=self.evaluator.oracle or any(image.prompt_index is not None for image in detections),
             image_names=[clean(image.file_name) for image in truth.images],
             class_names=[clean(name) for name in truth.class_names],
