@@ -21,7 +21,7 @@ from sam_d2.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "experiments" / "output"
-STEPS = {"box": 1400, "point": 1600}
+PROMPTS = ("box", "point")
 
 
 def run_folder(prompt: str) -> Path:
@@ -39,7 +39,7 @@ def train_and_score(prompt: str, extra: list[str]) -> float:
         command.append("--resume")
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} holds a run that stopped before its first checkpoint. Delete it and try again.")
-    command += [f"train.max_iter={STEPS[prompt]}", *extra]
+    command += extra
     shown = " ".join(shlex.quote(part) for part in ["python", *command[1:]])
     print(f"\n== {prompt} prompts ==\n$ {shown}", flush=True)
     start = time.perf_counter()
@@ -53,12 +53,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config of both runs")
     args = parser.parse_args()
-    seconds = {prompt: train_and_score(prompt, args.opts) for prompt in STEPS}
+    seconds = {prompt: train_and_score(prompt, args.opts) for prompt in PROMPTS}
 
     from sam_d2.evaluation import read_report, results_table
 
     print("\n== Results on scenes that were not trained on ==")
-    for prompt in STEPS:
+    for prompt in PROMPTS:
         print(results_table(read_report(run_folder(prompt) / "report.json")))
         print(f"took {seconds[prompt]:.0f} s; see {(run_folder(prompt) / 'gallery.png').relative_to(ROOT)}\n")
     print("Next: your own images, see 'Your own data' in README.md.")
