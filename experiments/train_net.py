@@ -115,7 +115,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.events import JSONWriter, TensorboardXWriter
     from sam_d2.engine.best import BestCheckpoint
-    from sam_d2.engine.checkpoint import Checkpointer
+    from sam_d2.engine.checkpoint import Checkpointer, PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.run import has_checkpoint, initial_weights
@@ -138,7 +138,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
     periods = cfg.train.checkpointer
     main_process_hooks = [
-        hooks.PeriodicCheckpointer(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
+        PeriodicCheckpoint(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
         BestCheckpoint(cfg.train.eval_period, checkpointer, "segm/AP"),
         ProgressLine(cfg.train.log_period),
         hooks.PeriodicWriter(

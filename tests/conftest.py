@@ -88,8 +88,8 @@ def root() -> Path:
 def train_net(shapes_folder: Path) -> TrainNet:
     """``train_net(output_dir, *arguments)``: run experiments/train_net.py in this process on the shapes.
 
-    The config is configs/sam_tiny.py made smaller, and ``--config-file`` among the arguments replaces it. Gives
-    the output folder back.
+    The config is configs/sam_tiny.py made smaller; ``--config-file`` and ``--dataset`` among the arguments replace
+    what it runs. Gives the output folder back. ``train_net.module`` is the script.
     """
     spec = importlib.util.spec_from_file_location("train_net", ROOT / "experiments" / "train_net.py")
     assert spec is not None and spec.loader is not None
@@ -103,6 +103,7 @@ def train_net(shapes_folder: Path) -> TrainNet:
             assert module.main(parse_args([*line, "--output-dir", str(output), *arguments, *overrides])) == 0
         return output
 
+    run.module = module  # type: ignore[attr-defined]
     return run
 
 

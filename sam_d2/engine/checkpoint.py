@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import hooks
 from sam_d2.errors import UserError
 
 FINAL = "model_final"
@@ -98,6 +99,17 @@ class Checkpointer(DetectionCheckpointer):
                 "trained with (config.yaml beside it), or another checkpoint."
             )
         return super()._load_model(checkpoint)
+
+
+class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
+    """Detectron2's periodic checkpoints; ``max_to_keep`` counts those of the run before a resume too."""
+
+    def before_train(self) -> None:
+        """Find the checkpoints that the run has written up to where it goes on."""
+        super().before_train()
+        files = sorted(Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_[0-9]*.pth"))
+        steps = {str(file): int(file.stem.rpartition("_")[2]) for file in files}
+        self.recent_checkpoints = [file for file, step in steps.items() if step < self.trainer.start_iter]
 
 
 def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:

@@ -4,16 +4,17 @@ import math
 import os
 import pickle
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils.events import get_event_storage
 from sam_d2.engine.best import BestCheckpoint
-from sam_d2.engine.checkpoint import BEST, Checkpointer, load_checkpoint_file
+from sam_d2.engine.checkpoint import BEST, Checkpointer, PeriodicCheckpoint, load_checkpoint_file
 from sam_d2.errors import UserError
 
 
@@ -27,6 +28,13 @@ class Model(nn.Module):
 @pytest.fixture
 def checkpointer(tmp_path):
     return Checkpointer(Model(), str(tmp_path), save_to_disk=True)
+
+
+class Idle(TrainerBase):
+    """A trainer whose step does nothing."""
+
+    def run_step(self):
+        pass
 
 
 class TestSaving:
@@ -78,15 +86,24 @@ class TestSaving:
         assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
 
     def test_no_more_files_than_asked_for(self, tmp_path, checkpointer):
-        class Idle(TrainerBase):
-            def run_step(self):
-                pass
+        def train(start, end, total):
+            trainer = Idle()
+            stop = HookBase()
+            stop.after_step = lambda: exit_at(trainer, end)
+            trainer.register_hooks([PeriodicCheckpoint(checkpointer, period=1, max_to_keep=2), stop])
+            with pytest.raises(KeyboardInterrupt) if end < total else nullcontext():
+                trainer.train(start, total)
+            return sorted(file.name for file in tmp_path.glob("*.pth"))
 
-        trainer = Idle()
-        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, period=1, max_to_keep=2)])
-        trainer.train(0, 5)
-        names = sorted(file.name for file in tmp_path.glob("*.pth"))
-        assert names == ["model_0000003.pth", "model_0000004.pth", "model_final.pth"]
+        def exit_at(trainer, end):
+            if trainer.iter + 1 == end < trainer.max_iter:
+                raise KeyboardInterrupt
+
+        assert train(0, 3, 9) == ["model_0000001.pth", "model_0000002.pth"]
+        assert train(3, 4, 9) == ["model_0000002.pth", "model_0000003.pth"]
+        # gone back to 2: 3 is written again and counts once
+        assert train(3, 5, 9) == ["model_0000003.pth", "model_0000004.pth"]
+        assert train(5, 6, 6) == ["model_0000004.pth", "model_0000005.pth", "model_final.pth"]
 
     def test_a_last_checkpoint_that_is_gone(self, tmp_path, checkpointer):
         checkpointer.save("model_0000001")
@@ -189,13 +206,6 @@ class TestSafeReading:
             load_checkpoint_file(tmp_path)
 
 
-class Scored(TrainerBase):
-    """A trainer whose step does nothing."""
-
-    def run_step(self):
-        pass
-
-
 class Scores(HookBase):
     """Stands in for the evaluation: stores the next AP every second step."""
 
@@ -212,7 +222,7 @@ class Scores(HookBase):
 
 class TestBest:
     def run(self, folder, values, steps):
-        trainer = Scored()
+        trainer = Idle()
         checkpointer = Checkpointer(Model(), str(folder), save_to_disk=True)
         saved = []
         save = checkpointer.save
@@ -235,7 +245,7 @@ class TestBest:
 
     def test_no_value_no_file(self, tmp_path):
         assert self.run(tmp_path, [math.nan] * 3, (0, 6)) == []
-        trainer = Scored()
+        trainer = Idle()
         trainer.register_hooks([BestCheckpoint(2, SimpleNamespace(save_dir=str(tmp_path)), "segm/AP")])
         trainer.train(0, 4)
         assert list(tmp_path.iterdir()) == []
