@@ -60,6 +60,18 @@ class TestChunks:
         model([make_sample(8, SIZES[0])])
         assert sizes == [3, 3, 2]
 
+    def test_chunks_of_bitmaps_share_their_memory(self, build_model, make_sample, monkeypatch):
+        sample = make_sample(7, SIZES[0], bitmaps=True)
+        storages = []
+
+        def recorded(masks, *rest):
+            storages.append(masks.tensor.untyped_storage().data_ptr())
+            return low_res_targets(masks, *rest)
+
+        monkeypatch.setattr("sam_d2.modeling.sam.low_res_targets", recorded)
+        build_model("model.instances_per_chunk=3")([sample])
+        assert storages == [sample["instances"].gt_masks.tensor.untyped_storage().data_ptr()] * 3
+
 
 class TestLosses:
     def test_are_the_weighted_means_over_instances_and_then_images(self, build_model, batch):

@@ -1,0 +1,199 @@
+"""Measure time and memory, ours against a peer's or against itself, and keep the figures in docs/benchmarks/."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks import Benchmark, Measured
+from rich.console import Console
+from rich.table import Table
+
+from sam_d2.cli import run_main
+from sam_d2.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parent / "benchmarks"
+RESULTS = ROOT / "docs" / "benchmarks"
+
+EXAMPLE = """examples:
+  python tools/benchmark.py --list
+  python tools/benchmark.py memory-instances --repeats 5
+
+Each run of a case is a process of its own, and the cases are run in turn. Exit code: 0 all limits hold, 1 one does
+not or answers differ, 2 the arguments do not fit."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all of them by default")
+    parser.add_argument("--list", action="store_true", help="show the benchmarks and end")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each case (default %(default)s)")
+    parser.add_argument("--output-dir", type=Path, default=RESULTS, metavar="DIR", help="default: docs/benchmarks")
+    # The process of one run: what it measured goes to this file.
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--case-output", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def benchmark_names() -> list[str]:
+    return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def load_benchmark(name: str) -> tuple[Benchmark, str]:
+    """Return a benchmark and the first line of its description."""
+    if name not in benchmark_names():
+        raise UserError(f"no benchmark {name!r}. There are: {', '.join(benchmark_names())}.")
+    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+    return module.BENCHMARK, (inspect.getdoc(module) or "").splitlines()[0]
+
+
+def run_case(name: str, case: str) -> Measured:
+    """Run a case in a fresh process, so that no peak, cache or thread of another run is in its figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "measured.json"
+        command = [sys.executable, str(Path(__file__).resolve()), name, "--case", case, "--case-output", str(output)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise UserError(f"{name}, {case}: ended with code {done.returncode}.\n{done.stderr[-3000:]}")
+        return Measured(**json.loads(output.read_text()))
+
+
+def differing_answers(benchmark: Benchmark, answers: dict[str, list[float]]) -> list[str]:
+    """Return a line for each case whose answer is not that of the first of its group."""
+    lines = []
+    for first, *others in benchmark.same_answers:
+        for other in others:
+            one, two = answers[first], answers[other]
+            if len(one) != len(two):
+                lines.append(f"{other} has {len(two)} numbers, {first} has {len(one)}")
+                continue
+            gaps = [abs(a - b) / max(abs(a), abs(b), 1.0) for a, b in zip(one, two, strict=True)]
+            if not max(gaps, default=0.0) <= benchmark.tolerance:  # NaN is a difference too
+                lines.append(f"{other} differs from {first} by {max(gaps):.2g} (at most {benchmark.tolerance:g})")
+    return lines
+
+
+def summarise(benchmark: Benchmark, runs: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Return median and range of every figure, the ratios of the medians, and what does not hold."""
+    cases: dict[str, dict[str, Any]] = {}
+    for case, measured in runs.items():
+        cases[case] = {}
+        for figure in measured[0].figures:
+            values = [run.figures[figure] for run in measured]
+            cases[case][figure] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    ratios = []
+    for ratio in benchmark.ratios:
+        value = cases[ratio.case][ratio.figure]["median"] / cases[ratio.base][ratio.figure]["median"]
+        ratios.append({**dataclasses.asdict(ratio), "value": value})
+    failures = [
+        f"{ratio['figure']} of {ratio['case']} over {ratio['base']} is {ratio['value']:.3f}, limit {ratio['limit']}"
+        for ratio in ratios
+        if ratio["limit"] is not None and not ratio["value"] <= ratio["limit"]
+    ]
+    for repeat in range(min(map(len, runs.values()))):
+        answers = {case: measured[repeat].answer for case, measured in runs.items()}
+        failures += differing_answers(benchmark, answers)
+    return {"cases": cases, "ratios": ratios, "failures": sorted(set(failures))}
+
+
+def surroundings() -> dict[str, Any]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "date": date.today().isoformat(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("diff", "HEAD", "--name-only") else ""),
+        "hardware": ", ".join([f"{cores} CPU cores", *gpus]),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def show(name: str, result: dict[str, Any], console: Console) -> None:
+    figures = list(next(iter(result["cases"].values())))
+    table = Table("case", *figures, title=f"{name}: median (range) of {result['repeats']}")
+    for case, found in result["cases"].items():
+        cells = [f"{found[f]['median']:.4g} ({found[f]['min']:.4g}-{found[f]['max']:.4g})" for f in figures]
+        table.add_row(case, *cells)
+    console.print(table)
+    for ratio in result["ratios"]:
+        limit = "" if ratio["limit"] is None else f" (at most {ratio['limit']})"
+        console.print(f"{ratio['figure']}: {ratio['case']} / {ratio['base']} = {ratio['value']:.3f}{limit}")
+    for failure in result["failures"]:
+        console.print(f"does not hold: {failure}", style="bold red")
+
+
+def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -> bool:
+    """Run, show and keep one benchmark; return whether all of it holds."""
+    benchmark, description = load_benchmark(name)
+    runs: dict[str, list[Measured]] = {case: [] for case in benchmark.cases}
+    for repeat in range(repeats):
+        for case in benchmark.cases:
+            console.print(f"{name}: {case}, run {repeat + 1} of {repeats}", style="dim")
+            runs[case].append(run_case(name, case))
+    result = {
+        "benchmark": name,
+        "description": description,
+        **surroundings(),
+        "repeats": repeats,
+        **summarise(benchmark, runs),
+    }
+    write_json(output_dir / f"{name}.json", result)
+    show(name, result, console)
+    return not result["failures"]
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    if args.case is not None:
+        benchmark, _ = load_benchmark(args.names[0])
+        write_json(args.case_output, dataclasses.asdict(benchmark.cases[args.case]()))
+        return 0
+    console = Console()
+    if args.list:
+        for name in benchmark_names():
+            console.print(f"{name}: {load_benchmark(name)[1]}")
+        return 0
+    if args.repeats < 1:
+        raise UserError(f"--repeats {args.repeats}: expected at least 1.")
+    names = args.names or benchmark_names()
+    for name in names:
+        load_benchmark(name)  # an unknown name ends it before anything is measured
+    held = [run_benchmark(name, args.repeats, args.output_dir, console) for name in names]
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,103 @@
+"""What a benchmark is: one file in this folder that defines ``BENCHMARK``; its name and docstring are the command's.
+
+``tools/benchmark.py`` runs the cases in turn, each in a process of its own, and repeats that. A comparison with a
+peer is two cases on the same inputs, a ``Ratio`` between them, and an entry in ``same_answers``.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run of a case found.
+
+    Attributes:
+        figures: numbers by name, the unit at the end of the name (``peak_mib``, ``seconds``).
+        answer: numbers that the case worked out, to be compared with those of other cases.
+    """
+
+    figures: dict[str, float]
+    answer: list[float]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A figure of one case over that of another.
+
+    Attributes:
+        figure: name in both cases' ``figures``.
+        case: above the line.
+        base: below it.
+        limit: the most that it may be; None where it is only reported.
+    """
+
+    figure: str
+    case: str
+    base: str
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Cases and how they are compared.
+
+    Attributes:
+        cases: name to function; each call runs in a fresh process.
+        ratios: of the medians over the repeats.
+        same_answers: groups of cases that must have the same answer.
+        tolerance: largest difference of two answers, relative to the larger and at least to 1.
+    """
+
+    cases: dict[str, Callable[[], Measured]]
+    ratios: tuple[Ratio, ...] = ()
+    same_answers: tuple[tuple[str, ...], ...] = ()
+    tolerance: float = 1e-4
+
+
+def measure(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Call a function and return its result with its time and memory.
+
+    The figures are ``seconds``, ``peak_mib`` (the most resident memory of the process during the call) and
+    ``step_mib`` (by how much that is above the memory before it).
+    """
+    before = _reset_peak()
+    start = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - start
+    peak = _peak()
+    return result, {"seconds": seconds, "peak_mib": peak, "step_mib": peak - before}
+
+
+def _reset_peak() -> float:
+    """Forget the peak so far, where the system can, and return the resident memory in MiB."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return _peak()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not allowed everywhere; then an earlier, higher peak would stay the peak
+        return _peak()
+    return _kilobytes(status, "VmRSS") * 1024 / MIB
+
+
+def _peak() -> float:
+    """Return the most resident memory so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return _kilobytes(status, "VmHWM") * 1024 / MIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
