@@ -1,11 +1,26 @@
 """Fine-tune and run the Segment Anything Model with Detectron2's trainer, on one GPU or none.
 
 Importing this package makes ``import detectron2`` work: the installed Detectron2, or the embedded core
-(:mod:`sam_d2.detectron2_source`). It does nothing else.
+(:mod:`sam_d2.detectron2_source`). ``sam_d2.Predictor`` is imported when it is first used, so that command lines
+that need no torch are instant.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from sam_d2.detectron2_source import provide_detectron2
 
+if TYPE_CHECKING:
+    from sam_d2.predictor import Predictor
+
+__all__ = ["Predictor"]
 __version__ = "0.1.0"
 
 provide_detectron2()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Predictor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sam_d2.predictor import Predictor
+
+    return Predictor

@@ -28,18 +28,34 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
     Raises:
         UserError: the file is missing or cannot be decoded.
     """
-    if image_format not in ("RGB", "BGR"):
-        raise UserError(f"model.input_format={image_format!r}: expected RGB or BGR.")
     try:
         with Image.open(file_name) as opened:
-            image = ImageOps.exif_transpose(opened)
-            array = _scaled(image) if image.mode in _WIDE_MODES else np.asarray(image.convert("RGB"))
+            return image_array(opened, image_format)
     except FileNotFoundError:
         raise UserError(f"{file_name}: no such image file.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{file_name}: not a readable image ({error}). Replace the file or remove it from the annotations."
         ) from error
+
+
+def image_array(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
+    """Return an opened image as :func:`read_image` does.
+
+    Args:
+        image: of any mode.
+        image_format: ``RGB`` or ``BGR``.
+
+    Returns:
+        (H0, W0, 3) uint8.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise UserError(f"model.input_format={image_format!r}: expected RGB or BGR.")
+    image = ImageOps.exif_transpose(image)
+    array = _scaled(image) if image.mode in _WIDE_MODES else np.asarray(image.convert("RGB"))
     return np.ascontiguousarray(array[:, :, ::-1] if image_format == "BGR" else array)
 
 

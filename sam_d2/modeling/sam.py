@@ -21,7 +21,7 @@ from sam_d2.modeling.masks import InstanceMasks, low_res_targets, rasterise_crop
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import combine_scores, mean_probability, parse_score, stability_score
+from sam_d2.modeling.scoring import parse_score, score_masks
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LOSSES = ("loss_focal", "loss_dice", "loss_iou")
@@ -224,7 +224,7 @@ class PromptableSAM(nn.Module):
                 full = resize_logits(logits, self.canvas, resized, original)
             masks.append(full > 0)
             boxes.append(boxes_of_masks(masks[-1]))
-            scores.append(self._scores(full, predicted_iou))
+            scores.append(score_masks(self.score_factors, full, predicted_iou))
         result = Instances(original)
         result.pred_masks = (
             torch.cat(masks) if masks else torch.zeros((0, *original), dtype=torch.bool, device=self.device)
@@ -306,15 +306,6 @@ class PromptableSAM(nn.Module):
         )[:, None]
         prompts = Prompts(points=clicks[..., :2].float(), labels=clicks[..., 2]).rescaled(size, resized)
         return prompts.points.to(self.device), prompts.labels.to(self.device)  # type: ignore[union-attr]
-
-    def _scores(self, logits: Tensor, predicted_iou: Tensor) -> Tensor:
-        """Return the (n,) score of each mask from its (n, H0, W0) logits in the original frame."""
-        values = {"predicted_iou": predicted_iou, "class_score": torch.ones_like(predicted_iou)}
-        if "stability" in self.score_factors:
-            values["stability"] = stability_score(logits)
-        if "mean_probability" in self.score_factors:
-            values["mean_probability"] = mean_probability(logits)
-        return combine_scores(self.score_factors, values)
 
     def _losses(
         self, batched_inputs: list[dict[str, Any]], embeddings: Tensor, sizes: Sequence[tuple[int, int]]

@@ -1,0 +1,247 @@
+"""A trained model on one image at a time, from Python."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+import detectron2.data.transforms as T
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from sam_d2.config import load_config
+from sam_d2.data.image import image_array, read_image
+from sam_d2.engine.checkpoint import FINAL, Checkpointer
+from sam_d2.engine.distributed import choose_device
+from sam_d2.engine.weights import find_weights
+from sam_d2.errors import UserError
+from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
+from sam_d2.modeling.prompts import Prompts
+from sam_d2.modeling.scoring import score_masks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What :meth:`Predictor.encode` makes of an image; the costly part, which prompts of any number share.
+
+    Attributes:
+        embedding: (C, S/p, S/p), on the predictor's device.
+        resized: (H, W), size of the resized frame.
+        original: (H0, W0), size of the image as it was given.
+    """
+
+    embedding: Tensor
+    resized: tuple[int, int]
+    original: tuple[int, int]
+
+
+class Predictor:
+    """Masks for boxes or points on an image, with the numbers of an evaluation.
+
+    Example::
+
+        predictor = sam_d2.Predictor("experiments/output/sam_cells_box")
+        instances = predictor("cells.png", boxes=[[10, 20, 110, 90], [130, 40, 200, 180]])
+        instances.pred_masks  # (2, H0, W0) bool
+
+    Args:
+        config: a config file, a config, or the folder of a run, which means its ``config.yaml``.
+        weights: a path, or a file name in a checkpoints folder. By default the ``model_final.pth`` of a run's
+            folder, and what ``train.init_checkpoint`` of a config names.
+        device: ``auto`` is the GPU where there is one, and the CPU elsewhere.
+
+    Raises:
+        UserError: config or weights do not exist or do not fit, or the model takes no prompts.
+    """
+
+    def __init__(
+        self, config: str | Path | DictConfig, weights: str | Path | None = None, device: str = "auto"
+    ) -> None:
+        if isinstance(config, str | Path) and Path(config).is_dir():
+            weights = Path(config) / f"{FINAL}.pth" if weights is None else weights
+            config = Path(config) / "config.yaml"
+        cfg = config if isinstance(config, DictConfig) else load_config(config)
+        if "prompts" not in cfg.model:
+            raise UserError("Predictor: the model of this config takes no prompts. Take one of SAM, such as sam.py.")
+        file = str(weights or cfg.train.init_checkpoint)
+        if not file:
+            raise UserError("Predictor: the config names no weights to begin with. Name a checkpoint: weights=FILE.")
+        file = str(find_weights(file))
+        self.model = instantiate(cfg.model).to(choose_device(device)).eval()
+        Checkpointer(self.model).load(file)
+        logger.info("Predicting with %s", file)
+
+    @torch.no_grad()
+    def encode(self, image: str | Path | np.ndarray | Image.Image) -> EncodedImage:
+        """Run the image encoder once, for many calls with prompts.
+
+        Args:
+            image: a file, (H0, W0, 3) uint8 in the order RGB, or a Pillow image.
+
+        Raises:
+            UserError: the image cannot be read, or the array is another one.
+        """
+        array = _pixels(image, self.model.input_format)
+        original = (array.shape[0], array.shape[1])
+        if min(original) * self.model.canvas < max(original) / 2:
+            raise UserError(
+                f"image: {original[1]} x {original[0]} pixels are too thin for a canvas of {self.model.canvas}: less "
+                "than half a pixel would be left of the short side. Cut the image into tiles."
+            )
+        resize = T.ResizeShortestEdge(self.model.canvas, self.model.canvas).get_transform(array)
+        pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(array).transpose(2, 0, 1)))
+        images = self.model.preprocess([{"image": pixels}])
+        height, width = images.image_sizes[0]
+        return EncodedImage(self.model.encode(images.tensor)[0], (int(height), int(width)), original)
+
+    def __call__(
+        self,
+        image: str | Path | np.ndarray | Image.Image | EncodedImage,
+        *,
+        boxes: Any = None,
+        points: Any = None,
+        labels: Any = None,
+        multimask: bool = False,
+    ) -> Instances:
+        """Return the mask of each prompt.
+
+        Prompts are arrays, tensors or nested lists in pixels of the image as it was given. With boxes and points
+        both, row i of either is one prompt.
+
+        Args:
+            image: as :meth:`encode` takes it, or what it returned.
+            boxes: (N, 4) edges x0, y0, x1, y1.
+            points: (N, P, 2) x, y pixel indices (an integer is the centre of a pixel): P points of each of N
+                instances. (N, 2) is one point each; points of a single instance are (1, P, 2).
+            labels: (N, P), or (N,) for (N, 2) points: 1 the point is in the instance, 0 it is not, -1 no point.
+                All 1 by default.
+            multimask: SAM's three masks of each prompt, for one that is ambiguous; rows 3i to 3i + 2 belong to
+                prompt i. SAM's published weights have learned them; a fine-tuning trains them only where
+                ``model.multimask`` says so. Otherwise each prompt has the mask that an evaluation gives it.
+
+        Returns:
+            Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
+            ``scores`` (N,) and ``prompt_index`` (N,), the prompt's row. SAM knows no classes, so there are none.
+
+        Raises:
+            UserError: neither boxes nor points are given, or one of them has another shape, is not a number or
+                lies outside of the image.
+        """
+        if boxes is None and points is None:
+            raise UserError("Predictor: give boxes=... or points=....")
+        if not isinstance(image, EncodedImage):
+            image = self.encode(image)
+        prompts = _prompts(boxes, points, labels, image.original).rescaled(image.original, image.resized)
+        if multimask:
+            return self._three_masks(image, prompts)
+        height, width = image.original
+        result = self.model.predict(image.embedding, prompts, image.resized, {"height": height, "width": width})
+        result.remove("pred_classes")
+        return result.to("cpu")
+
+    @torch.no_grad()
+    def _three_masks(self, image: EncodedImage, prompts: Prompts) -> Instances:
+        model = self.model
+        masks, scores = [torch.zeros((0, *image.original), dtype=torch.bool)], [torch.zeros(0)]
+        for start in range(0, len(prompts), model.instances_per_chunk):
+            chunk = prompts[start : start + model.instances_per_chunk].to(model.device)
+            logits, predicted_iou = model.decode(image.embedding, chunk, multimask=True)
+            full = resize_logits(logits.flatten(0, 1).float(), model.canvas, image.resized, image.original)
+            masks.append((full > 0).cpu())
+            scores.append(score_masks(model.score_factors, full, predicted_iou.flatten().float()).cpu())
+        result = Instances(image.original)
+        result.pred_masks = torch.cat(masks)
+        result.pred_boxes = Boxes(boxes_of_masks(result.pred_masks))
+        result.scores = torch.cat(scores)
+        result.prompt_index = torch.arange(len(prompts)).repeat_interleave(3)
+        return result
+
+
+def _pixels(image: str | Path | np.ndarray | Image.Image, image_format: str) -> np.ndarray:
+    """Return an image as (H0, W0, 3) uint8 in the model's order of channels."""
+    if isinstance(image, str | Path):
+        return read_image(image, image_format)
+    if isinstance(image, Image.Image):
+        return image_array(image, image_format)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(
+            f"image: expected a file, a Pillow image or a (height, width, 3) uint8 array in RGB, found {found}."
+        )
+    if 0 in image.shape:
+        raise UserError(f"image: the array {image.shape} has no pixels.")
+    return image[:, :, ::-1] if image_format == "BGR" else image
+
+
+def _prompts(boxes: Any, points: Any, labels: Any, size: tuple[int, int]) -> Prompts:
+    """Check the prompts of an image of ``size`` (height, width) and return them, in its frame."""
+    checked_boxes = None if boxes is None else _checked_boxes(_numbers(boxes, "boxes", (0, 4)), size)
+    if points is None:
+        if labels is not None:
+            raise UserError("labels are of points: give points=... too.")
+        return Prompts(boxes=checked_boxes)
+    array = _numbers(points, "points", (0, 1, 2))
+    if array.ndim not in (2, 3) or array.shape[-1] != 2 or (array.ndim == 3 and array.shape[1] == 0):
+        raise UserError(f"points: expected (N, P, 2) or (N, 2), found {array.shape}.")
+    shape = array.shape[:-1]
+    signs = np.ones(shape) if labels is None else _numbers(labels, "labels", shape)
+    if signs.shape != shape:
+        raise UserError(f"labels: expected {shape}, one for each of the points {array.shape}, found {signs.shape}.")
+    if not np.isin(signs, (1, 0, -1)).all():
+        raise UserError("labels: expected 1 (in the instance), 0 (not in it) or -1 (no point).")
+    if array.ndim == 2:
+        array, signs = array[:, None], signs[:, None]
+    # Half a pixel around the image's pixels and half for rounding: further out a point is of another frame.
+    outside = ((array < -1) | (array > (size[1], size[0]))).any(axis=2) & (signs >= 0)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(
+            f"points[{row}] = {array[row, column].tolist()} lies outside of the image of {size[1]} x {size[0]} pixels "
+            "(x, y of the image as it is given)."
+        )
+    if checked_boxes is not None and len(checked_boxes) != len(array):
+        raise UserError(f"boxes and points of one call belong together: {len(checked_boxes)} boxes, {len(array)} rows.")
+    return Prompts(
+        boxes=checked_boxes,
+        points=torch.from_numpy(array.astype(np.float32)),
+        labels=torch.from_numpy(signs.astype(np.int64)),
+    )
+
+
+def _checked_boxes(boxes: np.ndarray, size: tuple[int, int]) -> Tensor:
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise UserError(f"boxes: expected (N, 4), found {boxes.shape}; one box is [[x0, y0, x1, y1]].")
+    turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    outside = (boxes[:, 2:] < 0).any(axis=1) | (boxes[:, :2] > (size[1], size[0])).any(axis=1)
+    for wrong, problem in (
+        (turned, "ends before it begins: expected x0, y0, x1, y1 (not width and height)"),
+        (outside, f"lies outside of the image of {size[1]} x {size[0]} pixels"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(f"boxes[{row}] = {boxes[row].tolist()} {problem}.")
+    return torch.from_numpy(boxes.astype(np.float32))
+
+
+def _numbers(values: Any, name: str, empty: tuple[int, ...]) -> np.ndarray:
+    """Return values as a float64 array of finite numbers; a list without entries gets the shape ``empty``."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: not an array of numbers ({error}).") from error
+    if array.shape == (0,):
+        return array.reshape(empty) if 0 in empty else array
+    if not np.isfinite(array).all():
+        raise UserError(f"{name}[{np.argwhere(~np.isfinite(array))[0][0]}] holds a value that is no finite number.")
+    return array
