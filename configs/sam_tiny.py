@@ -24,5 +24,5 @@ optimizer.lr = 2e-3
 optimizer.betas = (0.9, 0.98)  # gradients change fast in a run this short
 optimizer.weight_decay = 0.01
 train.init_checkpoint = ""
-train.max_iter = 1700
-train.eval_period = 850
+train.max_iter = 1300
+train.eval_period = 650

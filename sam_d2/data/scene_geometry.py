@@ -69,7 +69,7 @@ def polygon_area(outline: np.ndarray) -> float:
 
 
 def _visible_outlines(rng: np.random.Generator, height: int, width: int) -> list[np.ndarray]:
-    spacing = np.sqrt(height * width / rng.uniform(6.0, 18.0))
+    spacing = np.sqrt(height * width / rng.uniform(5.0, 13.0))
     centres = _draw_centres(rng, height, width, spacing)
     outlines = _bend(rng, _cell_outlines(rng, centres), spacing)
     kept = _draw_kept(rng, centres, height, width)
