@@ -57,7 +57,7 @@ def test_rescaled_has_its_own_scale_for_each_axis():
 
 
 def test_rescaled_takes_the_ratio_in_double_precision():
-    # 333 -> 1024 of x = 100 is 307.5075075...; float32 arithmetic on the ratio would be off in the last digits
-    moved = Prompts(boxes=torch.tensor([[100.0, 0.0, 333.0, 1.0]])).rescaled((333, 333), (1024, 1024))
-    assert moved.boxes[0, 0].item() == torch.tensor(100 * 1024 / 333, dtype=torch.float32).item()
+    moved = Prompts(boxes=torch.tensor([[11.0, 0.0, 333.0, 1.0]])).rescaled((333, 333), (1024, 1024))
+    # 11 * 1024 / 333 = 33.825825825..., as float32 33.82582474; in float32 arithmetic it would be 33.82582855
+    assert moved.boxes[0, 0].item() == 33.82582473754883
     assert moved.boxes[0, 2].item() == 1024
