@@ -60,8 +60,8 @@ def main() -> int:
     print("\n== Results on scenes that were not trained on ==")
     for prompt in PROMPTS:
         print(results_table(read_report(run_folder(prompt) / "report.json")))
-        print(f"took {seconds[prompt]:.0f} s; see {(run_folder(prompt) / 'gallery.png').relative_to(ROOT)}\n")
-    print("Next: your own images, see 'Your own data' in README.md.")
+        print(f"took {seconds[prompt]:.0f} s; see {(run_folder(prompt) / 'report.html').relative_to(ROOT)}\n")
+    print("Next: your own images, see 'Your own images' in README.md.")
     return 0
 
 
