@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_utils
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -28,7 +29,7 @@ MAX_IMAGES = 12
 LONG_SIDE = 640
 """Pixels of a tile's long side; smaller images are enlarged, so that outlines are thin beside instances."""
 COLUMNS = 3
-_NAME_LENGTH = 48
+_LINE_LENGTH = 64
 TRUTH_COLOUR = (40, 130, 255)
 PREDICTION_COLOUR = (175, 0, 215)
 _FILL = 0.4
@@ -147,28 +148,51 @@ def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "")
     """
     if not rows:
         raise ValueError("a gallery needs at least one image")
-    shown = rows[:MAX_IMAGES]
-    columns = min(COLUMNS, len(shown))
-    lines = -(-len(shown) // columns)
-    tallest = max(row.image.shape[0] / row.image.shape[1] for row in shown)
+    tiles = []
+    for row in rows[:MAX_IMAGES]:
+        iou = "" if np.isnan(row.mean_iou) else f", mean IoU {row.mean_iou:.3f}"
+        counts = f"{row.instances} instances, {row.predictions} predicted"
+        tiles.append((row.image, f"{row.label}: {clean(Path(row.file_name).name)}\n{counts}{iou}"))
+    handles = [
+        Patch(facecolor=(*_unit(TRUTH_COLOUR), _FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
+        Line2D([], [], color=_unit(PREDICTION_COLOUR), linewidth=2, label="prediction"),
+    ]
+    write_tiles(path, tiles, title, handles)
+
+
+def write_tiles(
+    path: str | Path,
+    tiles: Sequence[tuple[npt.NDArray[np.uint8], str]],
+    title: str,
+    handles: Sequence[Artist],
+    *,
+    columns: int = COLUMNS,
+) -> None:
+    """Write images with captions as one PNG.
+
+    Args:
+        path: Of the PNG; its folder is made where absent.
+        tiles: At least one (h, w, 3) uint8 RGB image with its caption, whose lines are divided by newlines.
+        title: Above the tiles.
+        handles: Of the legend; none where empty.
+        columns: Tiles side by side.
+    """
+    columns = min(columns, len(tiles))
+    lines = -(-len(tiles) // columns)
+    tallest = max(image.shape[0] / image.shape[1] for image, _ in tiles)
     inches = LONG_SIDE / 100
     height = lines * (inches * min(tallest, 1) + 0.5) + 0.9  # captions and the legend take the rest
     figure = Figure(figsize=(columns * inches, height), layout="constrained")
     axes = np.atleast_1d(np.asarray(figure.subplots(lines, columns))).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, row in zip(axes, shown, strict=False):
-        axis.imshow(row.image)
-        iou = "" if np.isnan(row.mean_iou) else f", mean IoU {row.mean_iou:.3f}"
-        counts = f"{row.instances} instances, {row.predictions} predicted"
-        name = _shortened(clean(Path(row.file_name).name))
+    for axis, (image, caption) in zip(axes, tiles, strict=False):
+        axis.imshow(image)
+        text = "\n".join(_shortened(clean(line)) for line in caption.split("\n"))
         # a dollar in a file name begins no formula
-        axis.set_title(f"{row.label}: {name}\n{counts}{iou}", fontsize=12, parse_math=False)
-    handles = [
-        Patch(facecolor=(*_unit(TRUTH_COLOUR), _FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
-        Line2D([], [], color=_unit(PREDICTION_COLOUR), linewidth=2, label="prediction"),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=13)
+        axis.set_title(text, fontsize=12, parse_math=False)
+    if handles:
+        figure.legend(handles=list(handles), loc="outside upper right", ncols=len(handles), fontsize=13)
     if title:
         figure.suptitle(clean(title), x=0.01, ha="left", fontsize=14, parse_math=False)
     buffer = BytesIO()
@@ -198,7 +222,7 @@ def _to_long_side(image: npt.NDArray[np.uint8], long_side: int) -> npt.NDArray[n
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH // 2]}...{name[-_NAME_LENGTH // 2 + 3 :]}"
+    return name if len(name) <= _LINE_LENGTH else f"{name[: _LINE_LENGTH // 2]}...{name[-_LINE_LENGTH // 2 + 3 :]}"
 
 
 def _unit(colour: Colour) -> tuple[float, float, float]:

@@ -24,6 +24,13 @@ from sam_d2.evaluation.report_data import Evaluation, Floats
 INK, GRID = "#16202a", "#c3ccd6"
 SERIES = ("#2a63d4", "#c2410c", "#0b8457", "#9333c6", "#b0123b", "#0b7c94", "#8a6d00", "#5b6472")
 """Line colours in light mode; the page has one of each for dark mode."""
+METHOD_NAMES = {
+    "model": "model",
+    "base": "base",
+    "detector": "detector",
+    "box_as_mask": "box as mask",
+    "ellipse": "ellipse in the box",
+}
 METHOD_COLOURS = {"model": 0, "box_as_mask": 1, "ellipse": 2, "base": 7, "detector": 3}
 MOST_POINTS = 400
 """Points of a line; more are averaged in groups."""
@@ -71,7 +78,9 @@ class Chart:
     note: str = ""
 
 
-def line_chart(title: str, series: Sequence[Series], ylabel: str, *, log: bool = False, note: str = "") -> Chart:
+def line_chart(
+    title: str, series: Sequence[Series], ylabel: str, *, log: bool = False, from_zero: bool = False
+) -> Chart:
     """Values over the steps of a training.
 
     A series of one point is drawn as a level over the whole width where it is dashed, as a dot elsewhere.
@@ -81,7 +90,7 @@ def line_chart(title: str, series: Sequence[Series], ylabel: str, *, log: bool =
         series: At least one with points.
         ylabel: With its unit.
         log: Whether the value axis is logarithmic; values from 0 down are then left out.
-        note: Below the chart.
+        from_zero: Whether the value axis begins at 0.
     """
     figure, axes = _axes("step", ylabel)
     for index, one in enumerate(series):
@@ -95,13 +104,15 @@ def line_chart(title: str, series: Sequence[Series], ylabel: str, *, log: bool =
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if from_zero:
+        axes.set_ylim(0, max(0.05, *(y for one in series for _, y in one.points)) * 1.06)
     legend: list[tuple[str, int, LegendKind]] = [
         (one.label, one.colour % len(SERIES), "dashed" if one.dashed else "line") for one in series
     ]
-    return Chart(title, _svg(figure, title), legend, note)
+    return Chart(title, _svg(figure, title), legend)
 
 
 def score_chart(evaluation: Evaluation) -> Chart | None:
@@ -140,7 +151,7 @@ def size_chart(evaluation: Evaluation) -> Chart | None:
     for edge in _COCO_SIZES:
         if size.min() < edge < size.max():
             axes.axvline(edge, color=GRID, linewidth=1.6)
-            axes.text(edge, 1.03, f"{edge} px", ha="center", va="bottom", fontsize=8, color=INK)
+            axes.text(edge, 1.03, f"{edge} px", ha="center", va="bottom", fontsize=9, color=INK)
     _cloud(axes, size, iou)
     legend: list[tuple[str, int, LegendKind]] = [(f"{len(size)} instances", 0, "dot")]
     groups = _groups(size, _QUANTILES)
@@ -151,7 +162,7 @@ def size_chart(evaluation: Evaluation) -> Chart | None:
         dashed = name != "model"
         style = {"linestyle": (0, (4, 3)), "linewidth": 1.5} if dashed else {"linewidth": 2.2}
         axes.plot(*zip(*medians, strict=True), color=SERIES[colour], marker="o", markersize=3, **style)
-        legend.append((f"median, {name}", colour, "dashed" if dashed else "line"))
+        legend.append((f"median, {METHOD_NAMES.get(name, name)}", colour, "dashed" if dashed else "line"))
     axes.set_ylim(-0.02, 1.02)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -169,9 +180,9 @@ def size_chart(evaluation: Evaluation) -> Chart | None:
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(xlabel, color=INK, fontsize=10)
-    axes.set_ylabel(ylabel, color=INK, fontsize=10)
-    axes.tick_params(colors=INK, labelsize=9, length=3, which="major")
+    axes.set_xlabel(xlabel, color=INK, fontsize=11)
+    axes.set_ylabel(ylabel, color=INK, fontsize=11)
+    axes.tick_params(colors=INK, labelsize=10, length=3, which="major")
     axes.tick_params(length=0, which="minor")
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sam_d2.evaluation.report_charts import Series, line_chart
+from sam_d2.evaluation.report_charts import METHOD_NAMES, Series, line_chart
 from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import escape, page, table
-from sam_d2.evaluation.report_page import chart_grid, grouped, metric_head, metric_names, metric_text, source_of
+from sam_d2.evaluation.report_page import chart_grid, grouped, metric_head, metric_text, source_of
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result
 
@@ -28,6 +28,7 @@ _CURVES = (
 _OF_THE_RUN = ("train.output_dir",)
 """Settings that differ between any two runs."""
 _REFERENCES = ("box_as_mask", "ellipse")
+_METRICS = ("AP", "AP50", "AP75", "AR", "mIoU")
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -58,39 +59,40 @@ def compare_page(runs: Sequence[Run]) -> str:
             if metric in run.curves
         ]
         if series:
-            charts.append(line_chart(heading, series, unit))
+            charts.append(line_chart(heading, series, unit, from_zero="0-1" in unit))
     if charts:
         parts += ["<h2>Training</h2>", chart_grid(charts)]
     parts += [_per_class(runs, names), _differences_html(runs, names)]
     return page(f"{title} - sam_d2 report", "\n".join(parts))
 
 
-def compare_text(runs: Sequence[Run], width: int | None = None) -> Table:
-    """The results of several runs as one table for the terminal; the best of a split and task in bold."""
-    shown = Table(box=box.SIMPLE_HEAD, header_style="", width=width)
-    columns = ("run", "split", "prompt", "method")
-    metrics = ("AP", "AP50", "AP75", "AR", "mIoU")
-    for name in columns:
-        shown.add_column(name, overflow="fold")
-    for name in metrics:
-        shown.add_column(name, justify="right", no_wrap=True)
-    for _, rows in _tables(runs, run_names(runs)):
-        best = _best([row for _, row in rows], metrics)
+def compare_text(runs: Sequence[Run]) -> list[Table]:
+    """A table for the terminal for each split and task, the best of each column in bold."""
+    tables = []
+    for label, rows in _tables(runs, run_names(runs)):
+        shown = Table(title=Text(clean(label)), title_justify="left", box=box.SIMPLE_HEAD, header_style="")
+        for name in ("run", "prompts", "method"):
+            shown.add_column(name, overflow="fold")
+        for name in _METRICS:
+            shown.add_column(name, justify="right", no_wrap=True)
+        best = _best([row for _, row in rows])
         for name, row in rows:
-            prompt = f"{row.prompt} (oracle)" if row.prompt_source == "ground_truth" else row.prompt
-            method = row.method if row.task == "segm" else f"{row.method}, {row.task}"
-            cells = [Text(clean(cell)) for cell in (name, row.split, prompt, method)]
-            for metric in metrics:
+            cells = [Text(clean(cell)) for cell in (name, _prompts(row), row.method)]
+            for metric in _METRICS:
                 value = row.metric(metric)
-                cells.append(Text(metric_text(metric, value), style="bold" if best[metric] == value else ""))
+                cells.append(Text(metric_text(metric, value), style="bold" if value == best[metric] else ""))
             shown.add_row(*cells)
-        shown.add_section()
-    return shown
+        tables.append(shown)
+    return tables
 
 
 def print_comparison(runs: Sequence[Run]) -> None:
     """Print :func:`compare_text`."""
-    Console().print(compare_text(runs))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    for shown in compare_text(runs):
+        console.print(shown)
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str | None]]:
@@ -106,45 +108,51 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[str | None]]:
 
 
 def _tables(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, list[tuple[str, Result]]]]:
-    """Of each split and task the (run, row) of models, bases and detectors, and each reference once a prompt."""
+    """Of each split and task the (run, row) of models, bases and detectors, and each reference once.
+
+    The references see the instance's box alone, so they are the same whatever the kind of prompt.
+    """
     tables: dict[tuple[str, str], list[tuple[str, Result]]] = {}
-    references: dict[tuple[str, str], dict[tuple[str, str, str], Result]] = {}
+    references: dict[tuple[str, str], dict[str, Result]] = {}
     for name, run in zip(names, runs, strict=True):
-        for rows in grouped(run.results):
-            for row in rows:
-                where = (row.split, row.task)
-                if row.method in _REFERENCES:
-                    references.setdefault(where, {}).setdefault((row.prompt, row.prompt_source, row.method), row)
-                    tables.setdefault(where, [])
-                else:
-                    tables.setdefault(where, []).append((name, row))
+        for row in (row for rows in grouped(run.results) for row in rows):
+            rows = tables.setdefault((row.split, row.task), [])
+            if row.method in _REFERENCES:
+                references.setdefault((row.split, row.task), {}).setdefault(row.method, row)
+            else:
+                rows.append((name, row))
     return [
-        (f"{split} · {task}", rows + [("reference", row) for row in references.get((split, task), {}).values()])
+        (f"{split} | {task}", rows + [("reference", row) for row in references.get((split, task), {}).values()])
         for (split, task), rows in tables.items()
     ]
 
 
-def _best(rows: Sequence[Result], metrics: Sequence[str]) -> dict[str, float]:
+def _prompts(row: Result) -> str:
+    if row.method in _REFERENCES:
+        return "true box"
+    return f"{row.prompt} (oracle)" if row.prompt_source == "ground_truth" else f"{row.prompt}, {source_of(row)}"
+
+
+def _best(rows: Sequence[Result]) -> dict[str, float]:
     """The highest value of each metric; NaN, which equals nothing, where there is none."""
-    known = {metric: [value for row in rows if not math.isnan(value := row.metric(metric))] for metric in metrics}
+    known = {metric: [value for row in rows if not math.isnan(value := row.metric(metric))] for metric in _METRICS}
     return {metric: max(values, default=math.nan) for metric, values in known.items()}
 
 
 def _table_html(label: str, rows: Sequence[tuple[str, Result]]) -> str:
-    results = [row for _, row in rows]
-    metrics = metric_names(results)
-    best = _best(results, metrics)
+    best = _best([row for _, row in rows])
     lines = []
     for name, row in rows:
-        cells = [escape(name), escape(f"{row.prompt}, {source_of(row)}"), escape(row.method), escape(row.score)]
-        for metric in metrics:
+        cells = [escape(name), escape(_prompts(row)), escape(METHOD_NAMES.get(row.method, row.method))]
+        for metric in _METRICS:
             value = row.metric(metric)
             text = metric_text(metric, value)
             cells.append(f"<b>{text}</b>" if value == best[metric] else text)
-        lines.append([*cells, str(row.max_dets)])
-    header = ["run", "prompts", "method", "ranked by", *map(metric_head, metrics), "detections<br>at most"]
-    caption = escape(f"{label} · best of each column in bold")
-    return f'<div class="sheet gap">{table(header, lines, caption=caption, text_columns=4)}</div>'
+        lines.append([*cells, escape(row.score), str(row.max_dets)])
+    header = ["run", "prompts", "method", *map(metric_head, _METRICS), "ranked by", "detections<br>at most"]
+    caption = escape(f"{label} | best of each column in bold")
+    classes = ["main" if row.method == "model" else "soft" for _, row in rows]
+    return f'<div class="sheet">{table(header, lines, caption=caption, text_columns=3, classes=classes)}</div>'
 
 
 def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -166,7 +174,7 @@ def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
         ]
         lines.append([escape(metric.removeprefix("AP-")), *cells])
     drawn = table(["class", *map(escape, columns)], lines, caption="AP (0-100) of each class", tall=True)
-    return f'<h2>AP per class</h2><div class="sheet heads">{drawn}</div>'
+    return f'<h2>AP per class</h2><div class="sheet">{drawn}</div>'
 
 
 def _differences_html(runs: Sequence[Run], names: Sequence[str]) -> str:

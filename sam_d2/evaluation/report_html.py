@@ -38,7 +38,7 @@ def table(
     Args:
         header: HTML of the column heads.
         rows: HTML of the cells.
-        caption: HTML; what the table shows.
+        caption: Escaped text; what the table shows.
         text_columns: Columns from the left that are text; the others are numbers, to the right.
         classes: CSS class of each row; none where left out.
         tall: Scroll down, too, where there are many rows.
@@ -54,10 +54,9 @@ def table(
         mark = f' class="{classes[number]}"' if number < len(classes) and classes[number] else ""
         lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
     body = "\n".join(lines)
-    opening = f'<div class="scroll{" tall" if tall else ""}" tabindex="0" role="region" aria-label="table">'
     return (
-        f"{opening}<table><caption>{caption}</caption><thead><tr>{heads}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody></table></div>"
+        f'<p class="caption">{caption}</p><div class="scroll{" tall" if tall else ""}" tabindex="0" role="region" '
+        f'aria-label="{caption}"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
     )
 
 

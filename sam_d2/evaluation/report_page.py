@@ -10,6 +10,7 @@ import numpy as np
 
 from sam_d2.evaluation.report_charts import (
     METHOD_COLOURS,
+    METHOD_NAMES,
     Chart,
     Series,
     line_chart,
@@ -25,13 +26,7 @@ FILE_NAME = "report.html"
 MOST_PICTURE_BYTES = 5_000_000
 """Of the page's images as they stand in it; galleries beyond are left out, the oldest first."""
 
-_METHOD_NAMES = {
-    "model": "model",
-    "base": "base (the model before this training)",
-    "detector": "detector",
-    "box_as_mask": "box as mask",
-    "ellipse": "ellipse in the box",
-}
+_WORDS = {"base": "base, before training"}
 _SOURCES = {"detector": "from a detector", "file": "from a file"}
 _ORACLE = (
     "Oracle: the prompts were made from the ground truth. These figures say how well the model outlines what it is "
@@ -57,9 +52,9 @@ def write_page(folder: str | Path) -> Path:
 def run_page(run: Run) -> str:
     """The page of one run, as HTML that loads nothing."""
     groups = grouped(run.results)
-    prompts = " and ".join(dict.fromkeys(row.prompt for row in run.results))
+    prompts = ", ".join(dict.fromkeys(row.prompt for row in run.results))
     title = f"{run.name}: {prompts} prompts{' (oracle)' if run.oracle else ''}"
-    parts = [_header(run, title), _cards(groups[0])]
+    parts = [_header(run, title), _cards(groups[0], several=len(groups) > 1)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
     parts.append("<h2>Results</h2>")
     parts += [results_table_html(rows) for rows in groups]
@@ -127,7 +122,7 @@ def results_table_html(rows: Sequence[Result]) -> str:
         words.append("PSEUDO ground truth, made by a model")
     lines = [
         [
-            escape(_METHOD_NAMES.get(row.method, row.method)),
+            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method))),
             *(metric_text(name, row.metric(name)) for name in names),
             str(row.max_dets),
             f"{row.seconds:.1f} s",
@@ -154,8 +149,8 @@ def _header(run: Run, title: str) -> str:
     return f"<header><h1>{escape(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
 
 
-def _cards(rows: Sequence[Result]) -> str:
-    """The model's headline figures, and how far they lie from the references."""
+def _cards(rows: Sequence[Result], *, several: bool) -> str:
+    """The model's headline figures in the first table, and how far they lie from the references."""
     by_method = {row.method: row for row in rows}
     shown = by_method.get("model") or rows[0]
     cards = [("AP50", "AP50 (0-100)"), ("AP", "AP (0-100)"), ("mIoU", "mean IoU (0-1)")]
@@ -168,7 +163,8 @@ def _cards(rows: Sequence[Result]) -> str:
                 text = metric_text(measure, abs(gap))
                 items.append((f"{'+' if gap >= 0 else '&minus;'}{text}", f"{measure} against {words}"))
     cells = "".join(f'<div class="card sheet"><b>{value}</b><span>{words}</span></div>' for value, words in items)
-    return f'<div class="cards">{cells}</div>'
+    which = f'<p class="soft">With {escape(rows[0].prompt)} prompts on {escape(rows[0].split)}:</p>' if several else ""
+    return f'{which}<div class="cards">{cells}</div>'
 
 
 def _curves(run: Run) -> str:
@@ -180,16 +176,15 @@ def _curves(run: Run) -> str:
             Series(name, run.curves[name], _CURVE_COLOURS.get(name, index + 4)) for index, name in enumerate(losses)
         ]
         charts.append(line_chart("Loss in training", series, "weighted loss", log=_spans_decades(series)))
-    ap = [
-        Series(name.removeprefix("segm/"), run.curves[name], index)
-        for index, name in enumerate(("segm/AP", "segm/AP50", "segm/AP75"))
-        if name in run.curves
-    ]
+    ap = _series(run, "segm/AP")
+    if len(ap) == 1:
+        ap += _series(run, "segm/AP50", 1) + _series(run, "segm/AP75", 2)
     if ap:
-        charts.append(line_chart("Average precision", ap + _levels(run, "AP"), "AP (0-100)"))
-    if "prompt/mIoU" in run.curves:
-        iou = [Series("mIoU", run.curves["prompt/mIoU"], 0)]
-        charts.append(line_chart("Mean IoU of the prompted masks", iou + _levels(run, "mIoU"), "mean IoU (0-1)"))
+        charts.append(line_chart("Average precision", ap + _levels(run, "AP"), "AP (0-100)", from_zero=True))
+    iou = _series(run, "prompt/mIoU")
+    if iou:
+        levels = _levels(run, "mIoU")
+        charts.append(line_chart("Mean IoU of the prompted masks", iou + levels, "mean IoU (0-1)", from_zero=True))
     if "lr" in run.curves:
         charts.append(line_chart("Learning rate", [Series("learning rate", run.curves["lr"], 5)], "learning rate"))
     if not charts:
@@ -197,12 +192,24 @@ def _curves(run: Run) -> str:
     return f"<h2>Training</h2>{chart_grid(charts)}"
 
 
+def _series(run: Run, metric: str, colour: int = 0) -> list[Series]:
+    """A metric's curve; of several kinds of prompt a curve each (``point/segm/AP``) beside their mean."""
+    names = [name for name in run.curves if name == metric or name.endswith(f"/{metric}")]
+    word = metric.rpartition("/")[2]
+    series = []
+    for index, name in enumerate(names):
+        prompt = name.removesuffix(metric).rstrip("/")
+        label = f"{word}, {prompt or 'mean'}" if len(names) > 1 else word
+        series.append(Series(label, run.curves[name], colour + index))
+    return series
+
+
 def _levels(run: Run, metric: str) -> list[Series]:
     """The references of the run's first table as level lines."""
     rows = [row for row in grouped(run.results)[0] if row.method in ("base", "box_as_mask", "ellipse")]
     return [
         Series(
-            f"{metric} of {_METHOD_NAMES[row.method].split(' (')[0]}",
+            f"{metric} of {METHOD_NAMES[row.method]}",
             [(0, row.metric(metric))],
             METHOD_COLOURS[row.method] if row.method == "base" else METHOD_COLOURS[row.method] + 3,
             dashed=True,
@@ -245,7 +252,7 @@ def _per_class(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> str
         others = [metric_text("AP", row.metric(f"AP-{name}")) for row in references]
         line = [count, metric_text("AP", ap), bar, metric_text("AR", shown.metric(f"AR-{name}")), iou, *others]
         lines.append([escape(name), *line])
-    heads = [f"AP of {escape(_METHOD_NAMES.get(row.method, row.method).split(' (')[0])}" for row in references]
+    heads = [f"AP of {escape(METHOD_NAMES.get(row.method, row.method))}" for row in references]
     header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
     words = (
         f"{first.split} · {first.task} · {first.prompt} prompts · {shown.method}, {len(names)} classes by falling AP"
@@ -275,7 +282,7 @@ def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
     if not info.tiles:
         return ""
     if not shown:
-        return f"{heading}<p>Left out to keep the page small; it is in gallery.png of the evaluation.</p>"
+        return f"{heading}<p>Left out to keep the page small; it is in the run folder as a PNG.</p>"
     items = []
     for tile, (overlay, plain) in zip(info.tiles, evaluation.pictures, strict=True):
         name = Path(tile.file_name).name

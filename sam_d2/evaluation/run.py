@@ -24,11 +24,11 @@ from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.evaluation.baselines import evaluate_baselines
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
-from sam_d2.evaluation.coco_metrics import ImageDetections
+from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.ground_truth import GroundTruth
 from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluation_path, write_evaluation
-from sam_d2.evaluation.report_images import encode_within
+from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
 from sam_d2.evaluation.report_page import write_page
 from sam_d2.evaluation.report_text import clean
@@ -47,8 +47,8 @@ class PromptedEvaluation:
     Args:
         evaluator: of the dataset.
         loader: test loader of the same dataset.
-        output_dir: run folder; ``report.json``, ``instances_<prompt>.npz``, ``gallery.png`` and ``report.html``
-            are written there.
+        output_dir: run folder; ``report.json``, ``instances_<prompt>.npz``, ``gallery.png`` (one for
+            each kind of prompt) and ``report.html`` are written there.
     """
 
     def __init__(self, evaluator: InstanceEvaluator, loader: Iterable[list[dict[str, Any]]], output_dir: Path) -> None:
@@ -114,12 +114,13 @@ class PromptedEvaluation:
         truth = self.evaluator.ground_truth
         if not comm.is_main_process() or truth is None:
             return
+        limit = MOST_BYTES * 2 // max(2, len(self._detections))  # the page has room for two full galleries
         for prompt, detections in self._detections.items():
             rows = gallery_rows(truth, detections, long_side=ZOOM_SIDE)
             self._write_gallery(rows, prompt)
             info = self._info(truth, rows, str(checkpoint), self._config_text(config), prompt)
             evaluation = evaluation_of(truth, detections, info)
-            pictures = encode_within([image for row in rows for image in (row.image, row.plain)])
+            pictures = encode_within([image for row in rows for image in (row.image, row.plain)], limit)
             evaluation.pictures = list(zip(pictures[0::2], pictures[1::2], strict=True))
             write_evaluation(evaluation_path(self.output_dir, prompt), evaluation)
         logger.info("Wrote %s", write_page(self.output_dir))
@@ -136,7 +137,7 @@ class PromptedEvaluation:
         self, truth: GroundTruth, rows: Sequence[GalleryRow], checkpoint: str, config: str, prompt: str
     ) -> EvaluationInfo:
         detections = self._detections[prompt]
-        seconds = [row.seconds for (_, key), found in self._results.items() if key == prompt for row in found]
+        seconds = [row.seconds for row in self._results.get(("model", prompt), [])]
         return EvaluationInfo(
             version=VERSION,
             split=self.evaluator.split,
