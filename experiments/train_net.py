@@ -11,7 +11,7 @@ import argparse
 import copy
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sam_d2.cli import parse_args, run_main
 
@@ -106,8 +106,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Train, evaluating and writing checkpoints on the way.
 
     Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
-    init_checkpoint, max_iter, device, amp, clip_gradient_norm, checkpointer, eval_period, eval_base, log_period,
-    ddp``.
+    init_checkpoint, max_iter, device, amp, accumulate, clip_gradient_norm, ema, checkpointer, eval_period, eval_base,
+    validation_loss, early_stop, log_period, ddp``.
     """
     from detectron2.config import instantiate
     from detectron2.engine import hooks
@@ -115,8 +115,10 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.events import JSONWriter, TensorboardXWriter
     from sam_d2.engine.best import BestCheckpoint
-    from sam_d2.engine.checkpoint import Checkpointer, PeriodicCheckpoint
+    from sam_d2.engine.checkpoint import PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
+    from sam_d2.engine.early_stop import EarlyStop
+    from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.run import has_checkpoint, initial_weights
     from sam_d2.engine.trainer import Trainer
@@ -127,14 +129,19 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     evaluation = build_evaluation(cfg)
+    validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
     trainer = Trainer(
         distribute(model, **cfg.train.ddp),
         loader,
         optimizer,
         amp_dtype=choose_amp_dtype(cfg.train.amp.enabled, cfg.train.amp.dtype, next(model.parameters()).device),
         clip_gradient_norm=cfg.train.clip_gradient_norm,
+        accumulate=cfg.train.accumulate,
     )
-    checkpointer = Checkpointer(model, str(output), save_to_disk=comm.is_main_process(), trainer=trainer)
+    average = WeightAverage(model, cfg.train.ema.decay)
+    checkpointer = AverageCheckpointer(
+        average, model, str(output), save_to_disk=comm.is_main_process(), trainer=trainer
+    )
     multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
     periods = cfg.train.checkpointer
     main_process_hooks = [
@@ -146,27 +153,34 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
             period=cfg.train.log_period,
         ),
     ]
+
+    def evaluate() -> dict[str, Any]:
+        with average.applied():
+            return {**evaluation(model), **(validation(model) if validation else {})}
+
     checkpoint, best, progress, writer = main_process_hooks if comm.is_main_process() else [None] * 4
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=multiplier),
-            checkpoint,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluation(model)),
+            average,
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
             best,
+            EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
+            checkpoint,
             progress,
             writer,
         ]
     )
     checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
     start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
-    loader.start_iteration = start
+    loader.start_iteration = start * cfg.train.accumulate
     if start == 0 and cfg.train.eval_base:
         logger.info("Evaluating the model before training")
         evaluation(model, method="base")
         model.train()
     trainer.train(start, cfg.train.max_iter)
-    evaluation.finish(f"model_final.pth, step {cfg.train.max_iter}")
+    evaluation.finish(f"model_final.pth, step {trainer.iter}")
 
 
 def main(args: argparse.Namespace) -> int:

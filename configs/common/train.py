@@ -8,10 +8,17 @@ train = dict(
     device="auto",  # auto: the GPU where there is one, else the CPU
     seed=0,  # of data order, augmentation and prompts
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
+    accumulate=1,  # batches of dataloader.train.total_batch_size images per optimizer step
     clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped
+    ema=dict(decay=None),  # of the weights' moving average, such as 0.999, evaluated and saved instead; None: off
     checkpointer=dict(period=1000, max_to_keep=2),  # steps between checkpoints; how many are kept
     eval_period=1000,  # steps between evaluations; 0: only after training
     eval_base=True,  # evaluate the model before training too, the row "base"
+    validation_loss=False,  # at each evaluation the training's loss on the test images too
+    early_stop=dict(
+        patience=None,  # evaluations in a row without improvement that end the training; None: never
+        metric="segm/AP",  # or validation_loss, prompt/mIoU, ...
+    ),
     log_period=50,  # steps between log lines and points of the curves
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
 )

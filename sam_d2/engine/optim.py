@@ -1,10 +1,14 @@
-"""Parameter groups for the optimizer: what decays and what does not."""
+"""Parameter groups for the optimizer: what decays and what does not, and which part learns how fast."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
+from sam_d2.errors import UserError
 
 _NORMS = (
     nn.LayerNorm,
@@ -14,19 +18,32 @@ _NORMS = (
 )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    lr: float | None = None,
+    lr_factors: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
     """Group the trainable parameters: biases, norms, embeddings and what the model names are not decayed.
 
     Args:
         model: its ``no_weight_decay()``, where it has one, names further parameters that must not decay.
         weight_decay: for all others.
+        lr: learning rate of what ``lr_factors`` does not name; None leaves it to the optimizer.
+        lr_factors: by the name of a module, such as ``image_encoder`` or ``mask_decoder.transformer``, the factor on
+            the learning rate of its parameters. The longest name that fits wins. The schedule multiplies the
+            rate of each group.
 
     Returns:
-        At most two groups with ``params`` and ``weight_decay``, each in the model's order of parameters.
+        At most two groups for each factor, with ``params``, ``weight_decay`` and, where there are factors, ``lr``;
+        each in the model's order of parameters.
+
+    Raises:
+        UserError: a name fits no parameter of the model, or a factor is not a positive number.
     """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    factors = _checked(model, lr, lr_factors or {})
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for module_name, module in model.named_modules():
         undecayed_module = isinstance(module, (*_NORMS, nn.Embedding))
         for name, parameter in module.named_parameters(recurse=False):
@@ -34,9 +51,34 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
                 continue
             full_name = f"{module_name}.{name}" if module_name else name
             # One dimension: biases and the scales of norms of any class, such as SAM's LayerNorm2d.
-            if undecayed_module or parameter.dim() <= 1 or full_name in exempt:
-                kept.append(parameter)
-            else:
-                decayed.append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            decays = not (undecayed_module or parameter.dim() <= 1 or full_name in exempt)
+            fitting = [prefix for prefix in factors if _is_in(full_name, prefix)]
+            factor = factors[max(fitting, key=len)] if fitting else 1.0
+            groups.setdefault((factor, decays), []).append(parameter)
+    result = []
+    for (factor, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True):
+        group: dict[str, Any] = {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        if factors and lr is not None:
+            group["lr"] = lr * factor
+        result.append(group)
+    return result
+
+
+def _checked(model: nn.Module, lr: float | None, lr_factors: Mapping[str, float]) -> dict[str, float]:
+    if lr_factors and lr is None:
+        raise UserError("optimizer.params.lr_factors: optimizer.params.lr is not set; it is usually ${..lr}.")
+    names = [name for name, _ in model.named_parameters()]
+    for prefix, factor in lr_factors.items():
+        if not any(_is_in(name, prefix) for name in names):
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"optimizer.params.lr_factors: the model has no parameters in {prefix!r} (it has {parts}).")
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise UserError(
+                f"optimizer.params.lr_factors: {prefix} has {factor!r}, not a positive number. What must not be "
+                "trained belongs into model.freeze."
+            )
+    return {prefix: float(factor) for prefix, factor in lr_factors.items()}
+
+
+def _is_in(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")

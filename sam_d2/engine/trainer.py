@@ -1,23 +1,31 @@
-"""The training step: Detectron2's, with mixed precision on any device and a clear end on a bad loss."""
+"""The training step: Detectron2's, with mixed precision on any device, several batches a step, and a clear end."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from sam_d2.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+
+class _StopTraining(BaseException):
+    """Leaves Detectron2's loop without the traceback that it logs for every Exception."""
+
 
 class Trainer(SimpleTrainer):
-    """Detectron2's SimpleTrainer with autocast, gradient clipping and a measure of throughput.
+    """Detectron2's SimpleTrainer with autocast, accumulated gradients, clipping and a measure of throughput.
 
     Detectron2's AMPTrainer asserts CUDA; this one autocasts on the device of the model. A gradient scaler is used
     for float16 only.
@@ -28,6 +36,13 @@ class Trainer(SimpleTrainer):
         optimizer: over the trainable parameters.
         amp_dtype: ``torch.bfloat16`` or ``torch.float16``; None trains in full precision.
         clip_gradient_norm: largest norm of the gradient over all parameters; None does not clip.
+        accumulate: batches of the loader per step; the step takes the mean of their gradients.
+
+    Attributes:
+        stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
+
+    Raises:
+        UserError: ``accumulate`` is less than 1.
     """
 
     def __init__(
@@ -38,8 +53,13 @@ class Trainer(SimpleTrainer):
         *,
         amp_dtype: torch.dtype | None = None,
         clip_gradient_norm: float | None = None,
+        accumulate: int = 1,
     ) -> None:
+        if accumulate < 1:
+            raise UserError(f"train.accumulate={accumulate}: expected at least 1, the batches of a step.")
         super().__init__(model, data_loader, optimizer)
+        self.accumulate = accumulate
+        self.stopped = False
         self.device = next(model.parameters()).device
         self.amp_dtype = amp_dtype
         self.clip_gradient_norm = clip_gradient_norm
@@ -55,35 +75,72 @@ class Trainer(SimpleTrainer):
         """
         loop_log = logging.getLogger("detectron2.engine.train_loop")
         loop_log.addFilter(_is_no_user_error)
+        if self.accumulate > 1:
+            logger.info("A step takes %d batches; images per second count them all", self.accumulate)
         try:
             super().train(start_iter, max_iter)
+        except _StopTraining:
+            self.iter += 1
         finally:
             loop_log.removeFilter(_is_no_user_error)
 
+    def stop(self) -> None:
+        """End the training once all hooks have seen this step; a hook calls it."""
+        self.stopped = True
+
+    def before_train(self) -> None:
+        """Call the hooks; one of them may know that the training is over."""
+        super().before_train()
+        if self.stopped:
+            self.iter -= 1  # no step was taken
+            raise _StopTraining
+
+    def after_step(self) -> None:
+        """Call the hooks, and end the training where one of them has asked for it."""
+        super().after_step()
+        if self.stopped:
+            raise _StopTraining
+
     def run_step(self) -> None:
-        """Take one batch through forward, backward and the optimizer's step.
+        """Take ``accumulate`` batches through forward and backward, then the optimizer's step.
 
         Raises:
             FloatingPointError: a loss is infinite or NaN; no step is taken.
         """
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.model(data)
-            total = sum(losses.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        means: dict[str, Tensor] = {}
+        data_time, images = 0.0, 0
+        for part in range(self.accumulate):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            images += len(data)
+            with self._exchange(last=part == self.accumulate - 1):
+                losses = self._backward_of(data)
+            means = {name: means[name] + loss if means else loss for name, loss in losses.items()}
         if self.clip_gradient_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.clip_gradient_norm)
         self.after_backward()
         # Before the step: a NaN loss must not reach the weights.
-        self._write_metrics(losses, data_time)
+        self._write_metrics(means, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        get_event_storage().put_scalar("images", len(data) * comm.get_world_size(), smoothing_hint=False)
+        get_event_storage().put_scalar("images", images * comm.get_world_size(), smoothing_hint=False)
+
+    def _backward_of(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Add the gradients of one batch; returns its losses, detached, as their share of the step's mean."""
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            losses = {name: loss / self.accumulate for name, loss in self.model(data).items()}
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
+        """Let DDP's processes exchange gradients after the last batch of a step only."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Return iteration, hooks, optimizer and gradient scaler."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
 from sam_d2.modeling.clicks import innermost_correction, random_corrections
+from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.losses import best_mask_losses
 from sam_d2.modeling.masks import InstanceMasks, low_res_targets, rasterise_crop
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
@@ -262,6 +263,10 @@ class PromptableSAM(nn.Module):
             raise UserError(f"model.freeze: {', '.join(sorted(unknown))} is not one of {', '.join(PARTS)}.")
         self.frozen = parts
         for part in parts:
+            if lora_keys(getattr(self, part).state_dict()):
+                raise UserError(
+                    f"model.freeze: {part} has LoRA, of which only the matrices train; take it out of the list."
+                )
             getattr(self, part).requires_grad_(False)
         if not self.multimask:
             # The hypernetworks of the multimask outputs get no gradient, so they get no step either.

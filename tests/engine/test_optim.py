@@ -1,4 +1,4 @@
-"""What decays and what does not."""
+"""What decays and what does not, and how fast each part learns."""
 
 from pathlib import Path
 
@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from detectron2.config import instantiate
+from detectron2.solver import LRMultiplier
 from sam_d2.config import apply_overrides, load_config
 from sam_d2.engine.optim import parameter_groups
+from sam_d2.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "sam_tiny.py"
 
@@ -71,3 +73,61 @@ def test_every_trainable_parameter_of_sam_is_in_one_group_once(tiny_overrides, f
     assert sorted(grouped) == sorted(trainable)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert any(name.startswith("image_encoder") for name in trainable.values()) == (freeze == "[]")
+
+
+class TestLearningRatesPerPart:
+    def rates(self, model, **options):
+        groups = parameter_groups(model, 0.3, **options)
+        return {name: (group["lr"], group["weight_decay"]) for group in groups for name in names(model, group)}, groups
+
+    def test_the_longest_name_that_fits_wins(self):
+        model = nn.ModuleDict(
+            {"encoder": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), "encoder_2": nn.Linear(2, 2)}
+        )
+        rates, groups = self.rates(model, lr=0.5, lr_factors={"encoder": 0.1, "encoder.1": 4})
+        assert {name: rate for name, (rate, _) in rates.items()} == pytest.approx(
+            {
+                "encoder.0.weight": 0.05,
+                "encoder.0.bias": 0.05,
+                "encoder.1.weight": 2.0,
+                "encoder.1.bias": 2.0,
+                "encoder_2.weight": 0.5,  # its name begins with encoder, but it is not in it
+                "encoder_2.bias": 0.5,
+            }
+        )
+        assert {decay for name, (_, decay) in rates.items() if name.endswith("bias")} == {0.0}
+        assert len(groups) == 6
+
+    def test_without_factors_the_optimizer_has_the_rate(self):
+        assert all("lr" not in group for group in parameter_groups(Model(), 0.3, lr=0.5))
+
+    @pytest.mark.parametrize(
+        ("factors", "match"),
+        [
+            ({"encoder": 0.1}, r"no parameters in 'encoder' \(it has linear, norm"),
+            ({"lin": 0.1}, "no parameters in 'lin'"),
+            ({"linear": 0}, "linear has 0, not a positive number"),
+            ({"linear": float("nan")}, "not a positive number"),
+            ({"linear": "fast"}, "'fast', not a positive number"),
+        ],
+    )
+    def test_refusals(self, factors, match):
+        with pytest.raises(UserError, match=match):
+            parameter_groups(Model(), 0.3, lr=0.5, lr_factors=factors)
+
+    def test_the_schedule_multiplies_each_rate(self, tiny_overrides):
+        options = ["model.freeze=[]", "optimizer.lr=0.01"]
+        options += ["optimizer.params.lr_factors={image_encoder:0.1,mask_decoder.transformer:0.5}"]
+        cfg = apply_overrides(load_config(CONFIG), [*tiny_overrides, *options])
+        cfg.optimizer.params.model = instantiate(cfg.model)
+        optimizer = instantiate(cfg.optimizer)
+        schedule = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), 100)
+        first = [group["lr"] for group in optimizer.param_groups]
+        # warm from a hundredth: factors 1, 0.5 and 0.1, each of what decays and what does not
+        assert first == pytest.approx([1e-4, 1e-4, 5e-5, 5e-5, 1e-5, 1e-5])
+        for _ in range(50):
+            optimizer.step()
+            schedule.step()
+        later = [group["lr"] for group in optimizer.param_groups]
+        assert later == pytest.approx([later[0] * rate / first[0] for rate in first])
+        assert later[0] > first[0]

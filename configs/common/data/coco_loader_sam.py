@@ -7,6 +7,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from sam_d2.data.loader import TrainLoader
 from sam_d2.data.mapper import PromptableMapper
+from sam_d2.engine.validation import ValidationLoss
 from sam_d2.evaluation import InstanceEvaluator
 
 dataloader = OmegaConf.create()
@@ -36,3 +37,15 @@ dataloader.test = L(build_detection_test_loader)(
 )
 
 dataloader.evaluator = L(InstanceEvaluator)(dataset_name="${..test.dataset.names}")
+
+dataloader.validation = L(ValidationLoss)(  # train.validation_loss
+    dataset="${..test.dataset}",
+    mapper=L(PromptableMapper)(
+        is_train=True,
+        image_size="${model.image_encoder.img_size}",
+        image_format="${model.input_format}",
+        max_instances=None,
+    ),
+    num_workers="${..test.num_workers}",
+    seed="${train.seed}",
+)
