@@ -33,16 +33,25 @@ def text(value):
     return np.frombuffer(json.dumps(value, sort_keys=True, default=plain).encode(), np.uint8)
 
 
+def raised(function):
+    """Name of the error that a call raises; messages are each core's own."""
+    try:
+        function()
+    except Exception as error:
+        return type(error).__name__
+    return "no error"
+
+
 @contextlib.contextmanager
-def logged():
-    """Collect what detectron2 logs, as (level, message)."""
+def logged(name="detectron2"):
+    """Collect what a library logs, as (level, message)."""
     lines = []
 
     class Collect(logging.Handler):
         def emit(self, record):
             lines.append((record.levelname, record.getMessage()))
 
-    logger, handler = logging.getLogger("detectron2"), Collect()
+    logger, handler = logging.getLogger(name), Collect()
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

@@ -7,6 +7,7 @@ versions in use and, for each case, its answer, or why it could not run, or its 
 """
 
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -16,7 +17,11 @@ import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LIBRARIES = ("torch", "torchvision", "numpy", "PIL", "cv2", "fvcore", "pycocotools", "scipy", "omegaconf")
+# Import names and, where there is no __version__, names of the distributions.
+LIBRARIES = {
+    **{name: name for name in ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "scipy", "omegaconf")},
+    **{"PIL": "pillow", "cv2": "opencv-python-headless", "shapely": "shapely", "yaml": "PyYAML", "hydra": "hydra-core"},
+}
 
 
 def run_module(name: str) -> dict[str, dict]:
@@ -31,7 +36,7 @@ def run_module(name: str) -> dict[str, dict]:
         if not case.startswith("case_"):
             continue
         try:
-            results[case] = {"answer": encode(function())}
+            results[case] = {"answer": encode(function()), "depends_on": getattr(function, "depends_on", ())}
         except Unavailable as reason:
             results[case] = {"unavailable": str(reason)}
         except Exception:
@@ -41,9 +46,10 @@ def run_module(name: str) -> dict[str, dict]:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name, distribution in LIBRARIES.items():
         try:
-            found[name] = str(getattr(importlib.import_module(name), "__version__", "unknown"))
+            module = importlib.import_module(name)
+            found[name] = str(getattr(module, "__version__", None) or importlib.metadata.version(distribution))
         except ImportError:
             found[name] = "absent"
     return found

@@ -1,5 +1,6 @@
 """The checkpointer of Detectron2's trainers."""
 
+import logging
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -55,8 +56,8 @@ class DetectionCheckpointer(Checkpointer):
             pickle.UnpicklingError: a file holds other objects than tensors, arrays and plain values.
             NotImplementedError: the names need matching.
         """
+        logging.getLogger(__name__).info(f"[DetectionCheckpointer] Loading from {path} ...")
         if path:
-            self.logger.info(f"[DetectionCheckpointer] Loading from {path} ...")
             url = urlparse(path)
             self._query = url.query
             path = PathManager.get_local_path(url._replace(query="").geturl())

@@ -30,6 +30,7 @@ def run_config_file(filename: str) -> dict[str, Any]:
     Raises:
         SyntaxError: the file, or one that it imports, is not Python; the message names it.
         ImportError: an imported file does not exist, or a folder is imported.
+        KeyError: an imported file does not have the name, or all its names are asked for by ``*``.
     """
     code = _compile(filename)
     # the package marks a module as a config file, for the import function below
@@ -98,6 +99,7 @@ def _import_file(filename: str, wanted: Sequence[str]) -> ModuleType:
     module.__package__ = module.__name__
     exec(_compile(filename), module.__dict__)
     for name in wanted:
-        if name in module.__dict__:
-            module.__dict__[name] = as_config(module.__dict__[name])
+        if name not in module.__dict__:
+            raise KeyError(f"{filename} has no name {name!r}; config files import each name by itself, never *.")
+        module.__dict__[name] = as_config(module.__dict__[name])
     return module

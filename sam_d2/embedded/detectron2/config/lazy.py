@@ -1,5 +1,6 @@
 """Calls that are described now and made later, and the files that hold such descriptions."""
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -117,6 +118,9 @@ class LazyConfig:
         Args:
             cfg: the config.
             filename: the file.
+
+        Raises:
+            omegaconf.errors.OmegaConfBaseException: a value is missing ("???"), or an interpolation has no end.
         """
         logger = logging.getLogger(__name__)
         cfg = _with_named_targets(cfg)
@@ -182,22 +186,22 @@ def _with_named_targets(cfg: Any) -> Any:
 def _visit_nodes(cfg: Any, visit: Callable[[DictConfig], None]) -> None:
     if isinstance(cfg, DictConfig):
         visit(cfg)
-    for child in _children(cfg):
+        children = list(
+            cfg.values()
+        )  # resolved, so that an interpolation without its end is an error, as in Detectron2
+    elif isinstance(cfg, ListConfig):
+        children = list(cfg)
+    else:
+        return
+    for child in children:
         _visit_nodes(child, visit)
 
 
-def _children(cfg: Any) -> list[Any]:
-    """Return the configs inside of a config, but not those that an interpolation points to."""
-    if not isinstance(cfg, (DictConfig, ListConfig)):
-        return []
-    keys = list(cfg) if isinstance(cfg, DictConfig) else list(range(len(cfg)))
-    return [cfg[key] for key in keys if not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key))]
-
-
 def _name_target(node: DictConfig) -> None:
-    target = node.get("_target_") if "_target_" in node else None
-    if callable(target) and hasattr(target, "__qualname__") and hasattr(target, "__module__"):
-        node._target_ = _convert_target_to_string(target)
+    if "_target_" in node and callable(node._target_):
+        # an object without a name, such as a partial, stays
+        with contextlib.suppress(AttributeError):
+            node._target_ = _convert_target_to_string(node._target_)
 
 
 def _save_pickle(cfg: Any, filename: str, logger: logging.Logger) -> None:
