@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 # One thread per worker: the tests' tensors are small, and more threads than cores only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install quickstart test test-all lint
+.PHONY: help install quickstart test test-all test-detectron2 checkout lint
 
 help:  ## show the targets
-	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
 
 install: $(STAMP)  ## make .venv and install sam_d2 in it, editable, with all that tests and lint need
 
@@ -21,6 +21,16 @@ test: $(STAMP)  ## run the tests, without the slow ones
 
 test-all: $(STAMP)  ## run all tests
 	$(PYTEST)
+
+test-detectron2: checkout $(STAMP)  ## run the tests on Detectron2 itself and compare the core with it: DETECTRON2=PATH of a checkout
+	path="$$(cd "$(DETECTRON2)" && pwd)" && \
+	  PYTHONPATH="$$path" SAM_D2_DETECTRON2_PATH="$$path" SAM_D2_DETECTRON2=installed $(PYTEST) -m "not slow"
+
+checkout:
+	@test -n "$(DETECTRON2)" || \
+	  { echo "Which Detectron2? make test-detectron2 DETECTRON2=PATH, the folder that git clone made of it." >&2; exit 2; }
+	@test -f "$(DETECTRON2)/detectron2/__init__.py" || \
+	  { echo "DETECTRON2=$(DETECTRON2) is no checkout of Detectron2: it has no detectron2/__init__.py." >&2; exit 2; }
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .
