@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "msgspec>=0.18",  # dataset files into typed records
     "numpy>=1.26",
     "scipy>=1.11",  # distance transform: the point farthest from a mask's border
+    "shapely>=2.0",  # fvcore cuts polygons with it where an image is cropped
     "opencv-python-headless>=4.8",  # headless: opencv-python needs libGL, which servers lack
     "Pillow>=10.0",
     "matplotlib>=3.8",
