@@ -163,7 +163,7 @@ def draw(sample: Sample) -> np.ndarray:
 
 
 def draw_prompts(canvas: Any, prompts: Prompts, scale: float) -> Any:
-    """Boxes, foreground points as dots and background points as triangles, on a BGR canvas ``scale`` times as large."""
+    """Boxes, points inside as dots and points outside under a triangle's tip, on a BGR canvas ``scale`` times as large."""
     import numpy as np
     import supervision as sv
 
@@ -209,7 +209,7 @@ def main() -> int:
     marks = {
         "prompt box": ("s", "none", BOX),
         "point inside": ("o", FOREGROUND, "w"),
-        "outside": ("^", BACKGROUND, "w"),
+        "outside": ("v", BACKGROUND, "w"),
     }
     has_points = any(sample.prompts is not None and sample.prompts.points is not None for sample in shown)
     has_boxes = any(sample.prompts is not None and sample.prompts.boxes is not None for sample in shown)

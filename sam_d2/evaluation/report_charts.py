@@ -246,13 +246,13 @@ def _svg(figure: Figure, title: str) -> str:
     """The figure as inline SVG: text as text, ids its own, colours those of the page."""
     buffer = StringIO()
     no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # its style sheet would hold for the whole page
     svg = re.sub(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?!m|p)[^"]*"| id="patch_\d+"', "", svg)
+    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # only markers and clips are referred to
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None  # matplotlib always writes it
     svg = re.sub(r"<svg[^>]*>", f'<svg {view[0]} role="img" aria-label="{title}">', svg, count=1)

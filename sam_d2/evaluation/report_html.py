@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
@@ -98,6 +100,8 @@ def page(title: str, body: str) -> str:
     style = folder.joinpath("report.css").read_text(encoding="utf-8")
     script = folder.joinpath("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    number = itertools.count()
+    body = re.sub(r"<svg.*?</svg>", lambda found: _with_own_ids(found[0], next(number)), body, flags=re.DOTALL)
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -118,3 +122,8 @@ def page(title: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+def _with_own_ids(svg: str, number: int) -> str:
+    """An SVG whose ids no other one of the page has."""
+    return re.sub(r'( id="| href="#|url\(#)', rf"\g<1>s{number}-", svg)

@@ -1,0 +1,272 @@
+"""The pages as a browser takes them in: parsed, with names in the data that try to be more than names."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+
+from sam_d2.evaluation import Result
+from sam_d2.evaluation.report_charts import MOST_DOTS, MOST_POINTS, Series, line_chart, score_chart, size_chart
+from sam_d2.evaluation.report_compare import compare_page, compare_text, differing_settings, run_names
+from sam_d2.evaluation.report_data import VERSION, Evaluation, EvaluationInfo, Run, Tile
+from sam_d2.evaluation.report_images import encode_within
+from sam_d2.evaluation.report_page import run_page
+from sam_d2.evaluation.report_text import clean
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\u202e$\\frac$'
+VOID = {"meta", "img", "br", "link", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text by the tag it stands in, and tags that were left open."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open, self.wrong = [], {}, [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if self.open[-1:] != [tag]:
+            self.wrong.append((tag, self.open[-3:]))
+        else:
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.text[self.open[-1] if self.open else ""] = self.text.get(self.open[-1] if self.open else "", "") + data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def evaluation(count=30, **keys):
+    rng = np.random.default_rng(0)
+    standard = {
+        "version": VERSION, "split": "made", "prompt": "box", "prompt_source": "ground_truth",
+        "score": "predicted_iou", "written": "2026-01-02T03:04:05+00:00", "checkpoint": "model_final.pth",
+        "device": "cpu", "versions": {"torch": "2"}, "seconds": 1.0, "paired": True, "image_names": ["1.png"],
+        "class_names": ["disc", "box"], "config": "", "tiles": [],
+    }  # fmt: skip
+    iou = rng.random(count).astype(np.float32)
+    return Evaluation(
+        EvaluationInfo(**{**standard, **keys}),
+        np.zeros(count, dtype=np.int32),
+        (np.arange(count) % 2).astype(np.int32),
+        np.geomspace(5, 200, max(count, 1)).astype(np.float32)[:count],
+        iou,
+        np.clip(iou + 0.1, 0, 1).astype(np.float32),
+        {"ellipse": np.full(count, 0.75, dtype=np.float32)},
+    )
+
+
+def row(method="model", **keys):
+    metrics = {"AP": 50.0, "AP50": 80.0, "AP75": 40.0, "AR": 60.0, "mIoU": 0.5, "AP-disc": 20.0, "AP-box": 80.0}
+    standard = {
+        "split": "made", "prompt": "box", "prompt_source": "ground_truth", "method": method, "task": "segm",
+        "score": "predicted_iou", "max_dets": 100, "pseudo_ground_truth": False, "seconds": 1.5, "metrics": metrics,
+    }  # fmt: skip
+    return Result(**{**standard, **keys})
+
+
+def run(name="run", **keys):
+    curves = {"total_loss": [(9, 2.0), (19, 1.0)], "lr": [(9, 0.1)], "segm/AP": [(19, 50.0)]}
+    standard = {
+        "folder": Path("/runs") / name,
+        "results": [row(), row("base", metrics={"AP": 60.0, "mIoU": 0.4}), row("ellipse", score="constant")],
+        "evaluations": [evaluation()],
+        "curves": curves,
+        "config": "optimizer: {lr: 0.1}\n",
+    }
+    return Run(**{**standard, **keys})
+
+
+def jpeg():
+    return cv2.imencode(".jpg", np.zeros((8, 8, 3), dtype=np.uint8))[1].tobytes()
+
+
+def with_tiles(name="a.png", size=0):
+    tiles = [Tile(label="worst", file_name=name, mean_iou=0.25, instances=2, predictions=1)]
+    found = evaluation(tiles=tiles)
+    found.pictures = [(jpeg() + b"\0" * size, jpeg())]
+    return found
+
+
+def assert_harmless(text):
+    page = Page(text)
+    assert page.wrong == [] and page.open == []
+    script = files("sam_d2.evaluation").joinpath("report.js").read_text()
+    assert page.text["script"] == script and len(page.all("script")) == 1
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("src", "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
+        assert attributes.get("href", "#").startswith("#")
+    assert not re.search(r"@import|url\((?!#)|https?://", text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert not set(text) & {*map(chr, range(9)), "\x1b", "\x7f", "\u202e"}
+    return page
+
+
+def test_page_says_what_it_shows():
+    text = run_page(run(evaluations=[with_tiles()]))
+    page = assert_harmless(text)
+    for reference in re.findall(r'(?:href="|url\()#([^")]*)', text):
+        assert f'id="{reference}"' in text
+    assert "oracle" in page.text["title"] and "oracle" in page.text["h1"]
+    headings = page.text["h2"]
+    for words in ("Results", "Training", "AP per class", "Instances, box prompts", "Gallery", "Settings"):
+        assert words in headings
+    assert "WORSE than its base" in text  # 50 < 60
+    classes = re.findall(r'<tr><th scope="row">(disc|box)</th><td class="number">(\d+)</td>', text)
+    assert classes == [("box", "15"), ("disc", "15")]  # by falling AP, with the 30 instances between them
+    titles = [attributes["aria-label"] for attributes in page.all("svg")]
+    assert titles == [
+        "Loss in training", "Average precision", "Learning rate", "Score against true IoU",
+        "Instance size against true IoU",
+    ]  # fmt: skip
+    assert all(attributes["alt"] for attributes in page.all("img")[:2])
+    assert page.all("button")[0]["class"] == "tile sheet"
+
+
+def test_prompts_of_a_detector_are_no_oracle():
+    rows = [row(prompt_source="detector"), row(prompt_source="detector", task="bbox")]
+    text = run_page(run(results=rows, evaluations=[evaluation(prompt_source="detector", paired=False)]))
+    assert "oracle" not in text.lower()
+    assert "overlaps it most" in text
+
+
+def test_names_remain_names():
+    evil = with_tiles(EVIL)
+    names = {"split": EVIL, "score": EVIL, "checkpoint": EVIL, "device": EVIL, "class_names": [EVIL, "box"]}
+    evil.info = msgspec.structs.replace(evil.info, **names, versions={EVIL: EVIL}, config=f"a: {EVIL}\n")
+    metrics = {"AP": 1.0, "mIoU": 0.1, f"AP-{EVIL}": 1.0}
+    rows = [row(split=EVIL, score=EVIL, prompt=EVIL, method=EVIL, metrics=metrics), row(split=EVIL, metrics=metrics)]
+    hostile = run(
+        EVIL.replace("\x00", ""),
+        results=rows,
+        evaluations=[evil],
+        curves={f"loss_{EVIL}": [(1, 1.0)]},
+        config="b: <i>\n",
+    )
+    page = assert_harmless(run_page(hostile))
+    assert any("<script>alert(1)" in data for data in page.text.values())  # shown as text
+    assert_harmless(compare_page([hostile, run()]))
+
+
+def test_characters_that_cannot_be_seen_are_spelt_out():
+    assert clean("a\nb\x00\x7f\x85\u202e\ud800é") == "a␊b␀␡\\u0085\\u202e\\ud800é"
+    clean("\ud800").encode("utf-8")
+
+
+def test_run_without_single_instances_curves_or_config():
+    text = run_page(run(results=[row("base", metrics={"AP": 1.0})], evaluations=[], curves={}, config=""))
+    page = assert_harmless(text)
+    assert "--eval-only" in text and "Training" not in page.text["h2"]
+
+
+def test_images_stay_within_the_limit_of_the_page():
+    # base64 makes 4 bytes of 3: the first takes 4.0 of 5 MB, the second does not fit, the third does
+    evaluations = [with_tiles("a.png", 3_000_000), with_tiles("b.png", 3_000_000), with_tiles("c.png", 500_000)]
+    text = run_page(run(evaluations=evaluations))
+    page = Page(text)
+    shown = [attributes["alt"] for attributes in page.all("img") if attributes.get("src")]
+    assert [alt[:5] for alt in shown if "itself" in alt] == ["a.png", "c.png"]
+    assert len(text) < 5_300_000
+    assert "Left out" in text
+
+
+def test_jpegs_within_a_limit():
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    free = encode_within([noise, noise])
+    tight = encode_within([noise, noise], sum(map(len, free)) // 4)
+    tiny = encode_within([noise], 1)
+    assert sum(map(len, tight)) <= sum(map(len, free)) // 4
+    assert [cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape for data in free] == [(200, 300, 3)] * 2
+    assert cv2.imdecode(np.frombuffer(tiny[0], np.uint8), 1).shape == (1, 1, 3)  # nothing smaller can be had
+    red = np.zeros((16, 16, 3), dtype=np.uint8)
+    red[:, :, 0] = 255
+    assert cv2.imdecode(np.frombuffer(encode_within([red])[0], np.uint8), 1)[8, 8].argmax() == 2  # BGR: red
+
+
+def test_chart_takes_its_colours_from_the_page():
+    chart = line_chart("loss", [Series("a", [(1, 2.0), (2, 1.0)], 0), Series("b", [(0, 1.5)], 9, dashed=True)], "loss")
+    assert chart.legend == [("a", 0, "line"), ("b", 1, "dashed")]
+    assert "var(--c0)" in chart.svg and "var(--c1)" in chart.svg and "currentColor" in chart.svg
+    assert set(re.findall(r"(?:stroke|fill): (#\w+)", chart.svg)) == set()
+
+
+def test_long_curve_is_thinned():
+    chart = line_chart("loss", [Series("a", [(step, 1.0 + step % 2) for step in range(40_000)], 0)], "loss")
+    assert len(chart.svg) < 60 * MOST_POINTS
+
+
+def test_score_chart_tells_how_far_score_and_iou_lie_apart():
+    found = evaluation(4)
+    found.score[:] = [0.8, 0.9, np.nan, 0.7]
+    found.iou[:] = [0.5, 1.0, 0.3, np.nan]
+    chart = score_chart(found)
+    assert "0.100 above" in chart.note  # (0.3 - 0.1) / 2; what has no score or no mask does not count
+    assert chart.legend[0][0] == "2 instances"
+
+
+def test_size_chart_tells_small_from_large():
+    found = evaluation(9)
+    found.size[:] = np.arange(1, 10) * 8
+    found.iou[:] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    chart = size_chart(found)
+    assert "smallest third 0.200" in chart.note and "largest third 0.800" in chart.note
+    assert [label for label, _, _ in chart.legend] == ["9 instances", "median, model", "median, ellipse in the box"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, MOST_DOTS + 500])
+def test_charts_of_few_and_many_instances(count):
+    charts = [chart(evaluation(count)) for chart in (score_chart, size_chart)]
+    if count == 0:
+        assert charts == [None, None]
+    else:
+        assert all(len(chart.svg) < 700_000 for chart in charts)
+
+
+def test_comparison():
+    better = row(metrics={"AP": 70.0, "AP50": 70.0, "mIoU": 0.6, "AP-disc": 30.0})
+    runs = [run("one"), run("two", results=[better, row("ellipse")], config="optimizer: {lr: 0.2}\nnew: 1\n")]
+    text = compare_page(runs)
+    page = assert_harmless(text)
+    assert "oracle" in page.text["title"]
+    assert "<b>70.00</b>" in text and "<b>80.00</b>" in text and "<b>0.600</b>" in text  # AP of two, AP50 of one
+    assert "<b>50.00</b>" not in text
+    assert text.count(">ellipse in the box<") == 1  # of both runs the same
+    assert differing_settings(runs) == {"optimizer.lr": ["0.1", "0.2"], "new": [None, "1"]}
+    assert [attributes["aria-label"] for attributes in page.all("svg")] == [
+        "Loss in training", "Average precision of masks",
+    ]  # fmt: skip
+
+
+def test_terminal_table_takes_names_as_they_are():
+    [table] = compare_text([run("[red]one"), run("two", results=[row()])])
+    assert [str(cell) for cell in table.columns[0].cells] == ["[red]one", "[red]one", "two", "reference"]
+    assert [str(cell) for cell in table.columns[3].cells] == ["50.00", "60.00", "50.00", "50.00"]
+    assert [cell.style for cell in table.columns[3].cells] == ["", "bold", "", ""]
+
+
+def test_runs_of_the_same_name_are_told_apart():
+    one = run()
+    runs = [replace(one, folder=Path(f"/{parent}/x/run")) for parent in ("a", "b")]
+    assert run_names(runs) == ["a/x/run", "b/x/run"]
+    assert len(run_names([one, one])) == 2  # the same folder twice
