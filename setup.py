@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
 ]
 EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.16"],
+    "lora": ["peft>=0.21"],  # the oldest that was tried
     # What an installed Detectron2 imports beyond the above; pkg_resources left setuptools with version 81.
     "parity": ["yacs>=0.1.8", "packaging", "setuptools<81"],
     "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.11", "setuptools>=70.1"],

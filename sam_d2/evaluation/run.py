@@ -32,7 +32,7 @@ from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
 from sam_d2.evaluation.report_page import write_page
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import Result, write_report
+from sam_d2.evaluation.results import Result, read_report, write_report
 from sam_d2.evaluation.table import log_results
 
 ZOOM_SIDE = 960
@@ -87,8 +87,9 @@ class PromptedEvaluation:
         results += [
             msgspec.structs.replace(row, prompt=prompt) for row in self._score_baselines() for prompt in by_prompt
         ]
-        write_report(self.output_dir / "report.json", results)
-        log_results(results)
+        report = self.output_dir / "report.json"
+        write_report(report, results)
+        log_results([*results, *_base_from_before(results, read_report(report))])
         if len(by_prompt) == 1:
             return OrderedDict(*by_prompt.values())
         merged = OrderedDict(
@@ -178,6 +179,19 @@ class PromptedEvaluation:
             path = Path(folder) / "config.yaml"
             save_config(config, path)
             return path.read_text(encoding="utf-8")
+
+
+def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> list[Result]:
+    """Return the rows of the model before training where another process scored it, as after a resume."""
+    scored = {row.key for row in results}
+    compared = {(row.split, row.prompt, row.prompt_source, row.task) for row in results if row.method == "model"}
+    return [
+        row
+        for row in saved
+        if row.method == "base"
+        and row.key not in scored
+        and (row.split, row.prompt, row.prompt_source, row.task) in compared
+    ]
 
 
 def _describe_device(device: torch.device) -> str:

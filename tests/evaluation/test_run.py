@@ -1,0 +1,26 @@
+"""One evaluation of a run: what it compares the model with."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.mark.parametrize(("mean_iou", "worse"), [(0.999, True), (0.0, False)])
+def test_a_model_worse_than_its_base_is_said_loudly_by_a_later_process_too(
+    finished_run, tmp_path, train_net, mean_iou, worse
+):
+    """The base was scored by the process that began the training; --resume and --eval-only find it in report.json."""
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    for row in report["results"]:
+        if row["method"] == "base":
+            row["metrics"].update(AP=0.0, mIoU=mean_iou)
+    # of another prompt: nothing to compare with
+    report["results"].append({**report["results"][1], "prompt": "point", "metrics": {"AP": 99.0, "mIoU": 0.99}})
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "log.txt").unlink()
+    train_net(folder, "--eval-only")
+    log = (folder / "log.txt").read_text()
+    assert ("*** WORSE than its base, the model before this training: " in log) == worse
+    assert log.count("base ") >= 1 and "prompt point" not in log
