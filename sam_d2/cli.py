@@ -40,7 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME|FOLDER|FILE",
         help="a registered name, a folder of train and test annotations, or one file (split 80:20)",
     )
-    parser.add_argument("--prompt", choices=PROMPT_KINDS, help="what SAM is given for each instance")
+    parser.add_argument(
+        "--prompt",
+        choices=PROMPT_KINDS,
+        help="what SAM is given for each instance: "
+        "its box; one point; 3 points inside and 1 outside; box or point, drawn for each image and scored with both; "
+        "a point and correction clicks, scored after 1, 3 and 5",
+    )
     parser.add_argument(
         "--output-dir",
         metavar="DIR",

@@ -14,7 +14,7 @@ prompts = L(prompt_recipes)(
         train=L(PointSampler)(random=True, positive=3, negative=1),
         test=L(PointSampler)(random=False, positive=3, negative=1),
     ),
-    mixed=L(PromptRecipe)(train=L(MixedSampler)(samplers=[box, point]), tested_as=["box", "point"]),
+    mixed=L(PromptRecipe)(train=L(MixedSampler)(box=box, point=point), tested_as=["box", "point"]),
     clicks=L(PromptRecipe)(train=point, train_corrections=4, tested_as=["clicks_1", "clicks_3", "clicks_5"]),
     clicks_1=L(PromptRecipe)(test=L(PointSampler)(random=False)),
     clicks_3=L(PromptRecipe)(test=L(PointSampler)(random=False), test_corrections=2),

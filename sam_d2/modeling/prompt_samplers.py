@@ -137,15 +137,19 @@ def innermost_pixel(region: np.ndarray) -> int:
     return int(np.argmax(distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]))
 
 
-@dataclass
 class MixedSampler:
     """Draws for each image which of several samplers makes its prompts, all equally likely.
 
     Prompts of one image are of one kind, because kinds are never padded to a common length: padding points move
     SAM's logits.
+
+    Args:
+        **samplers: by name. Not a list: Detectron2's ``instantiate`` hands lists on as OmegaConf's, which turns
+            dataclasses such as these samplers into configs.
     """
 
-    samplers: Sequence[PromptSampler]
+    def __init__(self, **samplers: PromptSampler) -> None:
+        self.samplers = list(samplers.values())
 
     def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
         """Return what the sampler that was drawn makes of ``instances``."""

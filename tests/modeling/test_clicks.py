@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sam_d2  # noqa: F401
+from sam_d2.cli import PROMPT_KINDS
 from sam_d2.errors import UserError
 from sam_d2.modeling.clicks import innermost_correction, random_corrections
 from sam_d2.modeling.losses import best_mask_losses, mask_dice_loss, mask_focal_loss
@@ -107,7 +108,7 @@ class TestSeveralPoints:
 class TestMixed:
     def test_both_kinds_come_up_and_never_in_one_image(self, make_instances):
         instances = make_instances([[[2, 2, 6, 2, 6, 6, 2, 6]]], (8, 8))
-        sampler = MixedSampler([BoxSampler(), PointSampler()])
+        sampler = MixedSampler(box=BoxSampler(), point=PointSampler())
         kinds = [sampler(instances, generator(seed)).boxes is not None for seed in range(200)]
         assert 70 <= sum(kinds) <= 130  # binomial(200, 1/2): deviation 7
 
@@ -122,6 +123,15 @@ class TestMixed:
 
 
 class TestRecipes:
+    @pytest.mark.parametrize("prompt", PROMPT_KINDS)
+    def test_every_prompt_of_the_command_line_trains_and_is_tested(self, build_model, batch, prompt):
+        model = build_model(f"model.prompt={prompt}").train()
+        assert torch.isfinite(sum(model(batch).values()))
+        model.eval()
+        for name in model.test_prompts:
+            model.test_prompt = name
+            assert [len(answer["instances"]) for answer in model(batch)] == [5, 7]
+
     def test_a_recipe_must_be_tested_as_a_test(self):
         with pytest.raises(UserError, match=r"model\.prompts\.mixed: 'box' is not a recipe with test prompts"):
             prompt_recipes(mixed=PromptRecipe(train=BoxSampler(), tested_as=["box"]))
