@@ -179,7 +179,16 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         logger.info("Evaluating the model before training")
         evaluation(model, method="base")
         model.train()
-    trainer.train(start, cfg.train.max_iter)
+    if start >= cfg.train.max_iter:
+        logger.info("Already trained to step %d: only scored. To train on, raise train.max_iter", start)
+    try:
+        trainer.train(start, cfg.train.max_iter)
+    except KeyboardInterrupt:
+        again = (
+            "goes on from its last checkpoint" if checkpointer.has_checkpoint() else "begins again: no checkpoint yet"
+        )
+        logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
+        raise
     evaluation.finish(f"model_final.pth, step {trainer.iter}")
 
 

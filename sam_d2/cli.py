@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -103,6 +104,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
             and with 130 after Ctrl-C. Any other exception passes through with its traceback: it is a fault of
             ours.
     """
+    # Raised by libraries at import, before every message of ours, and nothing that a user could change.
+    warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
     try:
         code = main()
     except UserError as error:

@@ -51,7 +51,9 @@ def train_and_score(prompt: str, extra: list[str]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the config of both runs")
+    parser.add_argument(
+        "opts", nargs="*", metavar="key=value", help="changes to the config of both runs, such as train.max_iter=300"
+    )
     args = parser.parse_args()
     seconds = {prompt: train_and_score(prompt, args.opts) for prompt in PROMPTS}
 
@@ -60,7 +62,8 @@ def main() -> int:
     print("\n== Results on scenes that were not trained on ==")
     for prompt in PROMPTS:
         print(results_table(read_report(run_folder(prompt) / "report.json")))
-        print(f"took {seconds[prompt]:.0f} s; see {(run_folder(prompt) / 'report.html').relative_to(ROOT)}\n")
+        print(f"took {seconds[prompt]:.0f} s, evaluations included\n")
+    print("Look at:", *(f"  {(run_folder(prompt) / 'report.html').relative_to(ROOT)}" for prompt in PROMPTS), sep="\n")
     print("Next: your own images, see 'Your own images' in README.md.")
     return 0
 

@@ -116,8 +116,9 @@ def main() -> int:
         )
     add_to_manifest(manifest, args.name, entry, replace=args.replace)
     print_summary(args.name, files, parts)
-    print(f"Registered in {manifest}. Train with:")
-    print(f"  python experiments/train_net.py --config-file configs/sam.py --prompt box --dataset {args.name}")
+    print(f"Registered in {manifest}. Train with SAM ViT-B's weights, or a tiny SAM from nothing on a CPU:")
+    for config in ("sam", "sam_tiny"):
+        print(f"  python experiments/train_net.py --config-file configs/{config}.py --prompt box --dataset {args.name}")
     return 0
 
 

@@ -40,7 +40,8 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         if not (args.resume or args.eval_only) and folder.is_dir() and any(folder.iterdir()):
             raise UserError(
-                f"{folder} holds an earlier run. Add --resume to go on with it, or --output-dir DIR to begin another."
+                f"{folder} holds an earlier run. Add --resume to go on with it, --eval-only to score it, or "
+                "--output-dir DIR to begin another."
             )
         folder.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
@@ -48,6 +49,9 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
     logger.info(describe_detectron2())
     logger.info("python %s, torch %s, %s", platform.python_version(), torch.__version__, _hardware())
+    if args.resume and not has_checkpoint(cfg, args):
+        # As in Detectron2, so that a scheduler can always give --resume.
+        logger.warning("--resume: %s holds no checkpoint, so the run begins at step 0", folder)
     if comm.is_main_process() and not args.eval_only:
         save_config(cfg, folder / "config.yaml")
     seed_all_rng(cfg.train.seed + comm.get_rank())
