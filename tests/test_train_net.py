@@ -52,7 +52,7 @@ class TestFinishedRun:
         checkpoints = {"model_0000003.pth", "model_0000005.pth", "model_final.pth", "model_best.pth", "last_checkpoint"}
         assert {name for name in names if name.startswith(("model", "last", "."))} == checkpoints
         assert names >= {"report.json", "gallery.png", "metrics.json", "events", "config.yaml", "log.txt"}
-        assert (finished_run / "last_checkpoint").read_text() == "model_final.pth"
+        assert (finished_run / "last_checkpoint").read_text() == "model_0000005.pth"
         with Image.open(finished_run / "gallery.png") as gallery:
             gallery.load()
             assert min(gallery.size) > 100

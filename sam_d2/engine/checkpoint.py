@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
+from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
+from sam_d2.engine.checkpoint_file import load_checkpoint_file, weights_in
 from sam_d2.errors import UserError
+from sam_d2.modeling.lora import lora_keys
+
+__all__ = ["BEST", "FINAL", "Checkpointer", "PeriodicCheckpoint", "load_checkpoint_file"]
 
 FINAL = "model_final"
 BEST = "model_best"
@@ -21,17 +27,30 @@ class Checkpointer(DetectionCheckpointer):
 
     Detectron2 warns about missing keys and drops those of another shape; a model evaluated that way is partly
     random. Here either is an error, except for what is made from the config (the pixel statistics).
+
+    Where a training begins with a base file, checkpoints hold what differs from it
+    (:mod:`sam_d2.engine.base_weights`). The final and the best one are weights to use: what a training needs to go on
+    (``checkpointables``) is in those with a number alone, and one of them is tagged as the last one.
     """
+
+    base: BaseWeights | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` with model, checkpointables and ``kwargs`` to a temporary file and rename it.
 
-        The best checkpoint is not what a resumed run goes on with, so it is not tagged as the last one.
+        Before the final checkpoint, which holds no checkpointables, comes one with a number that does, unless the
+        last step has been saved already.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
-        data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
+        weights_only = name in (FINAL, BEST) and bool(self.checkpointables)
+        if name == FINAL and weights_only and "iteration" in kwargs:
+            numbered = f"model_{kwargs['iteration']:07d}"
+            if not self.has_checkpoint() or Path(super().get_checkpoint_file()).stem != numbered:
+                self.save(numbered, **kwargs)
+        data = self._model_data()
+        if not weights_only:
+            data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         data.update(kwargs)
         target = Path(self.save_dir) / f"{name}.pth"
         partial = target.with_name(f".{target.name}.partial")
@@ -44,8 +63,18 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             partial.unlink(missing_ok=True)
         self.logger.info(f"Saved {target}")
-        if name != BEST:
+        if name != BEST and not weights_only:
             self.tag_last_checkpoint(target.name)
+
+    def _model_data(self) -> dict[str, Any]:
+        state = self.model.state_dict()
+        if self.base is not None and not self.base.intact:
+            self.logger.warning(f"{self.base.path} has changed or is gone: from now on checkpoints hold all weights")
+            self.base = None
+        if self.base is None:
+            return {"model": state}
+        changed, entry = self.base.leave_out(state)
+        return {"model": changed, ENTRY: entry}
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest checkpoint in ``last_checkpoint``, atomically."""
@@ -68,17 +97,47 @@ class Checkpointer(DetectionCheckpointer):
             )
         return file
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the newest checkpoint of the folder, or load the weights of ``path`` alone.
+
+        Raises:
+            UserError: the newest checkpoint does not hold what a training needs to go on.
+        """
+        file = self.get_checkpoint_file() if resume and self.has_checkpoint() else ""
+        missing = set(self.checkpointables) - set(load_checkpoint_file(file, mmap=True)) if file else set()
+        if missing:
+            raise UserError(
+                f"{file} holds weights, but no state of the {', '.join(sorted(missing))} to go on from. Write the name "
+                f"of a model_*.pth with a number into {Path(self.save_dir) / 'last_checkpoint'}."
+            )
+        return super().resume_or_load(path, resume=resume)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = load_checkpoint_file(filename)
-        data = data if "model" in data else {"model": data}
-        state = data["model"]
-        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise UserError(f"{filename}: its 'model' is not a dict of tensors; take another file.")
+        start = time.perf_counter()
+        if ENTRY in data:
+            data["model"], self.base = whole_weights(data, Path(filename))
+            del data[ENTRY]
+        else:
+            state = weights_in(data, filename)
+            data = data if "model" in data else {"model": state}
+            # Reading again, because loading drops what it has read, and values left in the file cost no memory.
+            saves = bool(self.save_dir) and self.save_to_disk
+            mapped = weights_in(load_checkpoint_file(filename, mmap=True), filename) if saves else {}
+            self.base = base_to_begin_with(Path(filename), mapped) if saves else None
+        if self.base is not None:
+            self.logger.info(
+                f"Base of the checkpoints: {self.base.path}, sha256 {self.base.sha256} "
+                f"({time.perf_counter() - start:.1f} s)"
+            )
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
         own = self.model.state_dict()
+        adapters = lora_keys(own)
+        if not adapters & state.keys():  # weights from before LoRA: its matrices stay as they begin, without effect
+            state.update({key: own[key] for key in adapters})
         problems = {
             "missing from the file": [key for key in own if key not in state],
             "in the file only": [key for key in state if key not in own],
@@ -110,26 +169,3 @@ class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
         files = sorted(Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_[0-9]*.pth"))
         steps = {str(file): int(file.stem.rpartition("_")[2]) for file in files}
         self.recent_checkpoints = [file for file, step in steps.items() if step < self.trainer.start_iter]
-
-
-def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read a ``.pth`` with ``weights_only=True``: tensors and plain values, never code.
-
-    Args:
-        filename: of the file.
-        mmap: leave the tensors' values in the file until they are looked at.
-
-    Raises:
-        UserError: the file is damaged, is no checkpoint, or holds objects that only code could rebuild.
-    """
-    try:
-        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # noise in the file makes the unpickler stumble over anything: an index, a type, a name
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"{filename}: not a checkpoint that can be loaded safely ({reason}). It is damaged, truncated, or holds "
-            "Python objects; take another file."
-        ) from error
-    if not isinstance(data, dict):
-        raise UserError(f"{filename}: expected a dict of weights, found {type(data).__name__}.")
-    return data

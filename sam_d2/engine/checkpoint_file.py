@@ -1,0 +1,51 @@
+"""Reading of ``.pth`` files: tensors and plain values, never code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+
+from sam_d2.errors import UserError
+
+
+def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a ``.pth`` with ``weights_only=True``: tensors and plain values, never code.
+
+    Args:
+        filename: of the file.
+        mmap: leave the tensors' values in the file until they are looked at; a file of torch before 1.6 is read whole.
+
+    Raises:
+        UserError: the file is damaged, is no checkpoint, or holds objects that only code could rebuild.
+    """
+    try:
+        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(filename))
+    except Exception as error:  # noise in the file makes the unpickler stumble over anything: an index, a type, a name
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"{filename}: not a checkpoint that can be loaded safely ({reason}). It is damaged, truncated, or holds "
+            "Python objects; take another file."
+        ) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{filename}: expected a dict of weights, found {type(data).__name__}.")
+    return data
+
+
+def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:
+    """Return the weights in a file's content: its ``model``, or all of it, as published files have it.
+
+    Args:
+        data: as :func:`load_checkpoint_file` returns it.
+        filename: for the message.
+
+    Raises:
+        UserError: they are not tensors by name.
+    """
+    state = data.get("model", data)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{filename}: its 'model' is not a dict of tensors; take another file.")
+    return state
