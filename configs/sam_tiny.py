@@ -3,14 +3,7 @@
 from .sam import dataloader, lr_multiplier, model, optimizer, train
 
 model.image_encoder.update(
-    img_size=128,
-    patch_size=8,
-    embed_dim=96,
-    depth=4,
-    num_heads=4,
-    out_chans=64,
-    window_size=0,
-    global_attn_indexes=[],
+    img_size=128, patch_size=8, embed_dim=96, depth=4, num_heads=4, out_chans=64, window_size=0, global_attn_indexes=[]
 )
 model.mask_decoder.transformer.mlp_dim = 256
 model.mask_decoder.transformer.num_heads = 4
@@ -26,3 +19,4 @@ optimizer.weight_decay = 0.01
 train.init_checkpoint = ""
 train.max_iter = 1300
 train.eval_period = 650
+train.checkpointer.period = 200

@@ -71,12 +71,11 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
 
 
 def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
-    """Build loader and evaluator; reads ``dataloader``, ``model.prompt``, ``model.score``, ``train.output_dir``."""
+    """Build loader and evaluator; reads ``dataloader`` and ``train.output_dir``."""
     from detectron2.config import instantiate
     from sam_d2.evaluation.run import PromptedEvaluation
 
     evaluator = instantiate(cfg.dataloader.evaluator)
-    evaluator.prompt, evaluator.score = cfg.model.prompt, cfg.model.score
     evaluator.output_dir = Path(cfg.train.output_dir)
     return PromptedEvaluation(evaluator, instantiate(cfg.dataloader.test), Path(cfg.train.output_dir))
 

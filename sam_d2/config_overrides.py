@@ -66,6 +66,9 @@ def _apply(cfg: DictConfig, text: str) -> None:
     if not adds:
         _check_known(cfg, text, ".".join(path), node, {last: value})
     name = int(last) if isinstance(node, ListConfig) else last
+    interpolated = isinstance(value, str) and "${" in value
+    if _has(node, last) and not interpolated and not OmegaConf.is_interpolation(node, name):
+        value = _of_the_same_type(text, _value(node, last), value)
     if isinstance(value, Mapping) and _has(node, last) and isinstance(_value(node, last), DictConfig):
         _own_group(node, last, text, key).merge_with(value)
     else:
@@ -75,6 +78,22 @@ def _apply(cfg: DictConfig, text: str) -> None:
                 node[name]
             except OmegaConfBaseException as error:
                 raise UserError(f"override {text!r}: {str(error).splitlines()[0]}.") from error
+
+
+def _of_the_same_type(text: str, present: Any, value: Any) -> Any:
+    """Return ``value`` as a number or bool where one stands in the config; anything may replace None, and None all."""
+    for kind, accepted, wanted in (
+        (bool, bool, "true or false"),
+        (int, int, "a whole number"),
+        (float, (int, float), "a number"),
+    ):
+        if isinstance(present, kind) and value is not None:
+            if kind is int and isinstance(value, float) and value.is_integer():
+                return int(value)
+            if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+                raise UserError(f"override {text!r}: {present!r} stands there, so {wanted} is expected.")
+            return value
+    return value
 
 
 def _parse(text: str) -> Override:

@@ -334,3 +334,26 @@ def test_bind_by_name_and_by_value():
     assert bind(torch.nn.GELU) is torch.nn.GELU
     with pytest.raises(UserError, match="cannot be imported"):
         bind("torch.nn.LayerNrm")
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("train.max_iter=abc", "a whole number"),
+        ("train.max_iter=1.5", "a whole number"),
+        ("optimizer.lr=fast", "a number"),
+        ("train.eval_base=1", "true or false"),
+        ("train.seed=true", "a whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(override, wanted):
+    cfg = load_config(Path(__file__).resolve().parents[1] / "configs" / "sam_tiny.py")
+    with pytest.raises(UserError, match=f"{wanted} is expected"):
+        apply_overrides(cfg, [override])
+
+
+def test_numbers_may_be_written_otherwise():
+    cfg = load_config(Path(__file__).resolve().parents[1] / "configs" / "sam_tiny.py")
+    apply_overrides(cfg, ["train.max_iter=1e3", "optimizer.lr=1", "train.clip_gradient_norm=0.1", "train.output_dir=7"])
+    assert cfg.train.max_iter == 1000 and isinstance(cfg.train.max_iter, int)
+    assert cfg.optimizer.lr == 1

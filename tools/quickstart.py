@@ -4,7 +4,7 @@
     python tools/quickstart.py
 
 Needs no data, no weights and no GPU. Each run is an ordinary call of experiments/train_net.py, printed before it
-begins; an interrupted one goes on where it stopped, a finished one is only scored again.
+begins; an interrupted one goes on from its last checkpoint, a finished one is only scored again.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ def train_and_score(prompt: str, extra: list[str]) -> float:
     command += ["--dataset", "quickstart", "--prompt", prompt]
     if (folder / "model_final.pth").is_file():
         command.append("--eval-only")
-    elif (folder / "last_checkpoint").is_file():
+    elif folder.is_dir():
         command.append("--resume")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds a run that stopped before its first checkpoint. Delete it and try again.")
     command += extra
     shown = " ".join(shlex.quote(part) for part in ["python", *command[1:]])
     print(f"\n== {prompt} prompts ==\n$ {shown}", flush=True)

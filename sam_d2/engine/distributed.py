@@ -28,6 +28,8 @@ def launch_main(main: Callable[[argparse.Namespace], int | None], args: argparse
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _run_under_torchrun(main, args)
     available = torch.cuda.device_count()
+    if available == 0 and args.num_machines > 1:
+        raise UserError("--num-machines: no GPU is found. For several machines without GPUs use torchrun on each.")
     if available == 0 and args.num_gpus > 1:
         raise UserError(
             f"--num-gpus {args.num_gpus}: no GPU is found. For several processes on the CPU use "
@@ -99,5 +101,9 @@ def distribute(model: nn.Module, **options: Any) -> nn.Module:
     """
     if comm.get_world_size() == 1:
         return model
+    # DDP copies the first process's parameters to the others, but its buffers only with broadcast_buffers, at every
+    # step. SAM's random position encoding is a buffer: each process would train with one of its own.
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, src=0)
     on_gpu = next(model.parameters()).is_cuda
     return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **options)

@@ -37,12 +37,14 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         checkpoint_to_evaluate(cfg, args)
     else:
         initial_weights(cfg, args)
+    fresh = not (args.resume or args.eval_only)
+    # The main process looks, and all of them end with the same message: another would only see its peer gone.
+    if comm.all_gather(fresh and _holds_a_run(folder))[0]:
+        raise UserError(
+            f"{folder} holds an earlier run. Add --resume to go on with it, --eval-only to score it, or "
+            "--output-dir DIR to begin another."
+        )
     if comm.is_main_process():
-        if not (args.resume or args.eval_only) and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder} holds an earlier run. Add --resume to go on with it, --eval-only to score it, or "
-                "--output-dir DIR to begin another."
-            )
         folder.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
     for name in _PACKAGES:
@@ -57,6 +59,13 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     seed_all_rng(cfg.train.seed + comm.get_rank())
     # The same step gives the same bits: what makes a resumed run equal an uninterrupted one.
     torch.backends.cudnn.benchmark = False
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Tell whether there is anything to lose: a start that failed leaves a log and a config at most."""
+    return folder.is_dir() and any(
+        file.name != "config.yaml" and not file.name.startswith("log.txt") for file in folder.iterdir()
+    )
 
 
 def _hardware() -> str:

@@ -41,6 +41,7 @@ class Annotation(NamedTuple):
     bbox: tuple[float, float, float, float]
     area: float
     crowd: bool
+    has_mask: bool = True
 
 
 @dataclass
@@ -63,8 +64,8 @@ class AnnotatedImage:
 
     @property
     def instances(self) -> list[Annotation]:
-        """The annotations that are instances: not crowd, in file order, as the mapper gives them."""
-        return [annotation for annotation in self.annotations if not annotation.crowd]
+        """The annotations that are instances, as the mapper gives them: with a mask, not crowd, in file order."""
+        return [annotation for annotation in self.annotations if annotation.has_mask and not annotation.crowd]
 
 
 class GroundTruth:
@@ -237,4 +238,4 @@ def _annotation(record: Mapping[str, Any], size: tuple[int, int], num_classes: i
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{where}: its mask or box cannot be read ({error}); correct it or drop it") from error
     bbox = (float(x), float(y), float(width), float(height))
-    return Annotation(int(category), rle, bbox, area, bool(record.get("iscrowd", 0)))
+    return Annotation(int(category), rle, bbox, area, bool(record.get("iscrowd", 0)), bool(segmentation))

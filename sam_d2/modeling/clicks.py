@@ -11,7 +11,9 @@ from sam_d2.modeling.prompt_samplers import innermost_pixel
 
 
 @torch.no_grad()
-def random_corrections(logits: Tensor, targets: Tensor, draws: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def random_corrections(
+    logits: Tensor, targets: Tensor, draws: Tensor, stride: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Draw a point uniformly from where each mask is wrong (SAM, arXiv 2304.02643, appendix A).
 
     A mask without error is clicked inside the object, an object without a cell anywhere. Nothing here waits for a
@@ -22,16 +24,20 @@ def random_corrections(logits: Tensor, targets: Tensor, draws: Tensor, stride: i
         targets: (N, L, L) covered share in [0, 1].
         draws: (N,) uniform in [0, 1).
         stride: pixels of the padded frame per low-res cell.
+        size: (height, width) of the resized frame; nobody clicks in the padding beyond it.
 
     Returns:
         Points (N, 1, 2), xy pixel indices at the centre of a cell, padded frame; labels (N, 1) int64, 1 where the
         object was missed and 0 where background was taken for it.
     """
     side = logits.shape[-1]
+    image = torch.zeros_like(targets[:1], dtype=torch.bool)
+    image[:, : -(-size[0] // stride), : -(-size[1] // stride)] = True
+    image = image.flatten(1)
     true = (targets >= 0.5).flatten(1)
-    wrong = (logits > 0).flatten(1) ^ true
+    wrong = ((logits > 0).flatten(1) ^ true) & image
     region = torch.where(wrong.any(1, keepdim=True), wrong, true)
-    region = region | ~region.any(1, keepdim=True)
+    region = region | (image & ~region.any(1, keepdim=True))
     passed = region.cumsum(1)
     rank = (draws.to(passed.device) * passed[:, -1]).long() + 1
     cell = torch.searchsorted(passed, rank.clamp(max=passed[:, -1])[:, None])

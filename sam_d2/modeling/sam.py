@@ -203,7 +203,7 @@ class PromptableSAM(nn.Module):
         sample: dict[str, Any],
         corrections: int = 0,
     ) -> Instances:
-        """Return the masks of one image's prompts in its original frame.
+        """Return the masks of one image's prompts in its original frame, the masks on the CPU.
 
         Args:
             embedding: (C, S/p, S/p) of the image.
@@ -213,7 +213,9 @@ class PromptableSAM(nn.Module):
             corrections: clicks after the prompts, each where the mask differs most from that of ``instances``.
         """
         original = (int(sample["height"]), int(sample["width"]))
-        masks, boxes, scores = [], [], []
+        # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
+        masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
+        boxes, scores = [torch.zeros((0, 4), device=self.device)], [torch.zeros(0, device=self.device)]
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
             logits, predicted_iou = self._best_answer(embedding, chunk)
@@ -223,15 +225,14 @@ class PromptableSAM(nn.Module):
                 chunk = chunk.with_correction(*self._next_clicks(full > 0, truth, resized), logits)
                 logits, predicted_iou = self._best_answer(embedding, chunk)
                 full = resize_logits(logits, self.canvas, resized, original)
-            masks.append(full > 0)
-            boxes.append(boxes_of_masks(masks[-1]))
+            predicted = full > 0
+            masks[start : start + len(predicted)] = predicted.cpu()
+            boxes.append(boxes_of_masks(predicted))
             scores.append(score_masks(self.score_factors, full, predicted_iou))
         result = Instances(original)
-        result.pred_masks = (
-            torch.cat(masks) if masks else torch.zeros((0, *original), dtype=torch.bool, device=self.device)
-        )
-        result.pred_boxes = Boxes(torch.cat(boxes) if boxes else torch.zeros((0, 4), device=self.device))
-        result.scores = torch.cat(scores) if scores else torch.zeros(0, device=self.device)
+        result.pred_masks = masks
+        result.pred_boxes = Boxes(torch.cat(boxes))
+        result.scores = torch.cat(scores)
         if "instances" in sample:
             result.pred_classes = sample["instances"].gt_classes.to(self.device)
         else:
@@ -242,13 +243,15 @@ class PromptableSAM(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that must not decay.
 
-        The last layer of the IoU head holds a row for each mask output: those that no prompt asks for get no
-        gradient, and decay would shrink them nevertheless.
+        What the prompts of a run do not ask for gets no gradient, and decay would shrink it nevertheless: mask
+        outputs (their hypernetworks, and their rows in the last layer of the IoU head), and the mask prompt's
+        convolutions.
         """
         head = "mask_decoder.iou_prediction_head."
-        names = [name for name, _ in self.named_parameters() if name.startswith(head)]
-        last = max((name.rsplit(".", 1)[0] for name in names), default=None)
-        return {name for name in names if name.rsplit(".", 1)[0] == last}
+        names = [name for name, _ in self.named_parameters()]
+        last = max((name.rsplit(".", 1)[0] for name in names if name.startswith(head)), default=head)
+        parts = (last + ".", "mask_decoder.output_hypernetworks_mlps.", "prompt_encoder.mask_downscaling.")
+        return {name for name in names if name.startswith(parts)}
 
     def train(self, mode: bool = True) -> PromptableSAM:
         """Set training mode, except for frozen parts, which stay in eval mode."""
@@ -365,7 +368,7 @@ class PromptableSAM(nn.Module):
         losses = [best_mask_losses(logits, predicted_iou, targets, **weights)]
         for draw in draws.unbind(dim=1):
             previous = _of_highest_iou(logits, predicted_iou)[0].detach()
-            points, labels = random_corrections(previous, targets, draw, stride)
+            points, labels = random_corrections(previous, targets, draw, stride, size)
             prompts = prompts.with_correction(points, labels, previous)
             logits, predicted_iou = self._answer(embedding, prompts)
             losses.append(best_mask_losses(logits, predicted_iou, targets, **weights))

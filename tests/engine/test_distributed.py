@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,25 @@ def test_amp_dtype_that_does_not_exist():
 def test_one_process_needs_no_wrapper():
     model = nn.Linear(2, 2)
     assert distribute(model, find_unused_parameters=False) is model
+
+
+def _distribute_in_a_process(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    model = nn.Module()
+    model.linear = nn.Linear(2, 2)
+    model.register_buffer("encoding", torch.randn(3))
+    distribute(model, broadcast_buffers=False)
+    torch.save(model.state_dict(), folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+def test_every_process_begins_with_the_same_parameters_and_buffers(tmp_path):
+    torch.multiprocessing.spawn(_distribute_in_a_process, args=(tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
+    assert first.keys() == {"linear.weight", "linear.bias", "encoding"}
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ class TestRandomCorrections:
         logits = torch.full((2, 4, 4), -1.0)
         targets[0, 1, 2] = 1  # missed at column 2, row 1
         logits[1, 3, 0] = 1  # taken at column 0, row 3
-        points, labels = random_corrections(logits, targets, torch.tensor([0.0, 0.999]), stride=4)
+        points, labels = random_corrections(logits, targets, torch.tensor([0.0, 0.999]), stride=4, size=(16, 16))
         # The centre of cell (c, r) is pixel index (c + 0.5) * 4 - 0.5.
         assert points[:, 0].tolist() == [[9.5, 5.5], [1.5, 13.5]]
         assert labels.tolist() == [[1], [0]]
@@ -36,7 +36,7 @@ class TestRandomCorrections:
         targets[:, 0, 1:] = 1
         targets[:, 1, 0] = 0.5  # half covered counts as object
         draws = torch.tensor([0.0, 0.34, 0.67, 0.9999])
-        points, labels = random_corrections(torch.full((4, 2, 3), -1.0), targets, draws, stride=1)
+        points, labels = random_corrections(torch.full((4, 2, 3), -1.0), targets, draws, stride=1, size=(2, 3))
         # side is the number of columns
         assert points[:, 0].tolist() == [[1, 0], [2, 0], [0, 1], [0, 1]]
         assert labels.flatten().tolist() == [1, 1, 1, 1]
@@ -44,9 +44,17 @@ class TestRandomCorrections:
     def test_a_perfect_mask_is_clicked_inside_and_an_empty_one_anywhere(self):
         targets = torch.zeros(2, 3, 3)
         targets[0, 2, 2] = 1
-        points, labels = random_corrections(targets * 2 - 1, targets, torch.tensor([0.5, 0.5]), stride=1)
+        points, labels = random_corrections(targets * 2 - 1, targets, torch.tensor([0.5, 0.5]), stride=1, size=(3, 3))
         assert points[0, 0].tolist() == [2, 2] and labels[0] == 1
         assert points[1, 0].tolist() == [1, 1] and labels[1] == 0  # cell 4 of 9
+
+    def test_nobody_clicks_in_the_padding(self):
+        targets = torch.zeros(20, 4, 4)
+        points, _ = random_corrections(
+            torch.ones(20, 4, 4), targets, torch.linspace(0, 0.999, 20), stride=4, size=(5, 9)
+        )
+        # 5 x 9 pixels are 2 x 3 cells: the last cell's centre is 1.5 * 4 + 1.5 = 5.5 down and 9.5 to the right.
+        assert points[..., 0].max() == 9.5 and points[..., 1].max() == 5.5
 
 
 class TestInnermostCorrection:

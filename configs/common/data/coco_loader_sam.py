@@ -36,7 +36,9 @@ dataloader.test = L(build_detection_test_loader)(
     num_workers=2,
 )
 
-dataloader.evaluator = L(InstanceEvaluator)(dataset_name="${..test.dataset.names}")
+dataloader.evaluator = L(InstanceEvaluator)(
+    dataset_name="${..test.dataset.names}", prompt="${model.prompt}", score="${model.score}"
+)
 
 dataloader.validation = L(ValidationLoss)(  # train.validation_loss
     dataset="${..test.dataset}",

@@ -1,6 +1,4 @@
-"""SAM ViT-B from functools import partial
-
-from segment_anything's classes, and a tiny one of the same kind for CPUs."""
+"""SAM ViT-B from segment_anything's classes; every other size derives from it."""
 
 from functools import partial
 
