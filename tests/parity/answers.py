@@ -125,7 +125,8 @@ def differences(expected: Any, actual: Any, place: str = "") -> list[str]:
     if both_nan or expected == actual:
         return []
     if isinstance(expected, str) and isinstance(actual, str):
-        start = max(len(os.path.commonprefix([expected, actual])) - 40, 0)
+        pairs = enumerate(zip(expected, actual, strict=False))
+        start = max(next((i for i, (a, b) in pairs if a != b), min(len(expected), len(actual))) - 40, 0)
         expected, actual = expected[start : start + 120], actual[start : start + 120]
     return [f"{place}: {expected!r} against {actual!r}"]
 

@@ -1,7 +1,7 @@
 """Cases of detectron2.data.transforms: random choices for given seeds."""
 
 import numpy as np
-from answers import Approx
+from answers import Approx, depends_on
 from inputs import BOXES, HEIGHT, WIDTH, blocks, noise
 
 from detectron2.data import transforms as T
@@ -40,6 +40,7 @@ AUGMENTATIONS = {
 }
 
 
+@depends_on("numpy", "PIL")
 def case_augmentations():
     """Each with 20 seeds; the number drawn afterwards shows that as many were drawn before."""
     found = {}

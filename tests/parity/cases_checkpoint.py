@@ -226,6 +226,18 @@ def case_shared_parameters():
     return {"weights": weights, "log": log}
 
 
+def case_named_like_a_buffer():
+    """A missing ``pixel_mean`` is told of, unless it is a buffer of the model itself."""
+    with folder_and_log() as (folder, log):
+        torch.save({"model": {"x": torch.ones(1)}}, folder / "one.pth")
+        inner = nn.Module()
+        inner.register_buffer("pixel_std", torch.ones(1))
+        net = nn.ModuleDict({"inner": inner})
+        net.pixel_mean = nn.Parameter(torch.zeros(1))
+        DetectionCheckpointer(net).load(str(folder / "one.pth"))
+    return {"log": log}
+
+
 def case_periodic_checkpointer():
     found = {}
     for name, options in {

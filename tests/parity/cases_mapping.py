@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from answers import real_data
+from answers import depends_on, real_data
 from inputs import noise, text
 from PIL import Image
 
@@ -198,6 +198,7 @@ def case_map_dataset_fallback():
     return {"found": [dataset[i] for i in (3, 5, 7, 7, 11, 12, 39, 0)]}
 
 
+@depends_on("PIL")
 def case_read_image():
     found = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -147,6 +147,8 @@ def case_bit_masks():
         "nonempty": masks.nonempty(),
         "image_size": list(masks.image_size),
         "crop": {str(size): masks.crop_and_resize(boxes, size) for size in (5, 14, 28)},
+        # half a pixel off: the mask's edge is resampled to exactly one half
+        "crop_at_half": masks[:1].crop_and_resize(torch.tensor([[29.5, 5, 33.5, 9]]), 4),
         "crop_of_float64": masks.crop_and_resize(boxes.double(), 14),
         "crop_of_none": masks[:0].crop_and_resize(boxes[:0], 7),
         "polygons": of_polygons.tensor,
@@ -179,6 +181,8 @@ def case_polygon_masks():
         "area_of_nothing": PolygonMasks([[], []]).area(),
         "nonempty": masks.nonempty(),
         "crop": {str(size): masks.crop_and_resize(boxes, size) for size in (5, 14, 28)},
+        # a side shorter than 0.1 counts as 0.1: an outline that runs through such a box shows it
+        "crop_thin": masks[:1].crop_and_resize(torch.tensor([[4.0, 10, 4.05, 10.6]]), 28),
         "crop_square": masks.crop_and_resize(torch.tensor([[2.0, 3, 32, 33]] * 3), 28),
         "crop_of_none": PolygonMasks([]).crop_and_resize(torch.zeros(0, 4), 7),
         "index": {name: masks[item].polygons for name, item in indices.items()},

@@ -1,7 +1,7 @@
 """Cases of detectron2.data.transforms: deterministic transforms on every kind of data."""
 
 import numpy as np
-from answers import Approx
+from answers import Approx, depends_on
 from inputs import BOXES, HEIGHT, POLYGON, WIDTH, blocks, noise
 
 from detectron2.data import detection_utils as utils
@@ -42,6 +42,7 @@ def case_resize():
     return {str(size): everything(T.ResizeTransform(HEIGHT, WIDTH, *size)) for size in sizes}
 
 
+@depends_on("PIL")
 def case_resize_filters():
     filters = {"nearest": 0, "bilinear": 2, "bicubic": 3}
     image, batch = noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 2, 3).astype(np.float64)
@@ -55,6 +56,7 @@ def case_resize_filters():
     return found
 
 
+@depends_on("PIL")
 def case_extent():
     rects = {
         (0.0, 0.0, 53.0, 37.0): (37, 53),
@@ -64,6 +66,7 @@ def case_extent():
     return {str(rect): uint8_only(T.ExtentTransform(rect, size)) for rect, size in rects.items()}
 
 
+@depends_on("cv2")
 def case_rotation():
     found = {}
     for angle, expand, center in [

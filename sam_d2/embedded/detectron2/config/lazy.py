@@ -186,9 +186,8 @@ def _with_named_targets(cfg: Any) -> Any:
 def _visit_nodes(cfg: Any, visit: Callable[[DictConfig], None]) -> None:
     if isinstance(cfg, DictConfig):
         visit(cfg)
-        children = list(
-            cfg.values()
-        )  # resolved, so that an interpolation without its end is an error, as in Detectron2
+        # values() resolves them: an interpolation without its end is an error, as in Detectron2
+        children = list(cfg.values())
     elif isinstance(cfg, ListConfig):
         children = list(cfg)
     else:
