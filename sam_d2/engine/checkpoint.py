@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
-from sam_d2.engine.checkpoint_file import load_checkpoint_file, weights_in
+from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in
 from sam_d2.errors import UserError
 from sam_d2.modeling.lora import lora_keys
 
@@ -53,15 +50,7 @@ class Checkpointer(DetectionCheckpointer):
             data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         data.update(kwargs)
         target = Path(self.save_dir) / f"{name}.pth"
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_checkpoint_file(data, target)
         self.logger.info(f"Saved {target}")
         if name != BEST and not weights_only:
             self.tag_last_checkpoint(target.name)

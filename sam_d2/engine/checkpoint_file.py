@@ -1,7 +1,8 @@
-"""Reading of ``.pth`` files: tensors and plain values, never code."""
+"""``.pth`` files: read as tensors and plain values, never as code, and written whole or not at all."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -33,6 +34,19 @@ def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[st
     if not isinstance(data, dict):
         raise UserError(f"{filename}: expected a dict of weights, found {type(data).__name__}.")
     return data
+
+
+def save_checkpoint_file(data: dict[str, Any], target: Path) -> None:
+    """Write tensors and plain values to a temporary file beside ``target`` and rename it."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:

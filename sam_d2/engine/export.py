@@ -1,0 +1,80 @@
+"""A checkpoint as the file of weights that segment_anything itself reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from segment_anything import sam_model_registry
+from torch import Tensor
+
+from detectron2.config import instantiate
+from sam_d2.config import load_config
+from sam_d2.engine.base_weights import ENTRY, whole_weights
+from sam_d2.engine.checkpoint import FINAL, Checkpointer
+from sam_d2.engine.checkpoint_file import load_checkpoint_file, weights_in
+from sam_d2.engine.weights import find_weights
+from sam_d2.errors import UserError
+from sam_d2.modeling.lora import lora_keys, merged_state_dict
+from sam_d2.modeling.sam import PARTS
+
+_VARIANTS = ("vit_b", "vit_l", "vit_h")
+
+
+def checkpoint_of(run_or_checkpoint: str) -> Path:
+    """Return a run's final checkpoint, or the file of that path or name.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(run_or_checkpoint)
+    if not folder.is_dir():
+        return find_weights(run_or_checkpoint)
+    file = folder / f"{FINAL}.pth"
+    if not file.is_file():
+        raise UserError(f"{folder} has no {FINAL}.pth: the run has not ended. Name one of its checkpoints instead.")
+    return file
+
+
+def official_state_dict(checkpoint: Path, config_file: Path | None = None) -> dict[str, Tensor]:
+    """Return a checkpoint's weights whole, under SAM's own names, LoRA's matrices added in.
+
+    Args:
+        checkpoint: small or whole.
+        config_file: of the model, which is then built and loaded strictly. Without one only a model with LoRA is
+            built, from the ``config.yaml`` beside the checkpoint.
+
+    Returns:
+        Tensors of their own on the CPU.
+
+    Raises:
+        UserError: base or config is not found, or the weights are not of a SAM.
+    """
+    data = load_checkpoint_file(checkpoint)
+    state = whole_weights(data, checkpoint)[0] if ENTRY in data else weights_in(data, checkpoint)
+    if config_file is None and lora_keys(state):
+        config_file = checkpoint.parent / "config.yaml"
+        if not config_file.is_file():
+            raise UserError(
+                f"{checkpoint} has LoRA's matrices. Name the config that it was trained with: --config-file."
+            )
+    if config_file is not None:
+        model = instantiate(load_config(config_file).model)
+        Checkpointer(model).load(str(checkpoint))
+        state = merged_state_dict(model)
+    strange = sorted(name for name in state if name.partition(".")[0] not in PARTS)
+    if strange or {name.partition(".")[0] for name in state} != set(PARTS):
+        shown = f" (it holds {strange[0]})" if strange else ""
+        raise UserError(f"{checkpoint} is not a SAM of {', '.join(PARTS)}{shown}; there is no such file of it.")
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def registry_name(state: dict[str, Tensor]) -> str | None:
+    """Return the name under which ``sam_model_registry`` builds a model that the weights fit, None for any other."""
+    shapes = {name: value.shape for name, value in state.items()}
+    for name in _VARIANTS:
+        with torch.device("meta"):
+            model = sam_model_registry[name]()
+        if {key: value.shape for key, value in model.state_dict().items()} == shapes:
+            return name
+    return None

@@ -1,0 +1,50 @@
+"""Write a run's weights as one file that segment_anything reads, for labelling tools that take SAM's own files."""
+
+import argparse
+from pathlib import Path
+
+from sam_d2.cli import run_main
+from sam_d2.errors import UserError
+
+EXAMPLE = """example:
+  python tools/export_checkpoint.py experiments/output/sam_cells_box --output sam_cells.pth
+  python -c "from segment_anything import sam_model_registry; sam_model_registry['vit_b'](checkpoint='sam_cells.pth')"
+Exit code: 0 written, 2 not."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder, which means its model_final.pth")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the .pth to write")
+    parser.add_argument(
+        "--config-file", type=Path, metavar="FILE", help="of a LoRA checkpoint that has no config.yaml beside it"
+    )
+    return parser
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    if args.output.exists():
+        raise UserError(f"{args.output} exists. Delete it, or name another --output.")
+    if not args.output.parent.is_dir():
+        raise UserError(f"{args.output.parent} does not exist. Make the folder, or name another --output.")
+
+    from sam_d2.engine.checkpoint_file import save_checkpoint_file
+    from sam_d2.engine.export import checkpoint_of, official_state_dict, registry_name
+
+    checkpoint = checkpoint_of(args.checkpoint)
+    state = official_state_dict(checkpoint, args.config_file)
+    save_checkpoint_file(state, args.output)
+    print(f"{args.output}: {args.output.stat().st_size:,} bytes, {len(state)} weights of {checkpoint}")
+    name = registry_name(state)
+    if name is None:
+        print("Its sizes are none of SAM's published ones: only a program that builds the same modules can load it.")
+    else:
+        print(f'Load it with sam_model_registry["{name}"](checkpoint="{args.output}"), or in a tool as SAM {name}.')
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
