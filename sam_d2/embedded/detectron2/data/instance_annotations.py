@@ -92,7 +92,7 @@ def annotations_to_instances(
             instances.gt_masks = _polygon_masks(segmentations)
         else:
             assert mask_format == "bitmask", mask_format
-            masks = [np.ascontiguousarray(_bitmap(segm, image_size)) for segm in segmentations]
+            masks = [np.array(_bitmap(segm, image_size), order="C") for segm in segmentations]
             instances.gt_masks = BitMasks(torch.stack([torch.from_numpy(mask) for mask in masks]))
     return instances
 
