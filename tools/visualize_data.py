@@ -163,7 +163,7 @@ def draw(sample: Sample) -> np.ndarray:
 
 
 def draw_prompts(canvas: Any, prompts: Prompts, scale: float) -> Any:
-    """Boxes, points inside as dots and points outside under a triangle's tip, on a BGR canvas ``scale`` times as large."""
+    """Boxes, points inside as dots and points outside under a triangle's tip, on BGR ``scale`` times as large."""
     import numpy as np
     import supervision as sv
 

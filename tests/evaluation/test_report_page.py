@@ -161,7 +161,7 @@ def test_names_remain_names():
         EVIL.replace("\x00", ""),
         results=rows,
         evaluations=[evil],
-        curves={f"loss_{EVIL}": [(1, 1.0)]},
+        curves={f"{EVIL}_loss": [(1, 1.0)], "total_loss": [(1, 1.0)]},
         config="b: <i>\n",
     )
     page = assert_harmless(run_page(hostile))
