@@ -42,5 +42,5 @@ $(STAMP): setup.py pyproject.toml
 	  { echo "Python 3.10 or later is needed, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing sam_d2 and what it needs in $(VENV): once, some minutes, 6 GB where torch comes with CUDA."
-	$(BIN)/python -m pip install --editable '.[dev,parity]'
+	$(BIN)/python -m pip install --editable '.[dev,parity,lora]'
 	touch $@
