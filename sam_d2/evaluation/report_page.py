@@ -258,7 +258,7 @@ def _per_class(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> str
         f"{first.split} · {first.task} · {first.prompt} prompts · {shown.method}, {len(names)} classes by falling AP"
     )
     drawn = table(header, lines, caption=escape(words), tall=True)
-    return f'<h2>AP per class</h2><div class="sheet">{drawn}</div>'
+    return f'<h2>AP per class, {escape(first.prompt)} prompts</h2><div class="sheet">{drawn}</div>'
 
 
 def _instances(evaluation: Evaluation) -> str:
