@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from segment_anything import sam_model_registry
 from torch import nn
 
 from detectron2.config import instantiate
@@ -102,6 +103,18 @@ def test_its_names_are_those_of_the_encoder_and_the_matrices(plain, adapted):
 def test_attributes_and_sizes_of_the_encoder_stay(adapted):
     assert adapted.canvas == 64 and adapted.image_encoder.img_size == 64
     assert type(adapted.image_encoder).__name__ == "ImageEncoderViT"
+
+
+def test_official_weights_fit_without_a_mapping():
+    with torch.device("meta"):
+        official = sam_model_registry["vit_b"]()
+        model = instantiate(load_config(CONFIGS / "sam_lora.py").model)
+    added = lora_keys(model.state_dict())
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in added}
+    assert shapes == {name: tuple(value.shape) for name, value in official.state_dict().items()}
+    # 12 blocks; rank 8; A takes 768 values and B gives three times as many
+    trained = sum(p.numel() for p in model.image_encoder.parameters() if p.requires_grad)
+    assert trained == 12 * 8 * (768 + 3 * 768)
 
 
 class TestCheckpoints:
