@@ -14,8 +14,8 @@ from rich.text import Text
 
 from sam_d2.evaluation.report_charts import METHOD_NAMES, Series, line_chart
 from sam_d2.evaluation.report_data import Run, flat_config
-from sam_d2.evaluation.report_html import escape, page, table
-from sam_d2.evaluation.report_page import chart_grid, grouped, metric_head, metric_text, source_of
+from sam_d2.evaluation.report_html import chart_grid, escape, page, table
+from sam_d2.evaluation.report_tables import grouped, metric_head, metric_text, source_of
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result
 

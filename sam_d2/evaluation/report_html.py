@@ -84,6 +84,11 @@ def figure(chart: Chart) -> str:
     )
 
 
+def chart_grid(charts: Sequence[Chart]) -> str:
+    """Charts beside one another where there is room."""
+    return f'<div class="charts">{"".join(map(figure, charts))}</div>'
+
+
 def data_uri(jpeg: bytes) -> str:
     """A JPEG inside the page."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

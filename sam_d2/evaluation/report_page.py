@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from sam_d2.evaluation.report_charts import (
     METHOD_COLOURS,
     METHOD_NAMES,
-    Chart,
     Series,
     line_chart,
     score_chart,
     size_chart,
 )
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
-from sam_d2.evaluation.report_html import data_uri, definitions, escape, escape_lines, figure, page, table
+from sam_d2.evaluation.report_html import chart_grid, data_uri, definitions, escape, escape_lines, page
+from sam_d2.evaluation.report_tables import class_table, grouped, method_table, metric_text, source_of
 from sam_d2.evaluation.results import Result, write_atomically
-from sam_d2.evaluation.table import COLUMNS, METHODS, shortfalls
+from sam_d2.evaluation.table import shortfalls
 
 FILE_NAME = "report.html"
 MOST_PICTURE_BYTES = 5_000_000
 """Of the page's images as they stand in it; galleries beyond are left out, the oldest first."""
 
-_WORDS = {"base": "base, before training"}
-_SOURCES = {"detector": "from a detector", "file": "from a file"}
 _ORACLE = (
     "Oracle: the prompts were made from the ground truth. These figures say how well the model outlines what it is "
     "pointed at, not how well it finds things."
@@ -57,9 +53,9 @@ def run_page(run: Run) -> str:
     parts = [_header(run, title), _cards(groups[0], several=len(groups) > 1)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
     parts.append("<h2>Results</h2>")
-    parts += [results_table_html(rows) for rows in groups]
+    parts += [method_table(rows) for rows in groups]
     parts.append(_curves(run))
-    parts += [_per_class(rows, run.evaluations) for rows in groups]
+    parts += [class_table(rows, run.evaluations) for rows in groups]
     left = MOST_PICTURE_BYTES
     for evaluation in run.evaluations:
         parts.append(_instances(evaluation))
@@ -74,64 +70,6 @@ def run_page(run: Run) -> str:
     parts.append(_settings(run))
     parts.append(_DIALOG)
     return page(f"{title} - sam_d2 report", "\n".join(part for part in parts if part))
-
-
-def grouped(results: Iterable[Result]) -> list[list[Result]]:
-    """Rows that can be compared with one another, in the order of the methods; segm before bbox."""
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
-    for row in sorted(results, key=lambda row: row.task != "segm"):
-        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
-    order = {method: index for index, method in enumerate(METHODS)}
-    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
-
-
-def metric_text(name: str, value: float) -> str:
-    """AP and AR with two decimals, IoU with three, a dash where undefined."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
-
-
-def metric_names(rows: Sequence[Result]) -> list[str]:
-    """The columns of a table of results: those of which some row has a value."""
-    names = [*COLUMNS]
-    names[1:1] = ["AP@100"]
-    names[-1:-1] = ["APs", "APm", "APl"]
-    return [name for name in names if name in COLUMNS[:4] or any(not math.isnan(row.metric(name)) for row in rows)]
-
-
-def metric_head(name: str) -> str:
-    """A metric's name with its unit as HTML."""
-    return f"{name}<br>{'0-1' if name == 'mIoU' else '0-100'}"
-
-
-def source_of(row: Result) -> str:
-    """Where the prompts came from, in words."""
-    if row.prompt_source == "ground_truth":
-        return "oracle: from the ground truth"
-    return _SOURCES.get(row.prompt_source, row.prompt_source)
-
-
-def results_table_html(rows: Sequence[Result]) -> str:
-    """One table of rows that can be compared."""
-    names = metric_names(rows)
-    first = rows[0]
-    scores = " / ".join(dict.fromkeys(row.score for row in rows if row.score != "constant")) or "constant"
-    words = [first.split, first.task, f"{first.prompt} prompts, {source_of(first)}", f"ranked by {scores}"]
-    if any(row.pseudo_ground_truth for row in rows):
-        words.append("PSEUDO ground truth, made by a model")
-    lines = [
-        [
-            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method))),
-            *(metric_text(name, row.metric(name)) for name in names),
-            str(row.max_dets),
-            f"{row.seconds:.1f} s",
-        ]
-        for row in rows
-    ]
-    header = ["method", *map(metric_head, names), "detections<br>at most", "time"]
-    classes = ["main" if row.method == "model" else "" for row in rows]
-    return f'<div class="sheet">{table(header, lines, caption=escape(" · ".join(words)), classes=classes)}</div>'
 
 
 def is_loss(name: str) -> bool:
@@ -222,43 +160,6 @@ def _levels(run: Run, metric: str) -> list[Series]:
 def _spans_decades(series: Sequence[Series]) -> bool:
     values = [value for one in series for _, value in one.points]
     return min(values) > 0 and max(values) > 20 * min(values)
-
-
-def chart_grid(charts: Sequence[Chart]) -> str:
-    """Charts beside one another where there is room."""
-    return f'<div class="charts">{"".join(map(figure, charts))}</div>'
-
-
-def _per_class(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> str:
-    first = rows[0]
-    shown = next((row for row in rows if row.method == "model"), first)
-    references = [row for row in rows if row is not shown]
-    names = [name.removeprefix("AP-") for name in shown.metrics if name.startswith("AP-")]
-    if not names:
-        return ""
-    mine = next((one for one in evaluations if (one.info.split, one.info.prompt) == (first.split, first.prompt)), None)
-    names.sort(key=lambda name: (math.isnan(shown.metric(f"AP-{name}")), -shown.metric(f"AP-{name}")))
-    lines = []
-    for name in names:
-        ap = shown.metric(f"AP-{name}")
-        count, iou = "-", "-"
-        if mine is not None and name in mine.info.class_names:
-            of_class = mine.category == mine.info.class_names.index(name)
-            count = str(int(of_class.sum()))
-            if np.isfinite(mine.iou[of_class]).any():
-                iou = f"{np.nanmean(mine.iou[of_class]):.3f}"
-        width = 0 if math.isnan(ap) else ap
-        bar = f'<span class="bar" aria-hidden="true"><i style="width: {width:.1f}%"></i></span>'
-        others = [metric_text("AP", row.metric(f"AP-{name}")) for row in references]
-        line = [count, metric_text("AP", ap), bar, metric_text("AR", shown.metric(f"AR-{name}")), iou, *others]
-        lines.append([escape(name), *line])
-    heads = [f"AP of {escape(METHOD_NAMES.get(row.method, row.method))}" for row in references]
-    header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
-    words = (
-        f"{first.split} · {first.task} · {first.prompt} prompts · {shown.method}, {len(names)} classes by falling AP"
-    )
-    drawn = table(header, lines, caption=escape(words), tall=True)
-    return f'<h2>AP per class, {escape(first.prompt)} prompts</h2><div class="sheet">{drawn}</div>'
 
 
 def _instances(evaluation: Evaluation) -> str:

@@ -1,0 +1,108 @@
+"""Tables of a report's page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sam_d2.evaluation.report_charts import METHOD_NAMES
+from sam_d2.evaluation.report_data import Evaluation
+from sam_d2.evaluation.report_html import escape, table
+from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.table import COLUMNS, METHODS
+
+_WORDS = {"base": "base, before training"}
+_SOURCES = {"detector": "from a detector", "file": "from a file"}
+
+
+def grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Rows that can be compared with one another, in the order of the methods; segm before bbox."""
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for row in sorted(results, key=lambda row: row.task != "segm"):
+        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
+    order = {method: index for index, method in enumerate(METHODS)}
+    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def metric_text(name: str, value: float) -> str:
+    """AP and AR with two decimals, IoU with three, a dash where undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
+
+
+def metric_names(rows: Sequence[Result]) -> list[str]:
+    """The columns of a table of results: those of which some row has a value."""
+    names = [*COLUMNS]
+    names[1:1] = ["AP@100"]
+    names[-1:-1] = ["APs", "APm", "APl"]
+    return [name for name in names if name in COLUMNS[:4] or any(not math.isnan(row.metric(name)) for row in rows)]
+
+
+def metric_head(name: str) -> str:
+    """A metric's name with its unit as HTML."""
+    return f"{name}<br>{'0-1' if name == 'mIoU' else '0-100'}"
+
+
+def source_of(row: Result) -> str:
+    """Where the prompts came from, in words."""
+    if row.prompt_source == "ground_truth":
+        return "oracle: from the ground truth"
+    return _SOURCES.get(row.prompt_source, row.prompt_source)
+
+
+def method_table(rows: Sequence[Result]) -> str:
+    """One table of rows that can be compared."""
+    names = metric_names(rows)
+    first = rows[0]
+    scores = " / ".join(dict.fromkeys(row.score for row in rows if row.score != "constant")) or "constant"
+    words = [first.split, first.task, f"{first.prompt} prompts, {source_of(first)}", f"ranked by {scores}"]
+    if any(row.pseudo_ground_truth for row in rows):
+        words.append("PSEUDO ground truth, made by a model")
+    lines = [
+        [
+            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method))),
+            *(metric_text(name, row.metric(name)) for name in names),
+            str(row.max_dets),
+            f"{row.seconds:.1f} s",
+        ]
+        for row in rows
+    ]
+    header = ["method", *map(metric_head, names), "detections<br>at most", "time"]
+    classes = ["main" if row.method == "model" else "" for row in rows]
+    return f'<div class="sheet">{table(header, lines, caption=escape(" · ".join(words)), classes=classes)}</div>'
+
+
+def class_table(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> str:
+    """AP and AR of each class by falling AP, with its instances where an evaluation of these rows is kept."""
+    first = rows[0]
+    shown = next((row for row in rows if row.method == "model"), first)
+    references = [row for row in rows if row is not shown]
+    names = [name.removeprefix("AP-") for name in shown.metrics if name.startswith("AP-")]
+    if not names:
+        return ""
+    mine = next((one for one in evaluations if (one.info.split, one.info.prompt) == (first.split, first.prompt)), None)
+    names.sort(key=lambda name: (math.isnan(shown.metric(f"AP-{name}")), -shown.metric(f"AP-{name}")))
+    lines = []
+    for name in names:
+        ap = shown.metric(f"AP-{name}")
+        count, iou = "-", "-"
+        if mine is not None and name in mine.info.class_names:
+            of_class = mine.category == mine.info.class_names.index(name)
+            count = str(int(of_class.sum()))
+            if np.isfinite(mine.iou[of_class]).any():
+                iou = f"{np.nanmean(mine.iou[of_class]):.3f}"
+        width = 0 if math.isnan(ap) else ap
+        bar = f'<span class="bar" aria-hidden="true"><i style="width: {width:.1f}%"></i></span>'
+        others = [metric_text("AP", row.metric(f"AP-{name}")) for row in references]
+        line = [count, metric_text("AP", ap), bar, metric_text("AR", shown.metric(f"AR-{name}")), iou, *others]
+        lines.append([escape(name), *line])
+    heads = [f"AP of {escape(METHOD_NAMES.get(row.method, row.method))}" for row in references]
+    header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
+    words = (
+        f"{first.split} · {first.task} · {first.prompt} prompts · {shown.method}, {len(names)} classes by falling AP"
+    )
+    drawn = table(header, lines, caption=escape(words), tall=True)
+    return f'<h2>AP per class, {escape(first.prompt)} prompts</h2><div class="sheet">{drawn}</div>'
