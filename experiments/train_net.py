@@ -91,14 +91,15 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Evaluate a checkpoint; reads ``model``, ``dataloader``; of ``train``: ``output_dir, init_checkpoint, device``."""
     from sam_d2.engine.checkpoint import Checkpointer
+    from sam_d2.engine.resume import weights_text
     from sam_d2.engine.run import checkpoint_to_evaluate
 
     model = build_model(cfg)
     checkpoint = checkpoint_to_evaluate(cfg, args)
-    Checkpointer(model).load(str(checkpoint))
+    saved = Checkpointer(model).load(str(checkpoint))
     evaluation = build_evaluation(cfg)
     evaluation(model)
-    evaluation.finish(checkpoint, cfg)
+    evaluation.finish(weights_text(checkpoint, saved), cfg)
 
 
 def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -114,19 +115,21 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.events import JSONWriter, TensorboardXWriter
     from sam_d2.engine.best import BestCheckpoint
-    from sam_d2.engine.checkpoint import PeriodicCheckpoint
+    from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
     from sam_d2.engine.early_stop import EarlyStop
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.progress import ProgressLine
+    from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
     from sam_d2.engine.trainer import Trainer
 
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
+    loader = instantiate(cfg.dataloader.train)
+    record = run_record(cfg, loader.size)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
     evaluation = build_evaluation(cfg)
     validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
     trainer = Trainer(
@@ -141,6 +144,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     checkpointer = AverageCheckpointer(
         average, model, str(output), save_to_disk=comm.is_main_process(), trainer=trainer
     )
+    checkpointer.record = record
     multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
     periods = cfg.train.checkpointer
     main_process_hooks = [
@@ -171,9 +175,12 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
             writer,
         ]
     )
+    options = optimizer_options(optimizer)
     checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
     start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
     loader.start_iteration = start * cfg.train.accumulate
+    if 0 < start < cfg.train.max_iter:
+        apply_options(optimizer, multiplier, options)
     if start == 0 and cfg.train.eval_base:
         logger.info("Evaluating the model before training")
         evaluation(model, method="base")
@@ -188,7 +195,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
         logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
         raise
-    evaluation.finish(f"model_final.pth, step {trainer.iter}")
+    evaluation.finish(weights_text(f"{FINAL}.pth", {"iteration": trainer.iter - 1, RECORD: record}))
 
 
 def main(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from sam_d2.config_overrides import apply_overrides
 from sam_d2.config_targets import BIND, PARTIAL, bind, check_target, find_targets, import_path
 from sam_d2.errors import UserError
 
-__all__ = ["CONFIG_NAMES", "apply_overrides", "bind", "load_config", "save_config"]
+__all__ = ["CONFIG_NAMES", "apply_overrides", "bind", "config_text", "load_config", "save_config"]
 
 CONFIG_NAMES = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -64,6 +64,15 @@ def load_config(path: str | Path) -> DictConfig:
     return cfg
 
 
+def config_text(cfg: DictConfig) -> str:
+    """Return a config as YAML; interpolations stay.
+
+    Raises:
+        UserError: as :func:`save_config`.
+    """
+    return OmegaConf.to_yaml(_create(_to_data(OmegaConf.to_container(cfg, resolve=False), ""), "to save"))
+
+
 def save_config(cfg: DictConfig, path: str | Path) -> None:
     """Write a config as YAML that :func:`load_config` reads back equal; interpolations stay.
 
@@ -76,7 +85,7 @@ def save_config(cfg: DictConfig, path: str | Path) -> None:
             its key.
     """
     path = Path(path)
-    text = OmegaConf.to_yaml(_create(_to_data(OmegaConf.to_container(cfg, resolve=False), ""), path))
+    text = config_text(cfg)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -121,7 +130,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from error
 
 
-def _create(data: dict[str, Any], path: Path) -> DictConfig:
+def _create(data: dict[str, Any], path: Path | str) -> DictConfig:
     try:
         return OmegaConf.create(data, flags={"allow_objects": True})
     except OmegaConfBaseException as error:

@@ -41,17 +41,17 @@ class BestCheckpoint(HookBase):
         """Compare after an evaluation within the training."""
         done = self.trainer.iter + 1
         if self.period > 0 and done % self.period == 0 and done != self.trainer.max_iter:
-            self._compare()
+            self._compare(done)
 
     def after_train(self) -> None:
         """Compare after the evaluation at the end, unless the training failed."""
         if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._compare()
+            self._compare(self.trainer.iter)
 
-    def _compare(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, self.trainer.iter))
+    def _compare(self, done: int) -> None:
+        value, _ = self.trainer.storage.latest().get(self.metric, (math.nan, 0))
         if not value > self.best:  # also where it is not a number
             return
         self.best = value
-        self.checkpointer.save(BEST, iteration=iteration, best={self.metric: float(value)})
-        logger.info("Best so far: %s %.2f after step %d", self.metric, value, min(iteration + 1, self.trainer.max_iter))
+        self.checkpointer.save(BEST, iteration=done - 1, best={self.metric: float(value)})
+        logger.info("Best so far: %s %.2f after step %d", self.metric, value, done)

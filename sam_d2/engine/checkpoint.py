@@ -13,10 +13,30 @@ from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_
 from sam_d2.errors import UserError
 from sam_d2.modeling.lora import lora_keys
 
-__all__ = ["BEST", "FINAL", "Checkpointer", "PeriodicCheckpoint", "load_checkpoint_file"]
+__all__ = ["BEST", "FINAL", "RECORD", "Checkpointer", "PeriodicCheckpoint", "last_checkpoint", "load_checkpoint_file"]
 
 FINAL = "model_final"
 BEST = "model_best"
+RECORD = "run"
+"""Name of what the run was started with, among a checkpoint's content."""
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run folder, None where none was ever written.
+
+    Raises:
+        UserError: the file that ``last_checkpoint`` names is gone.
+    """
+    tag = folder / "last_checkpoint"
+    if not tag.is_file():
+        return None
+    file = folder / tag.read_text().strip()
+    if not file.is_file():
+        raise UserError(
+            f"{file} does not exist, but {tag} names it as the one to go on from. Write the name of another "
+            "model_*.pth of that folder into it, or delete it to begin anew."
+        )
+    return file
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -31,6 +51,8 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     base: BaseWeights | None = None
+    record: dict[str, Any] | None = None
+    """What the run was started with, kept in every file (:mod:`sam_d2.engine.resume`)."""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` with model, checkpointables and ``kwargs`` to a temporary file and rename it.
@@ -46,6 +68,8 @@ class Checkpointer(DetectionCheckpointer):
             if not self.has_checkpoint() or Path(super().get_checkpoint_file()).stem != numbered:
                 self.save(numbered, **kwargs)
         data = self._model_data()
+        if self.record is not None:
+            data[RECORD] = self.record
         if not weights_only:
             data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         data.update(kwargs)
@@ -73,18 +97,8 @@ class Checkpointer(DetectionCheckpointer):
         partial.replace(tag)
 
     def get_checkpoint_file(self) -> str:
-        """Return the newest checkpoint of the folder, empty where none was ever written.
-
-        Raises:
-            UserError: the file that ``last_checkpoint`` names is gone.
-        """
-        file = super().get_checkpoint_file()
-        if file and not Path(file).is_file():
-            raise UserError(
-                f"{file} does not exist, but {Path(self.save_dir) / 'last_checkpoint'} names it as the one to go on "
-                "from. Write the name of another model_*.pth of that folder into it, or delete it to begin anew."
-            )
-        return file
+        """Return the newest checkpoint of the folder, as :func:`last_checkpoint`; empty where there is none."""
+        return str(last_checkpoint(Path(self.save_dir)) or "")
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the newest checkpoint of the folder, or load the weights of ``path`` alone.

@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
+from sam_d2.engine.resume import check_resume
 from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
 
@@ -28,8 +29,8 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Make the run folder, start its log, save ``config.yaml`` and seed this process.
 
     Raises:
-        UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, or the
-            weights to begin with or to evaluate do not exist.
+        UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, the weights
+            to begin with or to evaluate do not exist, or ``--resume`` would go on with another training.
     """
     folder = Path(cfg.train.output_dir)
     # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
@@ -44,6 +45,8 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
             f"{folder} holds an earlier run. Add --resume to go on with it, --eval-only to score it, or "
             "--output-dir DIR to begin another."
         )
+    goes_on = has_checkpoint(cfg, args) and not args.eval_only
+    changes = check_resume(cfg) if goes_on else []
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
@@ -54,6 +57,8 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     if args.resume and not has_checkpoint(cfg, args):
         # As in Detectron2, so that a scheduler can always give --resume.
         logger.warning("--resume: %s holds no checkpoint, so the run begins at step 0", folder)
+    for change in changes:
+        logger.warning(change)
     if comm.is_main_process() and not args.eval_only:
         save_config(cfg, folder / "config.yaml")
     seed_all_rng(cfg.train.seed + comm.get_rank())

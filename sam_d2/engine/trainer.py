@@ -101,6 +101,11 @@ class Trainer(SimpleTrainer):
         if self.stopped:
             raise _StopTraining
 
+    def after_train(self) -> None:
+        """Call the hooks; ``iter`` is the steps done also where none was left to take: Detectron2 counts one more."""
+        self.iter = min(self.iter, max(self.start_iter, self.max_iter))
+        super().after_train()
+
     def run_step(self) -> None:
         """Take ``accumulate`` batches through forward and backward, then the optimizer's step.
 

@@ -6,7 +6,6 @@ import datetime
 import logging
 import math
 import platform
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 import sam_d2
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
-from sam_d2.config import save_config
+from sam_d2.config import config_text
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.evaluation.baselines import evaluate_baselines
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
@@ -109,7 +108,7 @@ class PromptedEvaluation:
         """Keep what the last evaluation found of each instance, draw its gallery, and rebuild ``report.html``.
 
         Args:
-            checkpoint: what was evaluated.
+            checkpoint: what was evaluated, for the report.
             config: of the evaluation; None where the run folder's config.yaml has it.
         """
         truth = self.evaluator.ground_truth
@@ -175,23 +174,17 @@ class PromptedEvaluation:
         if config is None:
             saved = self.output_dir / "config.yaml"
             return saved.read_text(encoding="utf-8") if saved.is_file() else ""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "config.yaml"
-            save_config(config, path)
-            return path.read_text(encoding="utf-8")
+        return config_text(config)
 
 
 def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> list[Result]:
-    """Return the rows of the model before training where another process scored it, as after a resume."""
+    """Return the rows of the model before training where another process scored it, as after a resume.
+
+    Of the same dataset, prompt, task and score as the model's: others would be no comparison.
+    """
     scored = {row.key for row in results}
-    compared = {(row.split, row.prompt, row.prompt_source, row.task) for row in results if row.method == "model"}
-    return [
-        row
-        for row in saved
-        if row.method == "base"
-        and row.key not in scored
-        and (row.split, row.prompt, row.prompt_source, row.task) in compared
-    ]
+    compared = {msgspec.structs.replace(row, method="base").key for row in results if row.method == "model"}
+    return [row for row in saved if row.key in compared - scored]
 
 
 def _describe_device(device: torch.device) -> str:

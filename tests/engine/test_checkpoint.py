@@ -237,7 +237,7 @@ class TestBest:
         assert saved == [(5.0, 1), (7.0, 5)]
 
     def test_a_resumed_run_remembers_its_best(self, tmp_path):
-        assert self.run(tmp_path, [5.0, 8.0], (0, 4)) == [(5.0, 1), (8.0, 4)]
+        assert self.run(tmp_path, [5.0, 8.0], (0, 4)) == [(5.0, 1), (8.0, 3)]
         assert self.run(tmp_path, [6.0, 7.5, 7.9], (4, 10)) == []
         assert load_checkpoint_file(tmp_path / f"{BEST}.pth")["best"] == {"segm/AP": 8.0}
         finished_again = self.run(tmp_path, [8.5], (10, 10))

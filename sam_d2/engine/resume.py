@@ -1,0 +1,185 @@
+"""What a training was started with, kept in its checkpoints, so that ``--resume`` goes on with the same training.
+
+A resume is exact as long as everything that decides the weights stays. What would break that is refused before a file
+of the run is touched; what a user may well want to change on the way, the optimizer's settings and the length, is
+allowed and said.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from detectron2.config import instantiate
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from sam_d2.config import config_text
+from sam_d2.engine.checkpoint import FINAL, RECORD, last_checkpoint
+from sam_d2.engine.checkpoint_file import load_checkpoint_file
+from sam_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_WORLD_SIZE, _IMAGES = "world size", "training images"
+_GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier", "train")
+_REFUSED = (
+    "model.",
+    "dataloader.train.",
+    "optimizer._target_",
+    "optimizer.params.",
+    "train.seed",
+    "train.accumulate",
+    "train.ema.decay",
+)
+_WARNED = ("optimizer.", "lr_multiplier.", "train.amp.", "train.clip_gradient_norm", "train.max_iter")
+_FREE = ("dataloader.train.num_workers", "model.score")
+"""Of the refused groups what changes no weight."""
+_MOST_CHARACTERS = 60
+_Setting = tuple[Any, Any]
+_ABSENT: _Setting = ("absent", "absent")
+
+
+def run_record(cfg: DictConfig, images: int) -> dict[str, Any]:
+    """Return what a training is started with: numbers, and the config as YAML.
+
+    Args:
+        cfg: of the run, before a model is put into ``optimizer.params``.
+        images: of the training dataset.
+    """
+    return {_WORLD_SIZE: comm.get_world_size(), _IMAGES: images, "config": config_text(cfg)}
+
+
+def check_resume(cfg: DictConfig) -> list[str]:
+    """Compare a training that goes on with the record in its last checkpoint; all processes take part.
+
+    Args:
+        cfg: of the run, whose folder holds a checkpoint.
+
+    Returns:
+        Warnings about changes that are allowed.
+
+    Raises:
+        UserError: the training would be another one, or the checkpoint cannot be read. Every process raises the same,
+            because one that ended alone would leave the others waiting.
+    """
+    problem, warnings = "", list[str]()
+    if comm.is_main_process():
+        try:
+            warnings = _compare(cfg, Path(cfg.train.output_dir))
+        except UserError as error:
+            problem = str(error)
+    if message := comm.all_gather(problem)[0]:
+        raise UserError(message)
+    return warnings
+
+
+def _compare(cfg: DictConfig, folder: Path) -> list[str]:
+    file = last_checkpoint(folder)
+    if file is None:
+        return []
+    record = load_checkpoint_file(file, mmap=True).get(RECORD)
+    if record is None:
+        return [
+            f"{file} does not say what the run was started with: it is of an earlier sam_d2 or another program. The "
+            "resume is exact only if processes, dataset, seed and config are the same."
+        ]
+    images = len(instantiate(cfg.dataloader.train.dataset))
+    before, now = _settings(record), _settings(run_record(cfg, images))
+    pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now}}
+    changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
+    refused = [key for key in changed if key in (_WORLD_SIZE, _IMAGES) or _concerns(key, _REFUSED)]
+    if refused:
+        raise UserError(
+            f"--resume: {folder} cannot go on as the same training with other settings: "
+            f"{_listed(refused, before, now)}. Repeat the command line of the run (or take --config-file "
+            f"{folder / 'config.yaml'}), or begin another run with --output-dir DIR; train.init_checkpoint={file} "
+            "lets it begin with these weights."
+        )
+    return [
+        f"--resume: {_listed([key], before, now)}: from here on the run differs from one that was not interrupted."
+        + (" The learning rate follows its schedule over the new number of steps." if key == "train.max_iter" else "")
+        for key in changed
+        if _concerns(key, _WARNED)
+    ]
+
+
+def _settings(record: dict[str, Any]) -> dict[str, _Setting]:
+    """Return numbers and config values of a record by dotted key; a list is one value.
+
+    Each stands as written and as it comes out: a value that is taken from another one, such as the loader's seed from
+    the run's, changes only with that one, and written out it is the same.
+    """
+
+    def walk(written: Any, value: Any, key: str) -> Iterator[tuple[str, _Setting]]:
+        if isinstance(written, dict) and written:
+            for name in written:
+                yield from walk(written[name], value[name], f"{key}.{name}")
+        else:
+            yield key, (written, value)
+
+    cfg = OmegaConf.create(record["config"])
+    settings = {name: (record[name], record[name]) for name in (_WORLD_SIZE, _IMAGES)}
+    for group in _GROUPS:
+        written, value = (OmegaConf.to_container(OmegaConf.select(cfg, group), resolve=r) for r in (False, True))
+        settings.update(walk(written, value, group))
+    return settings
+
+
+def _concerns(key: str, groups: tuple[str, ...]) -> bool:
+    return key.startswith(groups) and not key.startswith(_FREE)
+
+
+def _listed(keys: list[str], before: dict[str, _Setting], now: dict[str, _Setting]) -> str:
+    return "; ".join(f"{key} {_shown(before, key)} -> {_shown(now, key)}" for key in keys)
+
+
+def _shown(settings: dict[str, _Setting], key: str) -> str:
+    text = str(settings.get(key, _ABSENT)[1])
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the settings of each group of parameters; take them before a checkpoint is loaded."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def apply_options(optimizer: torch.optim.Optimizer, schedule: LRMultiplier, options: list[dict[str, Any]]) -> None:
+    """Let the config's settings hold after a checkpoint has brought those of its time.
+
+    Detectron2 goes on with the checkpoint's, so that a learning rate changed on the way has no effect. Where nothing
+    was changed this changes no bit.
+
+    Args:
+        optimizer: with its state loaded.
+        schedule: of this optimizer, at the step to go on from.
+        options: as :func:`optimizer_options` returned them.
+    """
+    schedule.base_lrs = [group["initial_lr"] for group in options]
+    for group, own, rate in zip(optimizer.param_groups, options, schedule.get_lr(), strict=True):
+        group.update({**own, "lr": rate})
+
+
+def weights_text(file: str | Path, saved: dict[str, Any]) -> str:
+    """Say what the weights in a file of a run are, for a report.
+
+    Args:
+        file: its name or path.
+        saved: its content beside the weights; of a file that no run wrote there is nothing to say.
+
+    Returns:
+        Such as ``model_final.pth, step 400 of 1300 (stopped early), average of the weights (EMA)``.
+    """
+    text = str(file)
+    config = OmegaConf.create(saved[RECORD]["config"]) if RECORD in saved else OmegaConf.create()
+    if "iteration" in saved:
+        steps, planned = saved["iteration"] + 1, OmegaConf.select(config, "train.max_iter", default=0)
+        text += f", step {steps}"
+        if steps < planned:
+            text += f" of {planned}" + (" (stopped early)" if Path(file).stem == FINAL else "")
+    averaged = OmegaConf.select(config, "train.ema.decay") is not None
+    return text + (", average of the weights (EMA)" if averaged else "")
