@@ -1,6 +1,7 @@
 """experiments/train_net.py from end to end: what a run leaves behind, and how it is scored, resumed and refused."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from sam_d2.config import load_config
 from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
 from sam_d2.evaluation import read_report
+from sam_d2.evaluation.report_data import read_curves
 
 METHODS = {"model", "base", "box_as_mask", "ellipse"}
 
@@ -173,11 +175,36 @@ class TestResume:
             assert resumed[method].metrics["mIoU"] == whole[method].metrics["mIoU"]
 
     def test_a_finished_run_is_scored_again_and_not_trained(self, finished_run, copied_run, train_net):
+        (copied_run / "log.txt").unlink()
         train_net(copied_run, "--resume", "train.max_iter=6", "train.eval_period=3")
         for name in ("model_final.pth", "model_best.pth", "model_0000005.pth"):
             assert (copied_run / name).read_bytes() == (finished_run / name).read_bytes(), name
         assert rows_of(copied_run).keys() == METHODS
         assert rows_of(copied_run)["model"].metrics["mIoU"] == rows_of(finished_run)["model"].metrics["mIoU"]
+        # the same points in the curves: evaluated after steps 3 and 6
+        first, again = (read_curves(folder / "metrics.json") for folder in (finished_run, copied_run))
+        assert again == first and [step for step, _ in again["segm/AP"]] == [2, 6]
+        # the base, which the first process had scored, is in the table of this one too
+        table = (copied_run / "log.txt").read_text().rpartition("results\n")[2]
+        assert re.search(r"^ +base +\d", table, re.MULTILINE)
+        assert "model_final.pth, step 6<" in (copied_run / "report.html").read_text()
+
+    def test_another_training_is_refused_before_anything_is_written(self, finished_run, copied_run, train_net):
+        changed = ["--prompt", "point", "train.max_iter=9", "dataloader.train.num_workers=1", "train.seed=4"]
+        with pytest.raises(UserError, match=r"model\.prompt box -> point; train\.seed 0 -> 4\. Repeat"):
+            train_net(copied_run, "--resume", *changed)
+        before, after = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (finished_run, copied_run))
+        assert before == after
+
+    def test_more_steps_and_another_rate_are_allowed_and_said(self, copied_run, train_net):
+        train_net(copied_run, "--resume", "train.max_iter=8", "optimizer.lr=0.5", "train.log_period=1")
+        log = (copied_run / "log.txt").read_text()
+        assert "train.max_iter 6 -> 8: from here on" in log and "optimizer.lr 0.002 -> 0.5: from here on" in log
+        # cosine from 1 to 0.01, after 6 of 8 steps, already at the first one
+        rate = 0.5 * (0.01 + 0.99 * (1 + math.cos(math.pi * 6 / 8)) / 2)
+        rates = {row["iteration"]: row["lr"] for row in metrics(copied_run) if "lr" in row}
+        assert rates[6] == pytest.approx(rate)
+        assert torch.load(copied_run / "model_final.pth", weights_only=True)["iteration"] == 7
 
     def test_it_begins_where_there_is_nothing_to_go_on_from(self, tmp_path, train_net):
         train_net(tmp_path / "new", "--resume", "train.max_iter=1", "train.eval_base=false")

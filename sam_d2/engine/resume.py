@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _WORLD_SIZE, _IMAGES = "world size", "training images"
 _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier", "train")
 _REFUSED = (
+    _WORLD_SIZE,
+    _IMAGES,
     "model.",
     "dataloader.train.",
     "optimizer._target_",
@@ -36,9 +38,11 @@ _REFUSED = (
     "train.accumulate",
     "train.ema.decay",
 )
-_WARNED = ("optimizer.", "lr_multiplier.", "train.amp.", "train.clip_gradient_norm", "train.max_iter")
 _FREE = ("dataloader.train.num_workers", "model.score")
-"""Of the refused groups what changes no weight."""
+"""Of these groups what changes no weight."""
+_MEMORY = ("model.instances_per_chunk", "model.activation_checkpointing")
+"""And what a run that ended for want of memory needs to go on; sums are rounded otherwise."""
+_WARNED = (*_MEMORY, "optimizer.", "lr_multiplier.", "train.amp.", "train.clip_gradient_norm", "train.max_iter")
 _MOST_CHARACTERS = 60
 _Setting = tuple[Any, Any]
 _ABSENT: _Setting = ("absent", "absent")
@@ -92,19 +96,18 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
     before, now = _settings(record), _settings(run_record(cfg, images))
     pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now}}
     changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
-    refused = [key for key in changed if key in (_WORLD_SIZE, _IMAGES) or _concerns(key, _REFUSED)]
-    if refused:
+    if refused := [key for key in changed if key.startswith(_REFUSED) and not key.startswith((*_FREE, *_MEMORY))]:
         raise UserError(
             f"--resume: {folder} cannot go on as the same training with other settings: "
-            f"{_listed(refused, before, now)}. Repeat the command line of the run (or take --config-file "
-            f"{folder / 'config.yaml'}), or begin another run with --output-dir DIR; train.init_checkpoint={file} "
-            "lets it begin with these weights."
+            f"{_listed(refused, before, now)}. Repeat the command line of the run with as many processes (or take "
+            f"--config-file {folder / 'config.yaml'}), or begin another run with --output-dir DIR; "
+            f"train.init_checkpoint={file} lets it begin with these weights."
         )
     return [
         f"--resume: {_listed([key], before, now)}: from here on the run differs from one that was not interrupted."
         + (" The learning rate follows its schedule over the new number of steps." if key == "train.max_iter" else "")
         for key in changed
-        if _concerns(key, _WARNED)
+        if key.startswith(_WARNED)
     ]
 
 
@@ -128,10 +131,6 @@ def _settings(record: dict[str, Any]) -> dict[str, _Setting]:
         written, value = (OmegaConf.to_container(OmegaConf.select(cfg, group), resolve=r) for r in (False, True))
         settings.update(walk(written, value, group))
     return settings
-
-
-def _concerns(key: str, groups: tuple[str, ...]) -> bool:
-    return key.startswith(groups) and not key.startswith(_FREE)
 
 
 def _listed(keys: list[str], before: dict[str, _Setting], now: dict[str, _Setting]) -> str:

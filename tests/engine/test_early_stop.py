@@ -131,3 +131,4 @@ def test_a_run(tmp_path, train_net):
     values = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert len(values) == 2 and values[0] == values[1]
     assert (folder / "model_final.pth").is_file() and (folder / "report.json").is_file()
+    assert "model_final.pth, step 4 of 20 (stopped early)<" in (folder / "report.html").read_text()

@@ -118,7 +118,11 @@ class TestRun:
     def test_what_is_evaluated_is_what_is_saved(self, run, tmp_path, train_net):
         copied = shutil.copytree(run, tmp_path / "copied")
         (copied / "report.json").unlink()
+        words = "model_final.pth, step 6, average of the weights (EMA)<"
+        assert words in (run / "report.html").read_text()
+        (copied / "report.html").unlink()
         train_net(copied, "--eval-only")
+        assert words in (copied / "report.html").read_text()
         again, trained = (read_report(folder / "report.json")[0] for folder in (copied, run))
         assert again.metric("mIoU") == trained.metric("mIoU")
 

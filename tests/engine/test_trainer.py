@@ -65,6 +65,19 @@ def assert_same_weights(model, expected, **tolerance):
         torch.testing.assert_close(value, expected[name], **(tolerance or {"rtol": 0, "atol": 0}))
 
 
+class Counts(HookBase):
+    def after_train(self):
+        self.seen = (self.trainer.iter, get_event_storage().iter)
+
+
+@pytest.mark.parametrize(("start", "end", "done"), [(0, 2, 2), (2, 2, 2), (2, 3, 3), (3, 2, 3)])
+def test_iter_is_the_steps_done_also_where_none_is_left(start, end, done):
+    trainer = make_trainer()
+    trainer.register_hooks([counts := Counts()])
+    trainer.train(start, end)
+    assert trainer.iter == done and counts.seen == (done, done)
+
+
 def test_steps_equal_those_written_out_bit_for_bit():
     trainer = make_trainer()
     trainer.train(0, 3)

@@ -1,6 +1,7 @@
 """One evaluation of a run: what it compares the model with."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -16,11 +17,15 @@ def test_a_model_worse_than_its_base_is_said_loudly_by_a_later_process_too(
     for row in report["results"]:
         if row["method"] == "base":
             row["metrics"].update(AP=0.0, mIoU=mean_iou)
-    # of another prompt: nothing to compare with
-    report["results"].append({**report["results"][1], "prompt": "point", "metrics": {"AP": 99.0, "mIoU": 0.99}})
+    base = next(row for row in report["results"] if row["method"] == "base")
+    # of another prompt, another dataset, or ranked by another score: nothing to compare with
+    for other in ({"prompt": "point"}, {"split": "elsewhere"}, {"score": "stability"}):
+        report["results"].append({**base, **other, "metrics": {"AP": 99.0, "mIoU": 0.99}})
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "log.txt").unlink()
     train_net(folder, "--eval-only")
     log = (folder / "log.txt").read_text()
     assert ("*** WORSE than its base, the model before this training: " in log) == worse
-    assert log.count("base ") >= 1 and "prompt point" not in log
+    table = log.rpartition("results\n")[2]
+    assert len(re.findall(r"^ +base ", table, re.MULTILINE)) == 1
+    assert not any(word in log for word in ("prompt point", "elsewhere", "stability"))
