@@ -7,7 +7,6 @@ allowed and said.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from sam_d2.config import config_text
 from sam_d2.engine.checkpoint import FINAL, RECORD, last_checkpoint
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
 from sam_d2.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _WORLD_SIZE, _IMAGES = "world size", "training images"
 _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier", "train")
