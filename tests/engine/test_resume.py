@@ -153,7 +153,10 @@ def _check_in_a_process(rank: int, folder: Path, cfg: dict) -> None:
 
 
 def test_every_process_ends_with_the_same_message(cfg, tmp_path):
-    torch.multiprocessing.spawn(_check_in_a_process, args=(tmp_path, OmegaConf.to_container(cfg)), nprocs=2)
+    # forked, because a spawned process would look for this module, and Detectron2's checkout has a package `tests` too
+    torch.multiprocessing.start_processes(
+        _check_in_a_process, args=(tmp_path, OmegaConf.to_container(cfg)), nprocs=2, start_method="fork"
+    )
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second and "settings: world size 1 -> 2. Repeat" in first
 
