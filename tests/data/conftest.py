@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+# Images are searched for in all folders above the file too: their names must be none that could lie up there.
 # Two images of 8 x 6 px (height, width), given in descending order of ids; category ids with a gap, unsorted.
 # The square polygon [1, 1] to [3, 4] has area 2 * 3 = 6 and the box XYWH [1, 1, 2, 3].
 SQUARE = [[1, 1, 3, 1, 3, 4, 1, 4]]
 COCO = {
     "info": {"description": "made by hand"},
     "images": [
-        {"id": 20, "file_name": "b.png", "height": 8, "width": 6},
-        {"id": 10, "file_name": "a.png", "height": 8, "width": 6},
+        {"id": 20, "file_name": "sam_d2_test_b.png", "height": 8, "width": 6},
+        {"id": 10, "file_name": "sam_d2_test_a.png", "height": 8, "width": 6},
     ],
     "annotations": [
         {"id": 0, "image_id": 10, "category_id": 7, "bbox": [1, 1, 2, 3], "iscrowd": 0, "area": 6,
@@ -28,10 +29,10 @@ COCO = {
 }  # fmt: skip
 DICTS = [
     {
-        "file_name": "b.png", "height": 8, "width": 6, "image_id": 5,
+        "file_name": "sam_d2_test_b.png", "height": 8, "width": 6, "image_id": 5,
         "annotations": [{"bbox": [1, 1, 3, 4], "bbox_mode": 0, "category_id": 1, "segmentation": SQUARE}],
     },
-    {"file_name": "a.png", "height": 8, "width": 6, "image_id": 4, "annotations": []},
+    {"file_name": "sam_d2_test_a.png", "height": 8, "width": 6, "image_id": 4, "annotations": []},
 ]  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         file.write_text(json.dumps(content))
         folder = file.parent / images
         folder.mkdir(parents=True, exist_ok=True)
-        for image in ("a.png", "b.png"):
+        for image in ("sam_d2_test_a.png", "sam_d2_test_b.png"):
             (folder / image).touch()
         return file
 

@@ -72,7 +72,7 @@ def test_detectron2_dicts_keep_their_order_and_boxes(dicts, write):
     dataset = load_dataset_file(file)
     assert dataset.format == "detectron2"
     assert [record["image_id"] for record in dataset.dataset_dicts] == [5, 4]
-    assert dataset.dataset_dicts[0]["file_name"] == str(file.parent / "b.png")
+    assert dataset.dataset_dicts[0]["file_name"] == str(file.parent / "sam_d2_test_b.png")
     assert dataset.dataset_dicts[0]["annotations"] == [
         {"bbox": [1, 1, 3, 4], "bbox_mode": 0, "category_id": 1, "iscrowd": 0,
          "segmentation": [[1, 1, 3, 1, 3, 4, 1, 4]]}
@@ -136,19 +136,20 @@ def test_box_without_area_is_replaced_by_the_bounds_of_the_mask(box, coco, write
 
 
 def test_images_are_searched_for_upwards(dicts, write):
-    dicts[0]["file_name"], dicts[1]["file_name"] = "project/b.png", "project/sub/../a.png"
+    dicts[0]["file_name"], dicts[1]["file_name"] = "project/sam_d2_test_b.png", "project/sub/../sam_d2_test_a.png"
     file = write(dicts, "project/deep/er/dataset.json", images="../..")
     (file.parents[2] / "sub").mkdir()
     dataset = load_dataset_file(file)
     assert dataset.image_root == file.parents[3]
-    assert dataset.dataset_dicts[0]["file_name"] == str(file.parents[2] / "b.png")
+    assert dataset.dataset_dicts[0]["file_name"] == str(file.parents[2] / "sam_d2_test_b.png")
 
 
 def test_given_image_root_comes_first_and_working_directory_is_searched(coco, write, tmp_path, monkeypatch):
     file = write(coco, "json/dataset.json", images="../pictures")
     assert load_dataset_file(file, tmp_path / "pictures").image_root == tmp_path / "pictures"
     assert load_dataset_file(file, [tmp_path / "none", "pictures", tmp_path / "pictures"]).image_root
-    with pytest.raises(UserError, match=r"2 of 2 images are missing under .*json: 'a.png', 'b.png'"):
+    missing = r"2 of 2 images are missing under .*json: 'sam_d2_test_a.png', 'sam_d2_test_b.png'"
+    with pytest.raises(UserError, match=missing):
         load_dataset_file(file)
     monkeypatch.chdir(tmp_path / "pictures")
     assert load_dataset_file(file).image_root == tmp_path / "pictures"
@@ -156,19 +157,20 @@ def test_given_image_root_comes_first_and_working_directory_is_searched(coco, wr
 
 def test_missing_images_are_named_with_the_folders_searched(coco, write):
     file = write(coco)
-    (file.parent / "a.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 images are missing under .*: 'a.png'; .*searched: ") as error:
+    (file.parent / "sam_d2_test_a.png").unlink()
+    missing = r"1 of 2 images are missing under .*: 'sam_d2_test_a.png'; .*searched: "
+    with pytest.raises(UserError, match=missing) as error:
         load_dataset_file(file, file.parent / "nowhere")
     assert str(file.parent / "nowhere") in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "{outside}"])
+@pytest.mark.parametrize("name", ["../sam_d2_outside.png", "sub/../../sam_d2_outside.png", "{outside}"])
 def test_paths_must_stay_inside_the_image_root(name, coco, write, tmp_path):
     file = write(coco, "inside/dataset.json")
-    (tmp_path / "outside.png").touch()
-    coco["images"][0]["file_name"] = name.format(outside=tmp_path / "outside.png")
+    (tmp_path / "sam_d2_outside.png").touch()
+    coco["images"][0]["file_name"] = name.format(outside=tmp_path / "sam_d2_outside.png")
     file.write_text(json.dumps(coco))
-    with pytest.raises(UserError, match=r"image 20, file_name: .*outside.png' leads out of the image folder"):
+    with pytest.raises(UserError, match=r"image 20, file_name: .*sam_d2_outside.png' leads out of the image folder"):
         load_dataset_file(file, tmp_path / "inside")
 
 
@@ -177,10 +179,10 @@ def test_absolute_paths_and_links_inside_the_image_root_are_fine(coco, write, tm
     (tmp_path / "elsewhere.png").touch()
     (tmp_path / "inside/link.png").symlink_to(tmp_path / "elsewhere.png")
     coco["images"][0]["file_name"] = "link.png"
-    coco["images"][1]["file_name"] = str(tmp_path / "inside/a.png")
+    coco["images"][1]["file_name"] = str(tmp_path / "inside/sam_d2_test_a.png")
     file.write_text(json.dumps(coco))
     names = [record["file_name"] for record in load_dataset_file(file).dataset_dicts]
-    assert names == [str(tmp_path / "inside/a.png"), str(tmp_path / "inside/link.png")]
+    assert names == [str(tmp_path / "inside/sam_d2_test_a.png"), str(tmp_path / "inside/link.png")]
 
 
 def test_the_package_does_not_import_torch():

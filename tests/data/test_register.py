@@ -70,7 +70,7 @@ def test_a_file_is_parsed_once_until_it_changes(coco, write, monkeypatch):
     assert len(DatasetCatalog.get("made_train")) == len(DatasetCatalog.get("made_test")) == 1
     assert cached_dataset_file(file, classes=["cat", "dog"]).classes == ["cat", "dog"]
     assert len(reads) == 1
-    coco["images"].append({"id": 30, "file_name": "a.png", "height": 8, "width": 6})
+    coco["images"].append({"id": 30, "file_name": "sam_d2_test_a.png", "height": 8, "width": 6})
     write(coco)
     assert len(cached_dataset_file(file).dataset_dicts) == 3
     assert len(reads) == 2

@@ -30,7 +30,7 @@ def register(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("catalogs")
 def test_two_files(coco, write, register, tmp_path, capsys):
     train = write(coco, "train.json", images="pictures")
-    coco["images"].append({"id": 30, "file_name": "a.png", "height": 8, "width": 6})
+    coco["images"].append({"id": 30, "file_name": "sam_d2_test_a.png", "height": 8, "width": 6})
     test = write(coco, "test.json", images="pictures")
     assert register("made", "--train-json", train, "--train-images", tmp_path / "pictures",
                     "--test-json", test, "--test-images", tmp_path / "pictures") == 0  # fmt: skip

@@ -152,7 +152,7 @@ def test_detectron2_dicts_get_as_many_classes_as_both_parts_need(dicts, write, m
 def test_a_file_is_split_by_image_and_says_so(coco, write, manifest, caplog):
     caplog.set_level("INFO")
     coco["images"] = [
-        {"id": 10 + i, "file_name": "a.png", "height": 8, "width": 6} for i in range(11)
+        {"id": 10 + i, "file_name": "sam_d2_test_a.png", "height": 8, "width": 6} for i in range(11)
     ]  # fmt: skip
     file = write(coco, "cells/annotations/all.json", images="../images")
     resolved = resolve_dataset(str(file), manifest)

@@ -207,7 +207,7 @@ def test_all_problems_are_reported_at_once(coco, write):
     put(*ANNOTATION, "category_id", 99)(coco)  # found by the checks, in the same record
     put("annotations", 2, "segmentation", [[1, 1, 2, 2, 3]])(coco)
     put(*CATEGORY, "name", 5)(coco)
-    (file := write(coco)).with_name("a.png").unlink()
+    (file := write(coco)).with_name("sam_d2_test_a.png").unlink()
     with pytest.raises(UserError) as error:
         load_dataset_file(file)
     lines = str(error.value).splitlines()

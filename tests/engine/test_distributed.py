@@ -1,11 +1,11 @@
 """Devices, and a training in two processes that equals one in a single process."""
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -103,7 +103,15 @@ def test_one_process_needs_no_wrapper():
     assert distribute(model, find_unused_parameters=False) is model
 
 
-def _distribute_in_a_process(rank: int, folder: Path) -> None:
+# The processes import it by name, and "tests" is a package of Detectron2 where that lies on the path.
+DISTRIBUTE = """
+import torch
+from torch import nn
+
+from sam_d2.engine.distributed import distribute
+
+
+def run(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)
     model = nn.Module()
@@ -112,10 +120,14 @@ def _distribute_in_a_process(rank: int, folder: Path) -> None:
     distribute(model, broadcast_buffers=False)
     torch.save(model.state_dict(), folder / f"{rank}.pth")
     torch.distributed.destroy_process_group()
+"""
 
 
-def test_every_process_begins_with_the_same_parameters_and_buffers(tmp_path):
-    torch.multiprocessing.spawn(_distribute_in_a_process, args=(tmp_path,), nprocs=2)
+def test_every_process_begins_with_the_same_parameters_and_buffers(tmp_path, monkeypatch):
+    (tmp_path / "distribute_in_a_process.py").write_text(DISTRIBUTE)
+    monkeypatch.syspath_prepend(tmp_path)
+    worker = importlib.import_module("distribute_in_a_process")
+    torch.multiprocessing.spawn(worker.run, args=(tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     assert first.keys() == {"linear.weight", "linear.bias", "encoding"}
     for name, value in first.items():

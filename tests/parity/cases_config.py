@@ -89,6 +89,20 @@ FILES = {
     "broken_import.py": "from .broken import x",
     "fails.py": "x = 1 / 0",
     "fails_import.py": "from .fails import x",
+    "circle.py": "from .circle_back import x",
+    "circle_back.py": "from .circle import x",
+    "itself.py": "x = 1\nfrom .itself import x as y",
+    "common/sibling.py": """
+        from . models.tiny import model
+        from .nested.up.two import shared
+        shared.own = True
+    """,
+    "common/nested/up/two.py": """
+        from ....neighbour import model as far
+        from ...train import train as shared, plain
+        from ..optim import optimizer as near
+        shared.found = [far.x, near.of, plain["a"]]
+    """,
     "other.json": "{}",
 }
 
@@ -159,6 +173,7 @@ def case_load():
             "one_key": described(LazyConfig.load(str(folder / "leaf.py"), "_hidden")),
             "here": [cfg == again for cfg in here],
             "rel": described(LazyConfig.load(str(folder / "rel.py"))),
+            "up_and_down": described(LazyConfig.load(str(folder / "common" / "sibling.py"))),
             "yaml": described(LazyConfig.load(str(folder / "plain.yaml"))),
             "yaml_key": described(LazyConfig.load(str(folder / "plain.yaml"), "model")),
             "yaml_keys": described(LazyConfig.load(str(folder / "plain.yaml"), ("listed", "pair"))),
@@ -169,7 +184,7 @@ def case_load():
 
 def case_load_errors():
     names = ("folder", "folder_of_files", "missing_file", "missing_name", "star", "module", "above")
-    names += ("broken", "broken_import", "fails", "fails_import", "not_there")
+    names += ("broken", "broken_import", "fails", "fails_import", "not_there", "circle", "itself")
     with files() as folder:
         found = {name: raised(lambda name=name: LazyConfig.load(str(folder / f"{name}.py"))) for name in names}
         found["json"] = raised(lambda: LazyConfig.load(str(folder / "other.json")))

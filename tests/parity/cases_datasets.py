@@ -1,7 +1,6 @@
-"""Cases of detectron2.data: loading, registering and sampling datasets."""
+"""Cases of detectron2.data: loading, registering and writing datasets."""
 
 import contextlib
-import itertools
 import json
 import re
 import tempfile
@@ -9,43 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
-import torch
 from answers import real_data
 from inputs import HEIGHT, POLYGON, WIDTH, blocks, logged, text
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.datasets.coco import convert_to_coco_dict
-from detectron2.data.samplers import (
-    GroupedBatchSampler,
-    InferenceSampler,
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
-
-
-def case_samplers():
-    def first(sampler, n=60):
-        return list(itertools.islice(sampler, n))
-
-    factors = torch.tensor([1.0, 2.5, 0.4, 1.25, 3.0, 1.0])
-    records = [{"annotations": [{"category_id": c} for c in ids]} for ids in ([0], [0, 1], [0, 2, 2], [], [0])]
-    by_frequency = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-    groups = [0, 1, 0, 0, 1, 1, 0]
-    return {
-        "training": first(TrainingSampler(7, seed=5)),
-        "in_order": first(TrainingSampler(7, shuffle=False, seed=5)),
-        "subset": first(RandomSubsetTrainingSampler(20, 0.3, seed_shuffle=1, seed_subset=2)),
-        "subset_in_order": first(RandomSubsetTrainingSampler(20, 0.3, False, 1, 2)),
-        "repeat": first(RepeatFactorTrainingSampler(factors, seed=3), 100),
-        "repeat_in_order": first(RepeatFactorTrainingSampler(factors, shuffle=False, seed=3), 100),
-        "factors": by_frequency(records, 0.5),
-        "factors_no_root": by_frequency(records, 0.9, sqrt=False),
-        "inference": list(InferenceSampler(9)),
-        "shares": [list(InferenceSampler._get_local_indices(11, 4, rank)) for rank in range(4)],
-        "batches": first(GroupedBatchSampler(TrainingSampler(7, seed=5), groups, 3), 12),
-    }
 
 
 def coco_file(folder):

@@ -14,6 +14,7 @@ import pycocotools.mask as mask_util
 import torch
 from answers import Approx, real_data
 from inputs import logged
+from ranks import on_ranks
 from torch import nn
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,6 +22,7 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 
 names = (f"parity_evaluation_{number}" for number in itertools.count())
 
@@ -109,7 +111,7 @@ def scored(truth, predictions, folder=None, img_ids=None, mapped=True, **kwargs)
                 thing_classes=[category["name"] for category in categories],
                 thing_dataset_id_to_contiguous_id={c["id"]: k for k, c in enumerate(categories)},
             )
-        evaluator = COCOEvaluator(name, distributed=False, output_dir=folder, **kwargs)
+        evaluator = COCOEvaluator(name, **{"distributed": False, **kwargs}, output_dir=folder)
         evaluator.reset()
         for item, output in predictions:
             evaluator.process([item], [output])
@@ -146,6 +148,36 @@ def case_coco_evaluator_options():
         "one_class": scored(*scene(classes=1, seed=2)),
         "few": scored(*scene(images=2, seed=4)),
     }
+
+
+def case_coco_evaluator_crowd():
+    """Crowd alone, crowd beside objects, crowd that is found several times or by a false class."""
+    truth, predictions = scene(images=8, seed=5)
+    everything = {**truth, "annotations": [{**item, "iscrowd": 1} for item in truth["annotations"]]}
+    nothing = {**truth, "annotations": [{**item, "iscrowd": 0} for item in truth["annotations"]]}
+    of_one_class = [{**item, "iscrowd": int(item["category_id"] == 2)} for item in truth["annotations"]]
+    large = [{**item, "iscrowd": int(item["area"] > 32**2)} for item in truth["annotations"]]
+    found = {
+        "all": scored(everything, predictions),
+        "none": scored(nothing, predictions),
+        "one_class": scored({**truth, "annotations": of_one_class}, predictions),
+        "large": scored({**truth, "annotations": large}, predictions),
+    }
+    for _, output in predictions:
+        output["instances"].pred_classes[:] = 2
+    return {**found, "false_class": scored(truth, predictions)}
+
+
+def case_coco_evaluator_on_two_ranks():
+    """Each process sees half of the images; the first has the results of all, the other none."""
+    truth, predictions = scene(images=9, seed=7)
+
+    def half():
+        with tempfile.TemporaryDirectory() as folder:
+            found = scored(truth, predictions[comm.get_rank() :: 2], folder, distributed=True)
+            return {**found, "files": sorted(path.name for path in Path(folder).iterdir())}
+
+    return {"ranks": on_ranks(half)}
 
 
 def case_coco_evaluator_without_predictions():

@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from answers import depends_on, real_data
-from inputs import noise, text
+from inputs import noise, raised, text
 from PIL import Image
 
 from detectron2.data import (
@@ -154,6 +154,78 @@ def case_mapper():
         records = write_images(folder)
         np.random.seed(1)
         return {str(record["image_id"]): mapped_facts(loader_mapper()(record)) for record in records}
+
+
+def case_mapper_options():
+    """Records without objects, with crowd alone and cut away altogether; other outputs; wrong sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = write_images(folder)[1]
+        crowd = [item for item in record["annotations"] if item.get("iscrowd")]
+        gone = [{**item, "bbox": [28, 18, 30, 20]} for item in record["annotations"][:2]]
+        corner = [T.CropTransform(0, 0, 5, 4)]
+        found = {}
+        for name, annotations, augmentations in [
+            ("nothing", [], []),
+            ("crowd", crowd, []),
+            ("cut_away", gone, corner),
+            ("cut", record["annotations"], corner),
+        ]:
+            for masks in ("polygon", "bitmask"):
+                mapper = DatasetMapper(
+                    True,
+                    augmentations=augmentations,
+                    image_format="L",
+                    use_instance_mask=True,
+                    instance_mask_format=masks,
+                )
+                # the mask of RLE is no polygon
+                chosen = [item for item in annotations if masks == "bitmask" or isinstance(item["segmentation"], list)]
+                sample = mapper({**record, "annotations": chosen})
+                fields = sample["instances"].get_fields()
+                found[f"{name} {masks}"] = {
+                    "image": sample["image"],
+                    "fields": list(fields),
+                    "boxes": fields["gt_boxes"].tensor,
+                    "classes": fields["gt_classes"],
+                    "size": list(sample["instances"].image_size),
+                }
+        plain = DatasetMapper(True, augmentations=[T.RandomFlip(1.0)], image_format="BGR")(record)
+        tight = DatasetMapper(
+            True, augmentations=corner, image_format="RGB", use_instance_mask=True, instance_mask_format="bitmask",
+            recompute_boxes=True,
+        )  # fmt: skip
+        tested = DatasetMapper(False, augmentations=[], image_format="RGB")(record)
+        labels = Path(folder) / "labels.png"
+        Image.fromarray(noise(20, 30)).save(labels)
+        labelled = DatasetMapper(True, augmentations=[T.VFlipTransform(20), *corner], image_format="RGB")
+        return {
+            **found,
+            "without_masks": [list(plain["instances"].get_fields()), plain["instances"].gt_boxes.tensor],
+            "tight": mapped_facts(tight(record)),
+            "tested": [sorted(tested), tested["image"]],
+            "labels": labelled({**record, "sem_seg_file_name": str(labels)})["sem_seg"],
+            "untouched": text(record["annotations"][2]),
+            "errors": [
+                raised(lambda: plain_mapper()({**record, "height": 21})),
+                raised(lambda: plain_mapper()({**record, "width": 31})),
+                raised(lambda: plain_mapper()({**record, "file_name": folder + "/none.png"})),
+                raised(lambda: DatasetMapper(True, augmentations=[], image_format="RGB", recompute_boxes=True)),
+                raised(lambda: DatasetMapper(True, augmentations=[], image_format="RGB", use_instance_mask=True,
+                                             instance_mask_format="outline")(record)),
+            ],
+            "sizes_filled": size_facts(record),
+        }  # fmt: skip
+
+
+def plain_mapper():
+    return DatasetMapper(True, augmentations=[], image_format="RGB")
+
+
+def size_facts(record):
+    """What the check of sizes adds to a record that has none."""
+    bare = {"file_name": record["file_name"]}
+    utils.check_image_size(bare, noise(20, 30, 3))
+    return [bare["height"], bare["width"], raised(lambda: utils.check_image_size(bare, noise(30, 20, 3)))]
 
 
 def case_loaders():

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import torch
+from answers import Live, depends_on
 from inputs import HEIGHT, POLYGON, WIDTH, blocks, raised
 
 from detectron2.structures import (
@@ -101,6 +102,21 @@ def case_pairs_of_boxes():
     }
 
 
+ROTATED = [(BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS), (BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)]
+"""Conversions that the embedded core leaves out."""
+
+
+def converted(box, one, other):
+    """The box as list, tuple, array and tensor, or the error in place of each."""
+    found = []
+    for form in (list, tuple, lambda box: np.array([box]), lambda box: torch.tensor([box])):
+        try:
+            found.append(BoxMode.convert(form(box), one, other))
+        except Exception as error:
+            found.append(type(error).__name__)
+    return found
+
+
 def case_box_modes():
     xyxy, xywh = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
     numbers = random_boxes(20, seed=5)
@@ -129,6 +145,12 @@ def case_box_modes():
         ]
     found["same"] = BoxMode.convert(numbers, xyxy, xyxy) is numbers
     found["names"] = {mode.name: int(mode) for mode in BoxMode}
+    found["pairs"] = {
+        f"{one.name} to {other.name}": converted([3.5, 4.25, 20.0, 30.0], one, other)
+        for one in BoxMode
+        for other in BoxMode
+        if (one, other) not in ROTATED
+    }
     found["errors"] = [
         raised(lambda: BoxMode.convert([1.0, 2, 3, 4], BoxMode.XYXY_REL, xyxy)),
         raised(lambda: BoxMode.convert([1.0, 2, 3, 4], xyxy, BoxMode.XYWH_REL)),
@@ -207,6 +229,30 @@ def case_polygon_masks():
             raised(lambda: PolygonMasks.cat([])),
         ],
     }
+
+
+@depends_on("torchvision")
+def case_many_crops():
+    """Masks cut to random boxes: inside, across the border, outside, thin, of no area and turned round."""
+    random = np.random.RandomState(8)
+    corners = random.uniform(-20, 70, (60, 2, 2))
+    upright = np.concatenate([corners.min(1), corners.max(1)], axis=1)
+    upright[::7, 2:] = upright[::7, :2] + random.uniform(0, 0.3, (9, 2))
+    upright[5::11, 2] = upright[5::11, 0]
+    boxes = torch.tensor(upright.round(2), dtype=torch.float32)
+    stars = [[random.uniform(-10, 60, 2 * random.randint(3, 20)) for _ in range(random.randint(0, 4))] for _ in boxes]
+    outlines = PolygonMasks(stars)
+    bitmaps = BitMasks.from_polygon_masks(outlines, HEIGHT, WIDTH)
+    speckled = BitMasks(torch.from_numpy(random.rand(60, HEIGHT, WIDTH) > 0.5))
+    turned = boxes[:, [2, 3, 0, 1]]
+    found = {"tight": [outlines.get_bounding_boxes().tensor, bitmaps.get_bounding_boxes().tensor]}
+    for size in (1, 7, 28, 112):
+        found[str(size)] = [kind.crop_and_resize(boxes, size) for kind in (outlines, bitmaps)]
+        found[f"{size} turned"] = bitmaps.crop_and_resize(turned, size)
+        # so many means lie beside one half that the processor's rounding decides some
+        found[f"{size} speckled"] = Live([speckled.crop_and_resize(given, size) for given in (boxes, turned)])
+    found["outline turned"] = raised(lambda: outlines.crop_and_resize(turned, 7))
+    return found
 
 
 def case_polygon_functions():

@@ -2,29 +2,93 @@
 
 Usage: figures.py CHECKOUT
 
-``CHECKOUT`` is a checkout of Detectron2; set ``SAM_D2_REAL_DATA`` to include the real data sets.
+``CHECKOUT`` is a checkout of Detectron2; set ``SAM_D2_REAL_DATA`` to include the real data sets. Any difference
+is printed to stderr and makes the exit status 1.
 """
 
 import math
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from answers import differences
 from processes import answers_of
 
+HEADER = "| area | cases | exact values | values within a tolerance | tolerance | largest difference | differences |"
 
-def count(answer: Any) -> tuple[int, int]:
-    """Return how many values of an encoded answer are compared exactly, and how many within a tolerance."""
-    if isinstance(answer, dict):
-        if "approx" in answer:
-            return 0, len(answer["approx"])
-        if "dtype" in answer and "shape" in answer:
-            return math.prod(answer["shape"]), 0
-        answer = list(answer.values())
-    if not isinstance(answer, list):
-        return 1, 0
-    exact, close = zip(*map(count, answer), strict=True) if answer else ((1,), (0,))
-    return sum(exact), sum(close)
+
+@dataclass
+class Figures:
+    """What an area compares, and how far its two sides are apart at most."""
+
+    cases: int = 0
+    exact: int = 0
+    close: int = 0
+    different: int = 0
+    largest: float = 0.0
+    tolerances: set[tuple[float, float]] = field(default_factory=set)
+
+    def add(self, other: "Figures") -> None:
+        self.cases += other.cases
+        self.exact += other.exact
+        self.close += other.close
+        self.different += other.different
+        self.largest = max(self.largest, other.largest)
+        self.tolerances |= other.tolerances
+
+    def row(self, area: str) -> str:
+        tolerance = "exact"
+        if self.tolerances:
+            relative, absolute = (max(values) for values in zip(*self.tolerances, strict=True))
+            tolerance = f"{relative:g} of the value + {absolute:g}"
+        numbers = (f"{self.cases}", f"{self.exact:,}", f"{self.close:,}", tolerance, f"{self.largest:g}")
+        return "| " + " | ".join((area, *numbers, f"{self.different}")) + " |"
+
+
+def compared(expected: Any, actual: Any) -> Iterator[tuple[int, int, float, set[tuple[float, float]]]]:
+    """Yield for each part of two encoded answers: exact and close values, largest difference, tolerances.
+
+    The difference of large arrays, of which only hashes are there, is 0 or infinite; so is that of texts.
+    """
+    if isinstance(expected, dict) and "approx" in expected:
+        pairs = zip(expected["approx"], actual["approx"], strict=True)
+        largest = max((distance(a, b) for a, b in pairs), default=0.0)
+        yield 0, len(expected["approx"]), largest, {(expected["rtol"], expected["atol"])}
+    elif isinstance(expected, dict) and {"dtype", "shape"} <= expected.keys():
+        keys = [key for key in ("values", "sha256") if key in expected]
+        inner = [(expected[key], actual.get(key)) for key in keys]
+        largest = 0.0 if all(a == b for a, b in inner) else math.inf
+        if "values" in keys and expected["shape"] == actual["shape"]:
+            largest = max((distance(a, b) for a, b in zip(*inner[0], strict=True)), default=0.0)
+        yield math.prod(expected["shape"]), 0, largest, set()
+    elif isinstance(expected, (dict, list)) and expected:
+        keys = expected if isinstance(expected, dict) else range(len(expected))
+        for key in keys:
+            yield from compared(expected[key], actual[key])
+    else:
+        yield 1, 0, distance(expected, actual), set()
+
+
+def distance(a: Any, b: Any) -> float:
+    """Absolute difference of two numbers; 0 or infinite for what has none."""
+    if a == b or (a != a and b != b):
+        return 0.0
+    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
+    return abs(a - b) if numbers and math.isfinite(a) and math.isfinite(b) else math.inf
+
+
+def figures_of(case: str, expected: Any, actual: Any) -> Figures:
+    """Compare the two answers to a case, and print where they differ by more than they may."""
+    lines = differences(expected, actual, case)
+    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
+    found = Figures(cases=1, different=len(lines))
+    try:
+        for exact, close, largest, tolerances in compared(expected, actual):
+            found.add(Figures(0, exact, close, 0, largest, tolerances))
+    except (KeyError, IndexError, TypeError, ValueError):  # answers of another form
+        found.largest = math.inf
+    return found
 
 
 def main() -> None:
@@ -32,23 +96,21 @@ def main() -> None:
         sys.exit(__doc__)
     installed, embedded = answers_of("installed", sys.argv[1]), answers_of("embedded")
     print(installed["detectron2"], embedded["detectron2"], installed["versions"], sep="\n")
-    print("\n| area | cases | exact values | values within a tolerance | differences |\n|---|---|---|---|---|")
-    totals = [0, 0, 0, 0]
+    print(f"\n{HEADER}\n{'|---' * (HEADER.count('|') - 1)}|")
+    total = Figures()
     for module, cases in installed["modules"].items():
-        row = [0, 0, 0, 0]
+        area = Figures()
         for case, expected in cases.items():
             actual = embedded["modules"][module].get(case, {})
-            if "answer" not in expected or "answer" not in actual:
+            if "answer" in expected and "answer" in actual:
+                area.add(figures_of(case, expected["answer"], actual["answer"]))
+            else:
                 print(f"{module}.{case}: {expected if 'answer' not in expected else actual}", file=sys.stderr)
-                row[3] += "unavailable" not in expected
-                continue
-            lines = differences(expected["answer"], actual["answer"], case)
-            print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
-            row = [a + b for a, b in zip(row, (1, *count(expected["answer"]), len(lines)), strict=True)]
-        totals = [a + b for a, b in zip(totals, row, strict=True)]
-        print(f"| {module.removeprefix('cases_')} | " + " | ".join(f"{number:,}" for number in row) + " |")
-    print("| all | " + " | ".join(f"{number:,}" for number in totals) + " |")
-    sys.exit(totals[3] > 0)
+                area.different += "unavailable" not in expected
+        print(area.row(module.removeprefix("cases_")))
+        total.add(area)
+    print(total.row("all"))
+    sys.exit(total.different > 0)
 
 
 if __name__ == "__main__":
