@@ -30,6 +30,29 @@ _REFERENCES = {
 _log = logging.getLogger(__name__)
 
 
+def grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Rows that can be compared with one another, in the order of ``METHODS``; segm before bbox.
+
+    Args:
+        results: Rows of a report, in any order.
+
+    Returns:
+        One list per split, prompt, prompt source and task; the lists in the order of their first row.
+    """
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for row in sorted(results, key=lambda row: row.task != "segm"):
+        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
+    order = {method: index for index, method in enumerate(METHODS)}
+    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def metric_text(name: str, value: float) -> str:
+    """AP and AR with two decimals, IoU with three, a dash where undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
+
+
 def results_table(results: Iterable[Result]) -> str:
     """One table per split, prompt, prompt source and task, one row per method.
 
@@ -44,7 +67,7 @@ def results_table(results: Iterable[Result]) -> str:
         Plain text of several lines; AP and AR 0-100, mIoU 0-1, a dash where undefined.
     """
     console = Console(file=StringIO(), width=120, color_system=None)
-    for rows in _groups(results):
+    for rows in grouped(results):
         columns = [*COLUMNS]
         if any("AP@100" in row.metrics for row in rows):
             columns.insert(1, "AP@100")
@@ -55,7 +78,7 @@ def results_table(results: Iterable[Result]) -> str:
         for name in (*columns, "max dets", "seconds"):
             table.add_column(name, justify="right")
         for row in rows:
-            cells = [_cell(name, row.metric(name)) for name in columns]
+            cells = [metric_text(name, row.metric(name)) for name in columns]
             table.add_row(row.method, *cells, str(row.max_dets), f"{row.seconds:.1f}")
         console.print(_title(rows), soft_wrap=True, markup=False, highlight=False)
         console.print(table)
@@ -74,7 +97,7 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
         wins.
     """
     lines = []
-    for rows in _groups(results):
+    for rows in grouped(results):
         models = [row for row in rows if row.method == "model"]
         for model in models:
             for reference in rows:
@@ -83,7 +106,7 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
                 ):
                     continue
                 worse = [
-                    f"{name} {_cell(name, model.metric(name))} < {_cell(name, reference.metric(name))}"
+                    f"{name} {metric_text(name, model.metric(name))} < {metric_text(name, reference.metric(name))}"
                     for name in ("AP", "mIoU")
                     if model.metric(name) < reference.metric(name)
                 ]
@@ -108,15 +131,6 @@ def log_results(results: Iterable[Result]) -> None:
         _log.warning("*** %s ***", line)
 
 
-def _groups(results: Iterable[Result]) -> list[list[Result]]:
-    """Rows of each table, in the order of ``METHODS``; the tables in the order of their first row."""
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
-    for row in results:
-        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
-    order = {method: index for index, method in enumerate(METHODS)}
-    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
-
-
 def _title(rows: list[Result]) -> str:
     first = rows[0]
     if first.prompt_source == "ground_truth":
@@ -130,9 +144,3 @@ def _title(rows: list[Result]) -> str:
     if any(row.pseudo_ground_truth for row in rows):
         parts.append("PSEUDO ground truth, made by a model")
     return " | ".join(parts)
-
-
-def _cell(name: str, value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"

@@ -70,3 +70,8 @@ def test_shortfalls(caplog):
     # equal is not worse, undefined is not worse, and a base with another score or prompt is not compared
     assert not shortfalls([row("model", 40.0), row("base", 40.0), row("ellipse", math.nan)])
     assert not shortfalls([row("model", 40.0), row("base", 41.0, score="stability"), row("base", 41.0, prompt="point")])
+
+
+def test_masks_come_before_boxes():
+    text = results_table([row("detector", 1.0, task="bbox"), row("detector", 2.0)])
+    assert text.index("| segm |") < text.index("| bbox |")
