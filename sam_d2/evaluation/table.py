@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 from collections.abc import Iterable
 from io import StringIO
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.short_training import short_training_hint, training_losses
 
 COLUMNS = ("AP", "AP50", "AP75", "AR", "mIoU")
 METHODS = ("model", "base", "detector", "box_as_mask", "ellipse")
@@ -25,6 +27,15 @@ _REFERENCES = {
     "base": "its base, the model before this training",
     "box_as_mask": "the box as mask",
     "ellipse": "the inscribed ellipse",
+}
+
+_TERMS = {
+    "AP": "AP, AR: average precision and recall, 0-100",
+    "AP@100": "AP@100: AP where 100 detections count per image and class",
+    "mIoU": "mIoU: mean IoU of the prompts' masks, 0-1",
+    "base": "base: the model before training",
+    "box_as_mask": "box_as_mask: no model, the box filled",
+    "ellipse": "ellipse: no model, the ellipse in the box",
 }
 
 _log = logging.getLogger(__name__)
@@ -86,6 +97,18 @@ def results_table(results: Iterable[Result]) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 
+def legend(results: Iterable[Result]) -> str:
+    """The words that :func:`results_table` shows for these rows, in a line or two.
+
+    Args:
+        results: Rows of a report, in any order.
+    """
+    rows = list(results)
+    used = {"AP", *(row.method for row in rows), *(name for row in rows for name in row.metrics)}
+    terms = "; ".join(words for term, words in _TERMS.items() if term in used)
+    return textwrap.fill(f"{terms}. More in docs/report.md", 110, break_on_hyphens=False)
+
+
 def shortfalls(results: Iterable[Result]) -> list[str]:
     """One line for each reference (base, box as mask, ellipse) that the model does not beat.
 
@@ -119,16 +142,20 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
 
 
 def log_results(results: Iterable[Result]) -> None:
-    """Log the table, and as a warning each reference that the model does not beat.
+    """Log the table with its legend, as a warning each reference that the model does not beat, and a hint why.
 
     Args:
         results: Rows of a report, in any order.
     """
     rows = list(results)
     if rows:
-        _log.info("results\n%s", results_table(rows))
+        _log.info("results\n%s\n\n%s", results_table(rows), legend(rows))
     for line in shortfalls(rows):
         _log.warning("*** %s ***", line)
+    losses = training_losses()
+    hints = (short_training_hint(group, losses) for group in grouped(rows))
+    for hint in dict.fromkeys(hint for hint in hints if hint is not None):
+        _log.info(hint)
 
 
 def _title(rows: list[Result]) -> str:
