@@ -106,7 +106,7 @@ def legend(results: Iterable[Result]) -> str:
     rows = list(results)
     used = {"AP", *(row.method for row in rows), *(name for row in rows for name in row.metrics)}
     terms = "; ".join(words for term, words in _TERMS.items() if term in used)
-    return textwrap.fill(f"{terms}. More in docs/report.md", 110, break_on_hyphens=False)
+    return textwrap.fill(f"{terms}. More in docs/report.md", 120, break_on_hyphens=False)
 
 
 def shortfalls(results: Iterable[Result]) -> list[str]:

@@ -162,7 +162,7 @@ def test_a_file_is_split_by_image_and_says_so(coco, write, manifest, caplog):
     parts = [[record["image_id"] for record in DatasetCatalog.get(name)] for name in (resolved.train, resolved.test)]
     assert [len(part) for part in parts] == [9, 2]  # round(0.8 * 11)
     assert sorted(parts[0] + parts[1]) == list(range(10, 21))
-    assert "9 of 11 images are the train part of a split by image" in caplog.text
+    assert "_train: 9 images, of the 11 in " in caplog.text
 
 
 def test_quickstart_lies_beside_the_manifest(coco, write, manifest, monkeypatch):
