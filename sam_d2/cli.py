@@ -9,8 +9,6 @@ from typing import NoReturn
 
 from sam_d2.errors import UserError
 
-PROMPT_KINDS = ("box", "point", "points", "mixed", "clicks")
-
 EXAMPLES = """
 examples:
   train on a data set with box prompts, on a GPU or on the CPU if there is none:
@@ -43,10 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--prompt",
-        choices=PROMPT_KINDS,
-        help="what SAM is given for each instance: "
-        "its box; one point; 3 points inside and 1 outside; box or point, drawn for each image and scored with both; "
-        "a point and correction clicks, scored after 1, 3 and 5",
+        metavar="NAME",
+        help="what SAM is given for each instance: box; point; points, 3 inside and 1 outside; mixed, box or point, "
+        "drawn for each image and scored with both; clicks, a point and corrections, scored after 1, 3 and 5; or the "
+        "name of a recipe that you add to the config's model.prompts",
     )
     parser.add_argument(
         "--output-dir",

@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,7 +37,9 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             calls something that overrides may not call.
     """
     trusted = _targets(cfg)  # a .py config may call what it likes
-    for text in overrides:
+    for position, text in enumerate(overrides):
+        if "=" not in text and not text.startswith(("-", "~")):
+            raise UserError(_no_equals_sign(cfg, text, overrides[position + 1 :]))
         _apply(cfg, text)
         for target, key in _targets(cfg).items():
             if target not in trusted:
@@ -96,16 +100,56 @@ def _of_the_same_type(text: str, present: Any, value: Any) -> Any:
     return value
 
 
+def _no_equals_sign(cfg: DictConfig, text: str, following: Sequence[str]) -> str:
+    """Return the message on a word that is no ``key=value``, with what was probably meant."""
+    key, separator, value = text.partition(":")
+    keys = list(_all_keys(OmegaConf.to_container(cfg, resolve=False)))
+    near = [other for other in keys if other.rpartition(".")[2] == key]
+    near += difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
+    leaves = (other for other in near if not isinstance(_select(cfg, other), Container))
+    meant = key if key in keys else next(leaves, None)
+    if meant is None:
+        hint = "Write key=value, such as train.max_iter=200."
+        if Path(text).exists():
+            hint += " A config goes with --config-file, a data set with --dataset."
+        return f"override {text!r} has no '=' and is no key of the config. {hint}"
+    if not separator:  # "key value", "key = value" and "key =value" come as several words
+        value = next((word.removeprefix("=") for word in following if word != "="), "")
+    if not value or "=" in value:
+        present = _select(cfg, meant)
+        value = "VALUE" if present in (None, "") or isinstance(present, Container) else str(present)
+    return f"override {text!r} has no '='. Did you mean {meant}={value} (without spaces around the '=')?"
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    """Return what stands under a dotted key, None where it has no value."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _unreadable(text: str, error: HydraException) -> str:
+    """Return the message on a value that Hydra's grammar does not take, quoted where that mends it."""
+    key, _, value = text.partition("=")
+    quoted = f"{key}='{value}'"
+    if value.startswith(("[", "{")) or "'" in value:
+        reason = " ".join(str(error).splitlines()[0].split())
+        return (
+            f"override {text!r} is not key=value ({reason}). Examples: "
+            "train.max_iter=200, model.pixel_mean=[0,0,0], \"train.output_dir='a folder'\"."
+        )
+    shown = shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
+    return f"override {text!r} cannot be read. As text the value needs quotes of its own: {shown}"
+
+
 def _parse(text: str) -> Override:
     if text.startswith("-"):
         raise UserError(f"{text!r} is not an option. Options start with --, overrides are key=value; see --help.")
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise UserError(
-            f"override {text!r} is not key=value ({str(error).splitlines()[0]}). Examples: "
-            "train.max_iter=200, train.output_dir='a folder', model.pixel_mean=[0,0,0]."
-        ) from error
+        raise UserError(_unreadable(text, error)) from error
     if override.is_delete():
         raise UserError(f"override {text!r}: a key cannot be removed. Set it instead: {text.lstrip('~')}=null")
     if override.is_sweep_override():

@@ -149,8 +149,18 @@ def test_override_sets_a_value(cfg, override, key, value):
         ("dataloader={train:{sed:1}}", r"no key 'dataloader\.train\.sed'.*dataloader\.train\.seed"),
         ("train.max_iter.deep=1", r"train\.max_iter is 100, not a group"),
         ("dataloader.evaluators.2.name=c", "list of 2 entries"),
-        ("train.max_iter", "is not key=value"),
-        ("train.betas=[1", "is not key=value"),
+        ("train.max_iter", r"has no '='. Did you mean train\.max_iter=100 "),
+        ("train.max_iter:7", r"has no '='. Did you mean train\.max_iter=7 "),
+        ("max_iter", r"Did you mean train\.max_iter=100 "),
+        ("train.max_itr", r"Did you mean train\.max_iter=100 "),
+        ("train.betas", r"Did you mean train\.betas=VALUE "),
+        ("hello", r"no '=' and is no key of the config\. Write key=value, such as train\.max_iter=200\.$"),
+        ("optimizer", r"Did you mean optimizer=VALUE "),
+        ("out_channel", "is no key of the config"),
+        (__file__, "goes with --config-file"),
+        ("train.betas=[1", r"is not key=value .*Examples: train\.max_iter=200"),
+        ("train.note=a=b", r"""needs quotes of its own: "train\.note='a=b'"$"""),
+        ("train.note=it's", r"is not key=value .*Examples: train\.max_iter=200"),
         ("train.max_iter=1,2", r"train\.max_iter=\[\.\.\.\]"),
         ("~train.max_iter", "cannot be removed"),
         ("train.max_iter=${train.nothing}", "nothing"),
@@ -161,6 +171,18 @@ def test_override_errors_are_one_readable_line(cfg, override, message):
     with pytest.raises(UserError, match=message) as caught:
         apply_overrides(cfg, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", ["train.max_iter 7", "train.max_iter = 7", "train.max_iter =7"])
+def test_a_value_that_stands_apart_is_put_together(cfg, words):
+    with pytest.raises(UserError, match=r"Did you mean train\.max_iter=7 \(without spaces"):
+        apply_overrides(cfg, ["train.betas=[1,2]", *words.split()])
+    assert cfg.train.max_iter == 100
+
+
+def test_an_override_after_a_lone_key_is_not_its_value(cfg):
+    with pytest.raises(UserError, match=r"Did you mean train\.max_iter=100 "):
+        apply_overrides(cfg, ["train.max_iter", "optimizer.lr=1"])
 
 
 def test_override_inside_an_interpolated_group_changes_that_place_alone(cfg):

@@ -261,10 +261,9 @@ class TestRefusals:
         self.expect(train_net, tmp_path / "run", "--dataset", "quickstrat", match="Did you mean 'quickstart'")
         self.expect(train_net, tmp_path / "run", "--dataset", "no/where", match="no/where: no such folder or file")
 
-    def test_unknown_prompt(self, train_net, tmp_path, capsys):
-        with pytest.raises(SystemExit) as end:
-            train_net(tmp_path / "run", "--prompt", "bx")
-        assert end.value.code == 2 and "invalid choice: 'bx'" in capsys.readouterr().err
+    def test_unknown_prompt(self, train_net, tmp_path):
+        self.expect(train_net, tmp_path / "run", "--prompt", "bx", match="--prompt bx: .*Did you mean 'box'")
+        self.expect(train_net, tmp_path / "run", "--prompt", "clicks_1", match="for a test only")
 
     def test_missing_checkpoint_with_its_address(self, train_net, tmp_path, monkeypatch, root):
         monkeypatch.setenv("SAM_D2_CHECKPOINTS", str(tmp_path))

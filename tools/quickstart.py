@@ -55,12 +55,14 @@ def main() -> int:
     args = parser.parse_args()
     seconds = {prompt: train_and_score(prompt, args.opts) for prompt in PROMPTS}
 
-    from sam_d2.evaluation import read_report, results_table
+    from sam_d2.evaluation import legend, read_report, results_table
 
     print("\n== Results on scenes that were not trained on ==")
-    for prompt in PROMPTS:
-        print(results_table(read_report(run_folder(prompt) / "report.json")))
+    reports = {prompt: read_report(run_folder(prompt) / "report.json") for prompt in PROMPTS}
+    for prompt, results in reports.items():
+        print(results_table(results))
         print(f"took {seconds[prompt]:.0f} s, evaluations included\n")
+    print(f"{legend(row for results in reports.values() for row in results)}\n")
     print("Look at:", *(f"  {(run_folder(prompt) / 'report.html').relative_to(ROOT)}" for prompt in PROMPTS), sep="\n")
     print("Next: your own images, see 'Your own images' in README.md.")
     return 0

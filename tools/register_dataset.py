@@ -1,6 +1,7 @@
 """Check a dataset and write it into the manifest, so that `--dataset NAME` finds it."""
 
 import argparse
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -36,9 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", metavar="NAME", help="what --dataset will call it")
     parser.add_argument("--train-json", required=True, metavar="FILE", help="COCO JSON, or Detectron2's list of dicts")
-    parser.add_argument("--train-images", metavar="DIR", help="folder of its images; searched for by default")
-    parser.add_argument("--test-json", metavar="FILE", help="the same for testing")
-    parser.add_argument("--test-images", metavar="DIR")
+    parser.add_argument(
+        "--train-images",
+        metavar="DIR",
+        help="the folder that the file_name of its images is relative to (default: looked for around the file)",
+    )
+    parser.add_argument("--test-json", metavar="FILE", help="another file, to test on; without it one file is divided")
+    parser.add_argument("--test-images", metavar="DIR", help="as --train-images, for the images of --test-json")
     parser.add_argument(
         "--split",
         type=float,
@@ -59,6 +64,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--test-images needs --test-json.")
     if args.split is not None and not 0 < args.split < 1:
         raise UserError(f"--split {args.split:g}: give the share of the images for training, between 0 and 1.")
+    for option, folder in (("--train-images", args.train_images), ("--test-images", args.test_images)):
+        if folder is not None and Path(folder).is_file():
+            raise UserError(
+                f"{option} {folder}: it is a file; name the folder of the images, such as {Path(folder).parent}."
+            )
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(
+                f"{option} {folder}: no such folder. Check the path (the working directory is {Path.cwd()})."
+            )
 
 
 def load_files(args: argparse.Namespace) -> dict[PartName, DatasetFile]:

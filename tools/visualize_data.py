@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sam_d2.cli import PROMPT_KINDS, run_main
+from sam_d2.cli import run_main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a .py config or a run's config.yaml")
     parser.add_argument("--dataset", metavar="NAME|FOLDER|FILE", help="as for train_net.py")
-    parser.add_argument("--prompt", choices=PROMPT_KINDS, help="what SAM is given for each instance")
+    parser.add_argument("--prompt", metavar="NAME", help="what SAM is given for each instance, as for train_net.py")
     parser.add_argument("--split", choices=("train", "test"), default="train")
     parser.add_argument("--count", type=int, default=16, metavar="N", help="images (default: %(default)s)")
     parser.add_argument(

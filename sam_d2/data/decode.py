@@ -45,6 +45,8 @@ def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, lis
     """
     try:
         content = file.read_bytes().removeprefix(_UTF8_BOM)
+    except IsADirectoryError:
+        return None, [_of_file(file, "file", "it is a folder", "name the JSON file in it")]
     except OSError as error:
         return None, [_of_file(file, "file", error.strerror or str(error), "check the path and its permissions")]
     if not content.strip():

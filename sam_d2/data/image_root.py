@@ -8,6 +8,10 @@ from pathlib import Path, PurePath
 from sam_d2.data.findings import Finding, RecordId
 
 MAX_NAMES = 5
+NAME_FOLDER = (
+    "name the folder that these names are relative to (--train-images, --test-images of tools/register_dataset.py; "
+    "'images' in the manifest)"
+)
 
 
 def find_image_root(
@@ -53,11 +57,27 @@ def find_image_root(
     ]  # fmt: skip
     if not absent:
         return None, escaping
+    return None, [*escaping, _missing(json_file, base, absent, len(file_names), candidates)]
+
+
+def names_folder(finding: Finding) -> bool:
+    """Tell whether a problem of :func:`find_image_root` is mended by naming another image folder."""
+    return finding.field == "file_name" and NAME_FOLDER in finding.fix
+
+
+def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, searched: Iterable[Path]) -> Finding:
+    """Say what is missing: single files, where most are there, or else the folder."""
     names = ", ".join(repr(name) for name in absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
-    hint = " (backslashes do not separate folders here)" if any("\\" in name for name in absent) else ""
-    found = f"{len(absent)} of {len(file_names)} images are missing under {base}: {names}{hint}"
-    searched = "name the image folder; searched: " + ", ".join(str(path) for path in candidates)
-    return None, [*escaping, Finding("error", json_file, None, None, "file_name", found, searched)]
+    names += " (backslashes do not separate folders here)" if any("\\" in name for name in absent) else ""
+    folders = ", ".join(f"{path}{'' if path.is_dir() else ' (no such folder)'}" for path in searched)
+    restore = "restore these files, or remove the images and their annotations from the dataset file"
+    fixes = [restore, f"{NAME_FOLDER}. Looked in: {folders}"]
+    if len(absent) == total:
+        found, fix = f"none of its {total} images was found: {names}", fixes[1]
+    else:
+        found = f"{len(absent)} of {total} images are missing under {base}: {names}"
+        fix = restore if 2 * len(absent) <= total else "; or ".join(fixes)
+    return Finding("error", json_file, None, None, "file_name", found, fix)
 
 
 def missing_files(base: Path, file_names: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Put dataset files into Detectron2's catalogs."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,10 @@ from sam_d2.data.findings import raise_findings
 from sam_d2.data.split import Split, split_dataset
 from sam_d2.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _MAX_CACHED = 8
+_MAX_CLASSES = 5
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,27 @@ def _load_registered(name: str, source: _Source) -> list[dict[str, Any]]:
         thing_dataset_id_to_contiguous_id=contiguous,
     )
     if source.split is not None:
-        return split_dataset(dataset.dataset_dicts, source.split, str(source.json_file))
-    if dataset.format == "coco":
-        metadata.set(json_file=str(source.json_file))
-    return list(dataset.dataset_dicts)
+        records = split_dataset(dataset.dataset_dicts, source.split, str(source.json_file))
+    else:
+        records = list(dataset.dataset_dicts)
+        if dataset.format == "coco":
+            metadata.set(json_file=str(source.json_file))
+    _log_contents(name, source, records, dataset)
+    return records
+
+
+def _log_contents(name: str, source: _Source, records: list[dict[str, Any]], dataset: DatasetFile) -> None:
+    part = ""
+    if source.split is not None:
+        share = f"{source.split.fraction:g} for training, seed {source.split.seed}"
+        part = f", of the {len(dataset.dataset_dicts)} in {source.json_file} (split by image: {share})"
+    counts = Counter(annotation["category_id"] for record in records for annotation in record["annotations"])
+    most = ", ".join(f"{dataset.classes[index]} {count}" for index, count in counts.most_common(_MAX_CLASSES))
+    more = ", ..." if len(counts) > _MAX_CLASSES else ""
+    logger.info(
+        "%s: %d images%s, %d instances of %d classes%s",
+        name, len(records), part, counts.total(), len(dataset.classes), f" ({most}{more})" if counts else "",
+    )  # fmt: skip
 
 
 def _as_paths(image_root: ImageRoot) -> tuple[Path, ...]:

@@ -2,11 +2,13 @@
 
 import difflib
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_d2.data.dataset_file import common_classes
+from sam_d2.data.dataset_file import common_classes, inspect_dataset_file
 from sam_d2.data.folder_layouts import SplitFiles, find_splits, suggest_registration
+from sam_d2.data.image_root import names_folder
 from sam_d2.data.manifest import (
     RESERVED_NAME,
     ManifestDataset,
@@ -98,7 +100,7 @@ def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> Resolve
             f"Manifest {manifest}: dataset {name!r} has the splits {sorted(parts)}; it needs 'train', and "
             "'test' or 'val'. Register it again with tools/register_dataset.py."
         )
-    return _register_parts(name, parts["train"], test, entry.classes)
+    return _register_parts(name, parts["train"], test, entry)
 
 
 def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
@@ -126,10 +128,41 @@ def _image_folders(file: Path) -> list[Path]:
     return [folder / "images" for folder in (file.parent, file.parent.parent)]
 
 
-def _register_parts(name: str, train: _Part, test: _Part, classes: list[str] | None) -> ResolvedDataset:
+def _register_parts(name: str, train: _Part, test: _Part, entry: ManifestDataset | None) -> ResolvedDataset:
+    try:
+        return _register_and_read(name, (train, test), None if entry is None else entry.classes)
+    except UserError as error:
+        command = _registration_of_images(name, train, test, entry)
+        if not command:
+            raise
+        again = f"Register it with its image folder in place of DIR, and then pass --dataset {name}:"
+        raise UserError(f"{error}\n{again}\n  {command}") from error
+
+
+def _registration_of_images(name: str, train: _Part, test: _Part, entry: ManifestDataset | None) -> str:
+    """Return the line of register_dataset.py that names the image folders; "" where they are not what is wrong."""
+    files = {
+        part.files.json_file: inspect_dataset_file(part.files.json_file, part.files.image_roots)
+        for part in (train, test)
+    }
+    findings = [finding for file in files.values() for finding in file.findings]
+    if name == RESERVED_NAME or not any(map(names_folder, findings)):
+        return ""
+    words = ["python", "tools/register_dataset.py", name]
+    for option, json_file in zip(("train", "test"), files, strict=False):
+        images = files[json_file].image_root or "DIR"
+        words += [f"--{option}-json", str(json_file), f"--{option}-images", str(images)]
+    if len(files) == 1 and train.split is not None:
+        words += ["--split", f"{train.split.fraction:g}", "--seed", str(train.split.seed)]
+    if entry is not None:
+        unnamed = all(file.format == "detectron2" for file in files.values())
+        words += [*(["--classes", ",".join(entry.classes)] if unnamed else []), "--replace"]
+    return shlex.join(words)
+
+
+def _register_and_read(name: str, parts: tuple[_Part, _Part], classes: list[str] | None) -> ResolvedDataset:
     from detectron2.data import DatasetCatalog
 
-    parts = (train, test)
     if classes is None:
         files = [cached_dataset_file(part.files.json_file, part.files.image_roots) for part in parts]
         classes = common_classes(files)

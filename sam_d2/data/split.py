@@ -1,14 +1,11 @@
 """Divide the images of one file into a training and a test part."""
 
 import hashlib
-import logging
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from sam_d2.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_FRACTION = 0.8
 DEFAULT_SEED = 0
@@ -38,7 +35,7 @@ def split_dataset(dataset_dicts: list[dict[str, Any]], split: Split, source: str
     Args:
         dataset_dicts: all images of a file.
         split: the part.
-        source: the file, for the log and the error.
+        source: the file, for the error.
 
     Raises:
         UserError: there are fewer than 2 images.
@@ -48,10 +45,6 @@ def split_dataset(dataset_dicts: list[dict[str, Any]], split: Split, source: str
     ranked = sorted(range(len(dataset_dicts)), key=lambda row: _rank(dataset_dicts[row]["image_id"], split.seed))
     count = min(max(round(split.fraction * len(ranked)), 1), len(ranked) - 1)
     chosen = set(ranked[:count] if split.part == "train" else ranked[count:])
-    logger.info(
-        f"{source}: {len(chosen)} of {len(ranked)} images are the {split.part} part of a split by image "
-        f"(fraction {split.fraction:g} for training, seed {split.seed})"
-    )
     return [record for row, record in enumerate(dataset_dicts) if row in chosen]
 
 

@@ -13,6 +13,7 @@ import torch
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
+from sam_d2.engine.console import console_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class ProgressLine(HookBase):
         """Take the time, and make room for log records above the live line."""
         self._marks = [(time.perf_counter(), self.trainer.iter)]
         if self.live:
-            for handler in _console_handlers():
+            for handler in console_handlers():
                 handler.addFilter(self._filter)
 
     def after_step(self) -> None:
@@ -58,7 +59,7 @@ class ProgressLine(HookBase):
     def after_train(self) -> None:
         """Remove the live line."""
         self.clear()
-        for handler in _console_handlers():
+        for handler in console_handlers():
             handler.removeFilter(self._filter)
 
     def clear(self) -> None:
@@ -102,13 +103,3 @@ class _ClearLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         self.line.clear()
         return True
-
-
-def _console_handlers() -> list[logging.Handler]:
-    names = ["", *logging.root.manager.loggerDict]
-    handlers = [handler for name in names for handler in logging.getLogger(name or None).handlers]
-    return [
-        handler
-        for handler in dict.fromkeys(handlers)
-        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
-    ]

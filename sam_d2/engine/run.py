@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
+from sam_d2.engine.console import quiet_console
 from sam_d2.engine.resume import check_resume
 from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
@@ -52,6 +53,7 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     comm.synchronize()
     for name in _PACKAGES:
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+    quiet_console()
     logger.info(describe_detectron2())
     logger.info("python %s, torch %s, %s", platform.python_version(), torch.__version__, _hardware())
     if args.resume and not has_checkpoint(cfg, args):

@@ -14,7 +14,7 @@ from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.ground_truth import GroundTruth
 from sam_d2.evaluation.mean_iou import MeanIoU, instance_ious, mean_iou
 from sam_d2.evaluation.results import Result, read_report, write_report
-from sam_d2.evaluation.table import log_results, results_table, shortfalls
+from sam_d2.evaluation.table import legend, log_results, results_table, shortfalls
 
 __all__ = [
     "BASELINES",
@@ -35,6 +35,7 @@ __all__ = [
     "gallery_rows",
     "inscribed_ellipse",
     "instance_ious",
+    "legend",
     "log_results",
     "mean_iou",
     "read_report",

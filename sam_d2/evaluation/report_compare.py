@@ -15,9 +15,10 @@ from rich.text import Text
 from sam_d2.evaluation.report_charts import METHOD_NAMES, Series, line_chart
 from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import chart_grid, escape, page, table
-from sam_d2.evaluation.report_tables import grouped, metric_head, metric_text, source_of
+from sam_d2.evaluation.report_tables import metric_head, source_of
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.table import grouped, metric_text
 
 _CURVES = (
     ("total_loss", "Loss in training", "weighted loss"),

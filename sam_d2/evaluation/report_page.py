@@ -16,9 +16,9 @@ from sam_d2.evaluation.report_charts import (
 )
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
 from sam_d2.evaluation.report_html import chart_grid, data_uri, definitions, escape, escape_lines, page
-from sam_d2.evaluation.report_tables import class_table, grouped, method_table, metric_text, source_of
+from sam_d2.evaluation.report_tables import class_table, method_table, source_of
 from sam_d2.evaluation.results import Result, write_atomically
-from sam_d2.evaluation.table import shortfalls
+from sam_d2.evaluation.table import grouped, metric_text, shortfalls
 
 FILE_NAME = "report.html"
 MOST_PICTURE_BYTES = 5_000_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,26 +11,10 @@ from sam_d2.evaluation.report_charts import METHOD_NAMES
 from sam_d2.evaluation.report_data import Evaluation
 from sam_d2.evaluation.report_html import escape, table
 from sam_d2.evaluation.results import Result
-from sam_d2.evaluation.table import COLUMNS, METHODS
+from sam_d2.evaluation.table import COLUMNS, metric_text
 
 _WORDS = {"base": "base, before training"}
 _SOURCES = {"detector": "from a detector", "file": "from a file"}
-
-
-def grouped(results: Iterable[Result]) -> list[list[Result]]:
-    """Rows that can be compared with one another, in the order of the methods; segm before bbox."""
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
-    for row in sorted(results, key=lambda row: row.task != "segm"):
-        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
-    order = {method: index for index, method in enumerate(METHODS)}
-    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
-
-
-def metric_text(name: str, value: float) -> str:
-    """AP and AR with two decimals, IoU with three, a dash where undefined."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
 
 
 def metric_names(rows: Sequence[Result]) -> list[str]:

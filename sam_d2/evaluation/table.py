@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 from collections.abc import Iterable
 from io import StringIO
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.short_training import short_training_hint, training_losses
 
 COLUMNS = ("AP", "AP50", "AP75", "AR", "mIoU")
 METHODS = ("model", "base", "detector", "box_as_mask", "ellipse")
@@ -27,7 +29,39 @@ _REFERENCES = {
     "ellipse": "the inscribed ellipse",
 }
 
+_TERMS = {
+    "AP": "AP, AR: average precision and recall, 0-100",
+    "AP@100": "AP@100: AP where 100 detections count per image and class",
+    "mIoU": "mIoU: mean IoU of the prompts' masks, 0-1",
+    "base": "base: the model before training",
+    "box_as_mask": "box_as_mask: no model, the box filled",
+    "ellipse": "ellipse: no model, the ellipse in the box",
+}
+
 _log = logging.getLogger(__name__)
+
+
+def grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Rows that can be compared with one another, in the order of ``METHODS``; segm before bbox.
+
+    Args:
+        results: Rows of a report, in any order.
+
+    Returns:
+        One list per split, prompt, prompt source and task; the lists in the order of their first row.
+    """
+    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    for row in sorted(results, key=lambda row: row.task != "segm"):
+        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
+    order = {method: index for index, method in enumerate(METHODS)}
+    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def metric_text(name: str, value: float) -> str:
+    """AP and AR with two decimals, IoU with three, a dash where undefined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
 
 
 def results_table(results: Iterable[Result]) -> str:
@@ -44,7 +78,7 @@ def results_table(results: Iterable[Result]) -> str:
         Plain text of several lines; AP and AR 0-100, mIoU 0-1, a dash where undefined.
     """
     console = Console(file=StringIO(), width=120, color_system=None)
-    for rows in _groups(results):
+    for rows in grouped(results):
         columns = [*COLUMNS]
         if any("AP@100" in row.metrics for row in rows):
             columns.insert(1, "AP@100")
@@ -55,12 +89,24 @@ def results_table(results: Iterable[Result]) -> str:
         for name in (*columns, "max dets", "seconds"):
             table.add_column(name, justify="right")
         for row in rows:
-            cells = [_cell(name, row.metric(name)) for name in columns]
+            cells = [metric_text(name, row.metric(name)) for name in columns]
             table.add_row(row.method, *cells, str(row.max_dets), f"{row.seconds:.1f}")
         console.print(_title(rows), soft_wrap=True, markup=False, highlight=False)
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def legend(results: Iterable[Result]) -> str:
+    """The words that :func:`results_table` shows for these rows, in a line or two.
+
+    Args:
+        results: Rows of a report, in any order.
+    """
+    rows = list(results)
+    used = {"AP", *(row.method for row in rows), *(name for row in rows for name in row.metrics)}
+    terms = "; ".join(words for term, words in _TERMS.items() if term in used)
+    return textwrap.fill(f"{terms}. More in docs/report.md", 120, break_on_hyphens=False)
 
 
 def shortfalls(results: Iterable[Result]) -> list[str]:
@@ -74,7 +120,7 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
         wins.
     """
     lines = []
-    for rows in _groups(results):
+    for rows in grouped(results):
         models = [row for row in rows if row.method == "model"]
         for model in models:
             for reference in rows:
@@ -83,7 +129,7 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
                 ):
                     continue
                 worse = [
-                    f"{name} {_cell(name, model.metric(name))} < {_cell(name, reference.metric(name))}"
+                    f"{name} {metric_text(name, model.metric(name))} < {metric_text(name, reference.metric(name))}"
                     for name in ("AP", "mIoU")
                     if model.metric(name) < reference.metric(name)
                 ]
@@ -96,25 +142,20 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
 
 
 def log_results(results: Iterable[Result]) -> None:
-    """Log the table, and as a warning each reference that the model does not beat.
+    """Log the table with its legend, as a warning each reference that the model does not beat, and a hint why.
 
     Args:
         results: Rows of a report, in any order.
     """
     rows = list(results)
     if rows:
-        _log.info("results\n%s", results_table(rows))
+        _log.info("results\n%s\n\n%s", results_table(rows), legend(rows))
     for line in shortfalls(rows):
         _log.warning("*** %s ***", line)
-
-
-def _groups(results: Iterable[Result]) -> list[list[Result]]:
-    """Rows of each table, in the order of ``METHODS``; the tables in the order of their first row."""
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
-    for row in results:
-        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
-    order = {method: index for index, method in enumerate(METHODS)}
-    return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+    losses = training_losses()
+    hints = (short_training_hint(group, losses) for group in grouped(rows))
+    for hint in dict.fromkeys(hint for hint in hints if hint is not None):
+        _log.info(hint)
 
 
 def _title(rows: list[Result]) -> str:
@@ -130,9 +171,3 @@ def _title(rows: list[Result]) -> str:
     if any(row.pseudo_ground_truth for row in rows):
         parts.append("PSEUDO ground truth, made by a model")
     return " | ".join(parts)
-
-
-def _cell(name: str, value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"

@@ -148,20 +148,39 @@ def test_given_image_root_comes_first_and_working_directory_is_searched(coco, wr
     file = write(coco, "json/dataset.json", images="../pictures")
     assert load_dataset_file(file, tmp_path / "pictures").image_root == tmp_path / "pictures"
     assert load_dataset_file(file, [tmp_path / "none", "pictures", tmp_path / "pictures"]).image_root
-    missing = r"2 of 2 images are missing under .*json: 'sam_d2_test_a.png', 'sam_d2_test_b.png'"
-    with pytest.raises(UserError, match=missing):
+    with pytest.raises(
+        UserError, match=r"none of its 2 images was found: 'sam_d2_test_a.png', 'sam_d2_test_b.png'; name the folder"
+    ):
         load_dataset_file(file)
     monkeypatch.chdir(tmp_path / "pictures")
     assert load_dataset_file(file).image_root == tmp_path / "pictures"
 
 
-def test_missing_images_are_named_with_the_folders_searched(coco, write):
+def test_a_few_missing_images_are_named_and_a_folder_is_not_asked_for(coco, write):
     file = write(coco)
     (file.parent / "sam_d2_test_a.png").unlink()
-    missing = r"1 of 2 images are missing under .*: 'sam_d2_test_a.png'; .*searched: "
-    with pytest.raises(UserError, match=missing) as error:
+    with pytest.raises(
+        UserError, match=r"1 of 2 images are missing under .*: 'sam_d2_test_a.png'; restore these files"
+    ) as error:
         load_dataset_file(file, file.parent / "nowhere")
-    assert str(file.parent / "nowhere") in str(error.value)
+    assert "Looked in" not in str(error.value) and "--train-images" not in str(error.value)
+
+
+def test_a_wrong_folder_is_asked_for_with_all_that_were_looked_in(coco, write):
+    file = write(coco, images="elsewhere")
+    with pytest.raises(UserError, match=r"none of its 2 images was found: .*--train-images.*Looked in: ") as error:
+        load_dataset_file(file, file.parent / "nowhere")
+    assert f"{file.parent / 'nowhere'} (no such folder), {file.parent}, {Path.cwd()}" in str(error.value)
+    assert "restore" not in str(error.value)
+
+
+def test_where_most_are_missing_it_may_be_either(coco, write):
+    coco["images"].append({"id": 30, "file_name": "c.png", "height": 8, "width": 6})
+    (file := write(coco)).with_name("sam_d2_test_a.png").unlink()  # 2 of 3 are missing
+    with pytest.raises(
+        UserError, match=r"2 of 3 images are missing under .* restore .*; or name the folder .*Looked in"
+    ):
+        load_dataset_file(file)
 
 
 @pytest.mark.parametrize("name", ["../sam_d2_outside.png", "sub/../../sam_d2_outside.png", "{outside}"])

@@ -105,3 +105,19 @@ RECORDED = {0, 6}
 def test_one_image_cannot_be_split():
     with pytest.raises(UserError, match="file: 1 image cannot be split"):
         split_dataset(images(1), Split("train"), "file")
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_what_a_dataset_holds_is_logged_in_a_line(coco, write, caplog):
+    caplog.set_level("INFO", "sam_d2.data.register")
+    coco["categories"] += [{"id": 100 + index, "name": f"more {index}"} for index in range(5)]
+    first = coco["annotations"][0]
+    coco["annotations"] = [
+        {**first, "id": row, "category_id": category}
+        for row, category in enumerate([100, 101, 101, 102, 103, 104, coco["categories"][0]["id"]])
+    ]
+    register_dataset("made_train", write(coco))
+    DatasetCatalog.get("made_train")
+    # 7 instances of 7 classes, of which 6 occur; the most frequent first, 5 of them
+    assert "made_train: 2 images, 7 instances of 7 classes (more 1 2, " in caplog.text
+    assert caplog.messages[-1].count(" 1, ") == 4 and caplog.messages[-1].endswith(", ...)")

@@ -77,6 +77,9 @@ def test_all_errors_of_both_files_come_at_once_and_nothing_is_written(coco, writ
         (["made", "--split", "1.5"], "between 0 and 1"),
         (["made", "--split", "0.5", "--test-json", "x.json"], "leave them out"),
         (["made", "--test-images", "x"], "--test-images needs --test-json"),
+        (["made", "--train-images", "none"], "--train-images none: no such folder"),
+        (["made", "--train-images", __file__], "--train-images .*py: it is a file; name the folder"),
+        (["made", "--test-json", "x.json", "--test-images", "none"], "--test-images none: no such folder"),
         (["made", "--classes", "one"], r"the file has \['cat', 'dog'\], but \['one'\]"),
     ],
 )

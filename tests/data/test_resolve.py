@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import sys
 import types
@@ -162,7 +163,7 @@ def test_a_file_is_split_by_image_and_says_so(coco, write, manifest, caplog):
     parts = [[record["image_id"] for record in DatasetCatalog.get(name)] for name in (resolved.train, resolved.test)]
     assert [len(part) for part in parts] == [9, 2]  # round(0.8 * 11)
     assert sorted(parts[0] + parts[1]) == list(range(10, 21))
-    assert "9 of 11 images are the train part of a split by image" in caplog.text
+    assert "_train: 9 images, of the 11 in " in caplog.text
 
 
 def test_quickstart_lies_beside_the_manifest(coco, write, manifest, monkeypatch):
@@ -216,3 +217,36 @@ def test_a_moved_project_keeps_its_manifest(coco, write, manifest, tmp_path):
     resolve_dataset("made", tmp_path / "moved/datasets.json")
     assert MetadataCatalog.get("made_train").image_root == str(tmp_path / "moved")
     assert json.loads((tmp_path / "moved/datasets.json").read_text())["version"] == 1
+
+
+def line_to_register(error):
+    """The words of the command at the end of a message."""
+    return shlex.split(str(error.value).splitlines()[-1])[2:]
+
+
+def test_a_file_without_its_images_says_how_to_register_it(coco, write, manifest, tmp_path):
+    file = write(coco, "cells/all.json", images="else where")
+    with pytest.raises(UserError, match="none of its 2 images was found") as error:
+        resolve_dataset(str(file), manifest)
+    words = ["cells_all", "--train-json", str(file), "--train-images", "DIR", "--split", "0.8", "--seed", "0"]
+    assert line_to_register(error) == words
+    assert "--dataset cells_all" in str(error.value)
+    file.with_name("else where").joinpath("a.png").rename(file.with_name("a.png"))
+    with pytest.raises(UserError, match="1 of 2 images are missing") as error:  # registering would not help
+        resolve_dataset(str(file), manifest)
+    assert "register" not in str(error.value)
+
+
+def test_a_registered_dataset_whose_images_moved_says_how_to_register_it_again(dicts, write, manifest):
+    write(dicts, "data/train.json", images="none")
+    write(dicts, "data/test.json", images="test images")
+    splits = {"train": ManifestSplit("train.json", "gone"), "test": ManifestSplit("test.json", "test images")}
+    add_to_manifest(manifest, "made", ManifestDataset(["low", "high"], splits))
+    with pytest.raises(UserError, match=r"gone \(no such folder\)") as error:
+        resolve_dataset("made", manifest)
+    data = manifest.parent
+    assert line_to_register(error) == [
+        "made", "--train-json", str(data / "train.json"), "--train-images", "DIR",
+        "--test-json", str(data / "test.json"), "--test-images", str(data / "test images"),
+        "--classes", "low,high", "--replace",
+    ]  # fmt: skip

@@ -269,7 +269,7 @@ def test_a_file_that_cannot_be_read_says_why(content, message, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: 1 error:\n  file: No such file or directory"):
         load_dataset_file(tmp_path / "none.json")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="it is a folder; name the JSON file in it"):
         load_dataset_file(tmp_path)
 
 
@@ -277,7 +277,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_names_that_no_file_system_has_are_missing_images(name, coco, tmp_path):
     coco["images"][0]["file_name"] = name
     (tmp_path / "dataset.json").write_text(json.dumps(coco))
-    with pytest.raises(UserError, match="2 of 2 images are missing"):
+    with pytest.raises(UserError, match="none of its 2 images was found"):
         load_dataset_file(tmp_path / "dataset.json")
 
 

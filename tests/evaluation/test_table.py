@@ -1,7 +1,7 @@
 import logging
 import math
 
-from sam_d2.evaluation import Result, log_results, results_table, shortfalls
+from sam_d2.evaluation import Result, legend, log_results, results_table, shortfalls
 
 
 def row(method, ap, miou=None, **keys):
@@ -70,3 +70,24 @@ def test_shortfalls(caplog):
     # equal is not worse, undefined is not worse, and a base with another score or prompt is not compared
     assert not shortfalls([row("model", 40.0), row("base", 40.0), row("ellipse", math.nan)])
     assert not shortfalls([row("model", 40.0), row("base", 41.0, score="stability"), row("base", 41.0, prompt="point")])
+
+
+def test_masks_come_before_boxes():
+    text = results_table([row("detector", 1.0, task="bbox"), row("detector", 2.0)])
+    assert text.index("| segm |") < text.index("| bbox |")
+
+
+def test_the_legend_has_the_words_that_are_used():
+    crowded = row("model", 50.0, 0.5)
+    crowded.metrics["AP@100"] = 40.0
+    words = legend([crowded, row("ellipse", 40.0)])
+    for term in ("AP, AR: ", "AP@100: ", "mIoU: ", "ellipse: ", "docs/report.md"):
+        assert term in " ".join(words.split())
+    assert "base: " not in words and "box_as_mask: " not in words
+    assert max(map(len, words.splitlines())) <= 120
+
+
+def test_the_legend_stands_under_the_table(caplog):
+    caplog.set_level(logging.INFO)
+    log_results([row("base", 1.0)])
+    assert caplog.messages[0].endswith(legend([row("base", 1.0)]))

@@ -1,0 +1,64 @@
+"""The terminal's filter, on records as Detectron2's own lines are and as sam_d2's are."""
+
+import io
+import logging
+
+import pytest
+
+from sam_d2.engine.console import ConsoleFilter, quiet_console
+
+HIDDEN = [
+    "Serializing the dataset using: <class 'detectron2.data.common._TorchSerializedList'>",
+    "Serializing 400 elements to byte tensors and concatenating them all ...",
+    "Serialized dataset takes 3.88 MiB",
+    "Distribution of instances among all 2 categories:\n|  category  | #instances   |",
+    "[DetectionCheckpointer] Loading from  ...",
+    "Total inference time: 0:00:02.532286 (0.046042 s / iter per device, on 1 devices)",
+    "Total inference pure compute time: 0:00:01 (0.035138 s / iter per device, on 1 devices)",
+    "Overall training speed: 3 iterations in 0:00:01 (0.3633 s / it)",
+]
+SHOWN = [
+    "[DetectionCheckpointer] Loading from checkpoints/sam_vit_b_01ec64.pth ...",
+    "No checkpoint found. Initializing model from scratch",
+    "Inference done 11/60. Dataloading: 0.0062 s/iter.",
+    "Total training time: 0:00:01 (0:00:00 on hooks)",
+    "results: Distribution of instances among all",
+]
+
+
+def record(text, name="detectron2.data.common", level=logging.INFO):
+    return logging.LogRecord(name, level, __file__, 1, "%s", (text,), None)
+
+
+@pytest.mark.parametrize(("text", "shown"), [*((text, False) for text in HIDDEN), *((text, True) for text in SHOWN)])
+def test_lines_of_the_machinery(text, shown):
+    console = ConsoleFilter()
+    assert [console.filter(record(text)) for _ in range(2)] == [shown, shown]
+    assert console.filter(record(text, level=logging.WARNING))
+
+
+def test_facts_of_the_data_are_said_once():
+    console = ConsoleFilter()
+    said = [
+        console.filter(record(text, "sam_d2.data.register")) for text in ("a: 3 images", "b: 1 images", "a: 3 images")
+    ]
+    assert said == [True, True, False]
+    assert all(console.filter(record("a: 3 images", "sam_d2.data.register", logging.WARNING)) for _ in range(2))
+    assert all(console.filter(record("results", "sam_d2.evaluation.table")) for _ in range(2))
+
+
+def test_the_terminal_is_filtered_and_the_file_is_whole(monkeypatch, tmp_path):
+    terminal = io.StringIO()
+    monkeypatch.setattr("sys.stdout", terminal)
+    log = logging.getLogger("sam_d2.data.made")
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler(terminal), logging.FileHandler(tmp_path / "log.txt")])
+    monkeypatch.setattr(log, "propagate", False)
+    log.setLevel(logging.INFO)
+    for _ in range(2):  # a second run of the same process says it again
+        quiet_console()
+        log.info("a: 3 images")
+        log.info("a: 3 images")
+    log.handlers[1].close()
+    assert terminal.getvalue() == "a: 3 images\n" * 2
+    assert (tmp_path / "log.txt").read_text() == "a: 3 images\n" * 4
+    assert len(log.handlers[0].filters) == 1
