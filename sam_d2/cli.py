@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from sam_d2.errors import UserError
@@ -89,6 +90,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         parser.error("needed: --num-gpus >= 0, --num-machines >= 1, 0 <= --machine-rank < --num-machines")
     return args
+
+
+def check_output(path: Path, option: str = "--output") -> None:
+    """Refuse a file that cannot be written, before any work is done for it.
+
+    Args:
+        path: the file; folders on the way to it need not exist.
+        option: what named it, for the message.
+
+    Raises:
+        UserError: it is a folder, or the nearest folder that exists is a file or may not be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name the file, such as {path / 'NAME'}.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        problem = "may not be written to" if nearest.is_dir() else "is a file, not a folder"
+        raise UserError(f"{option} {path}: {nearest} {problem}. Name another place.")
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

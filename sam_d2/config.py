@@ -43,6 +43,8 @@ def load_config(path: str | Path) -> DictConfig:
             something that a YAML file may not call.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"config file {path} is a folder: name the .py or .yaml file in it.")
     if not path.is_file():
         raise UserError(f"config file {path} does not exist.{_near_files(path)}")
     if path.suffix == ".py":

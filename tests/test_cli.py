@@ -9,7 +9,7 @@ import pytest
 import torch.multiprocessing
 
 from detectron2.engine import default_argument_parser
-from sam_d2.cli import build_parser, parse_args, run_main
+from sam_d2.cli import build_parser, check_output, parse_args, run_main
 from sam_d2.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +58,23 @@ def test_help_shows_examples(capsys):
     out = capsys.readouterr().out
     assert end.value.code == 0
     assert "--dataset data/my_images --prompt box" in out and "%(prog)s" not in out
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    check_output(tmp_path / "file")  # may be replaced
+    check_output(tmp_path / "new" / "folder" / "x.html")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match=r"--output .*: is a folder; name the file"):
+        check_output(tmp_path)
+    with pytest.raises(UserError, match=r"--to .*x\.html: .*/file is a file, not a folder"):
+        check_output(tmp_path / "file" / "new" / "x.html", "--to")
+
+
+def test_nor_is_one_in_a_folder_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam_d2.cli.os.access", lambda folder, mode: (folder, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(UserError, match="may not be written to"):
+        check_output(tmp_path / "new" / "x.html")
 
 
 def _raise(error):

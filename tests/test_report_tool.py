@@ -80,7 +80,7 @@ def test_nothing_to_report(report_tool, tmp_path, content, message):
 
 
 def test_output_is_a_folder(finished_run, report_tool, tmp_path):
-    with pytest.raises(UserError, match=r"comparison\.html"):
+    with pytest.raises(UserError, match="is a folder; name the file"):
         report_tool(finished_run, "--output", tmp_path)
 
 

@@ -21,7 +21,7 @@ from benchmarks import Benchmark, Measured
 from rich.console import Console
 from rich.table import Table
 
-from sam_d2.cli import run_main
+from sam_d2.cli import check_output, run_main
 from sam_d2.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,8 +189,9 @@ def main() -> int:
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: expected at least 1.")
     names = args.names or benchmark_names()
-    for name in names:
-        load_benchmark(name)  # an unknown name ends it before anything is measured
+    for name in names:  # what cannot be run or kept ends it before anything is measured
+        load_benchmark(name)
+        check_output(args.output_dir / f"{name}.json", "--output-dir")
     held = [run_benchmark(name, args.repeats, args.output_dir, console) for name in names]
     return 0 if all(held) else 1
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sam_d2.cli import run_main
+from sam_d2.cli import check_output, run_main
 from sam_d2.errors import UserError
 
 EXAMPLE = """example:
@@ -30,6 +30,7 @@ def main() -> int:
         raise UserError(f"{args.output} exists. Delete it, or name another --output.")
     if not args.output.parent.is_dir():
         raise UserError(f"{args.output.parent} does not exist. Make the folder, or name another --output.")
+    check_output(args.output)
 
     from sam_d2.engine.checkpoint_file import save_checkpoint_file
     from sam_d2.engine.export import checkpoint_of, official_state_dict, registry_name

@@ -43,7 +43,9 @@ def train_and_score(prompt: str, extra: list[str]) -> float:
     start = time.perf_counter()
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:
-        raise UserError(f"the run with {prompt} prompts ended with exit code {code}; its log is {folder / 'log.txt'}.")
+        log = folder / "log.txt"
+        where = f"its log is {log}" if log.is_file() else "it said why above"
+        raise UserError(f"the run with {prompt} prompts ended with exit code {code}; {where}.")
     return time.perf_counter() - start
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sam_d2.cli import run_main
+from sam_d2.cli import check_output, run_main
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +29,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = build_parser().parse_args()
-    from sam_d2.errors import UserError
     from sam_d2.evaluation.report_compare import compare_page, print_comparison
     from sam_d2.evaluation.report_data import read_run
     from sam_d2.evaluation.report_page import FILE_NAME, run_page
@@ -38,8 +37,7 @@ def main() -> int:
     runs = [read_run(folder) for folder in args.runs]
     single = len(runs) == 1
     output = args.output or (runs[0].folder / FILE_NAME if single else Path("comparison.html"))
-    if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; name the file, such as {output / 'comparison.html'}.")
+    check_output(output)
     content = run_page(runs[0]) if single else compare_page(runs)
     write_atomically(output, content.encode("utf-8"))
     print_comparison(runs)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sam_d2.cli import run_main
+from sam_d2.cli import check_output, run_main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,9 +199,11 @@ def main() -> int:
     from sam_d2.errors import UserError
     from sam_d2.evaluation.gallery import write_tiles
 
+    if args.output is not None:
+        check_output(args.output)
+        if args.output.suffix.lower() != ".png":
+            raise UserError(f"--output {args.output}: the picture is a PNG; name it FILE.png.")
     cfg = load_train_net().build_cfg(args)
-    if args.output is not None and args.output.suffix.lower() != ".png":
-        raise UserError(f"--output {args.output}: the picture is a PNG; name it FILE.png.")
     prompt = cfg.model.prompt if "prompts" in cfg.model else "none"
     registered = str(cfg.dataloader[args.split].dataset.names)
     output = args.output or OUTPUT / f"data_{registered}_{prompt}.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -26,7 +27,9 @@ def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[st
     try:
         data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(filename))
     except Exception as error:  # noise in the file makes the unpickler stumble over anything: an index, a type, a name
-        reason = str(error).strip().split("\n")[0][:200]
+        # torch's own first line would have the user load it unsafely; what it could not read comes further below.
+        unpickler = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        reason = (unpickler[1] if unpickler else str(error).strip().split("\n")[0] or type(error).__name__)[:200]
         raise UserError(
             f"{filename}: not a checkpoint that can be loaded safely ({reason}). It is damaged, truncated, or holds "
             "Python objects; take another file."
