@@ -109,6 +109,13 @@ def expect_same(instances, rows):
         assert instances.pred_boxes.tensor[row].tolist() == expected
 
 
+def test_weights_of_another_canvas(cfg, weights, image):
+    other = apply_overrides(cfg, [f"model.image_encoder.img_size={CANVAS + 32}"])
+    encoded = Predictor(other, weights, device="cpu").encode(image)
+    # 75 x 100 pixels with the long side at 96: 72 x 96, and 96 / 8 = 12 tokens a side
+    assert encoded.resized == (72, 96) and encoded.embedding.shape == (32, 12, 12)
+
+
 class TestSameNumbers:
     def test_boxes(self, predictor, image, reference):
         expected = [reference(box=box) for box in BOXES]

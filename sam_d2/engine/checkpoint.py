@@ -11,6 +11,7 @@ from detectron2.engine import hooks
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in
 from sam_d2.errors import UserError
+from sam_d2.modeling.canvas import resample_positions
 from sam_d2.modeling.lora import lora_keys
 
 __all__ = ["BEST", "FINAL", "Checkpointer", "PeriodicCheckpoint", "load_checkpoint_file"]
@@ -23,7 +24,8 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic writes, safe reads and strict loading.
 
     Detectron2 warns about missing keys and drops those of another shape; a model evaluated that way is partly
-    random. Here either is an error, except for what is made from the config (the pixel statistics).
+    random. Here either is an error, except for what is made from the config (the pixel statistics) and for position
+    embeddings of another canvas, which are resampled (:mod:`sam_d2.modeling.canvas`).
 
     Where a training begins with a base file, checkpoints hold what differs from it
     (:mod:`sam_d2.engine.base_weights`). The final and the best one are weights to use: what a training needs to go on
@@ -127,6 +129,7 @@ class Checkpointer(DetectionCheckpointer):
         adapters = lora_keys(own)
         if not adapters & state.keys():  # weights from before LoRA: its matrices stay as they begin, without effect
             state.update({key: own[key] for key in adapters})
+        state.update(resample_positions(state, self.model))
         problems = {
             "missing from the file": [key for key in own if key not in state],
             "in the file only": [key for key in state if key not in own],
