@@ -125,8 +125,8 @@ class Predictor:
             labels: (N, P), or (N,) for (N, 2) points: 1 the point is in the instance, 0 it is not, -1 no point.
                 All 1 by default.
             multimask: SAM's three masks of each prompt, for one that is ambiguous; rows 3i to 3i + 2 belong to
-                prompt i. SAM's published weights have learned them; a fine-tuning trains them only where
-                ``model.multimask`` says so. Otherwise each prompt has the mask that an evaluation gives it.
+                prompt i. SAM's published weights have learned them, and what is fine-tuned from those; a training
+                from random weights only where ``model.multimask`` says so. Otherwise each prompt has the mask that an evaluation gives it.
 
         Returns:
             Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
@@ -134,7 +134,7 @@ class Predictor:
 
         Raises:
             UserError: neither boxes nor points are given, or one of them has another shape, is not a number or
-                lies outside of the image.
+                lies outside of the image, or the weights never learned the masks of ``multimask``.
         """
         if boxes is None and points is None:
             raise UserError("Predictor: give boxes=... or points=....")

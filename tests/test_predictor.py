@@ -1,5 +1,6 @@
 """The Predictor: the numbers of SamPredictor and of an evaluation, and clear words about bad input."""
 
+import copy
 import os
 import re
 import subprocess
@@ -47,7 +48,7 @@ def cfg(root):
 
 @pytest.fixture(scope="module")
 def weights(cfg, tmp_path_factory):
-    """Random weights whose logits spread over a few units, so that masks have borders."""
+    """Random weights whose logits spread over a few units, so that masks have borders; as published ones are."""
     torch.manual_seed(3)
     model = instantiate(cfg.model)
     with torch.no_grad():
@@ -58,9 +59,9 @@ def weights(cfg, tmp_path_factory):
                 torch.nn.init.normal_(parameter, std=0.1)
         for network in model.mask_decoder.output_hypernetworks_mlps:
             network.layers[-1].weight *= 100
-    folder = tmp_path_factory.mktemp("weights")
-    Checkpointer(model, str(folder), save_to_disk=True).save("tiny")
-    return folder / "tiny.pth"
+    file = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save(model.state_dict(), file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +111,19 @@ def expect_same(instances, rows):
 
 
 def test_weights_of_another_canvas(cfg, weights, image):
-    other = apply_overrides(cfg, [f"model.image_encoder.img_size={CANVAS + 32}"])
+    other = apply_overrides(copy.deepcopy(cfg), [f"model.image_encoder.img_size={CANVAS + 32}"])
     encoded = Predictor(other, weights, device="cpu").encode(image)
     # 75 x 100 pixels with the long side at 96: 72 x 96, and 96 / 8 = 12 tokens a side
     assert encoded.resized == (72, 96) and encoded.embedding.shape == (32, 12, 12)
+
+
+def test_three_masks_that_were_never_trained(cfg, weights, image, tmp_path):
+    model = instantiate(cfg.model)
+    Checkpointer(model, str(tmp_path), save_to_disk=True).save("mine")
+    predictor = Predictor(cfg, tmp_path / "mine.pth", device="cpu")
+    assert len(predictor(image, boxes=BOXES)) == 3
+    with pytest.raises(UserError, match=r"mine\.pth: the three masks of model\.multimask=true were never trained"):
+        predictor(image, boxes=BOXES, multimask=True)
 
 
 class TestSameNumbers:

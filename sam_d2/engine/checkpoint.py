@@ -12,6 +12,7 @@ from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, w
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
+from sam_d2.modeling.heads import MultimaskHeads
 from sam_d2.modeling.lora import lora_keys
 
 __all__ = ["BEST", "FINAL", "Checkpointer", "PeriodicCheckpoint", "load_checkpoint_file"]
@@ -62,10 +63,16 @@ class Checkpointer(DetectionCheckpointer):
         if self.base is not None and not self.base.intact:
             self.logger.warning(f"{self.base.path} has changed or is gone: from now on checkpoints hold all weights")
             self.base = None
+        heads = self._multimask_heads
+        record = {} if heads is None else {MultimaskHeads.ENTRY: heads.trained}
         if self.base is None:
-            return {"model": state}
+            return {"model": state, **record}
         changed, entry = self.base.leave_out(state)
-        return {"model": changed, ENTRY: entry}
+        return {"model": changed, ENTRY: entry, **record}
+
+    @property
+    def _multimask_heads(self) -> MultimaskHeads | None:
+        return getattr(self.model, "multimask_heads", None)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest checkpoint in ``last_checkpoint``, atomically."""
@@ -102,6 +109,14 @@ class Checkpointer(DetectionCheckpointer):
                 f"of a model_*.pth with a number into {Path(self.save_dir) / 'last_checkpoint'}."
             )
         return super().resume_or_load(path, resume=resume)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load as Detectron2 does; the model learns which of its mask outputs the file says are trained."""
+        rest = super().load(path, checkpointables)
+        recorded = rest.pop(MultimaskHeads.ENTRY, None)
+        if path and self._multimask_heads is not None:
+            self._multimask_heads.came_from(str(path), recorded)
+        return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = load_checkpoint_file(filename)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
 from sam_d2.modeling.clicks import innermost_correction, random_corrections
+from sam_d2.modeling.heads import MultimaskHeads
 from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.losses import best_mask_losses
 from sam_d2.modeling.masks import InstanceMasks, low_res_targets, rasterise_crop
@@ -98,6 +99,7 @@ class PromptableSAM(nn.Module):
         self.prompt = prompt
         self.test_prompt: str | None = None
         self.multimask = multimask
+        self.multimask_heads = MultimaskHeads()
         self.loss_weights = dict(loss_weights)
         self.instances_per_chunk = instances_per_chunk
         self.activation_checkpointing = activation_checkpointing
@@ -180,12 +182,19 @@ class PromptableSAM(nn.Module):
 
         Returns:
             Mask logits (N, M, L, L) in the low-res frame and predicted IoU (N, M); M is 3 or 1.
+
+        Raises:
+            UserError: three masks are asked for at a test, and the loaded weights never learned them.
         """
+        if multimask and not self.training:
+            self.multimask_heads.require_trained()
         if len(prompts) == 0:
             masks = 3 if multimask else 1
             return embedding.new_zeros((0, masks, self.low_res, self.low_res)), embedding.new_zeros((0, masks))
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+        if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
+            self.multimask_heads.trained = True
         return self.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),
