@@ -1,6 +1,5 @@
 """The Predictor: the numbers of SamPredictor and of an evaluation, and clear words about bad input."""
 
-import copy
 import os
 import re
 import subprocess
@@ -111,7 +110,7 @@ def expect_same(instances, rows):
 
 
 def test_weights_of_another_canvas(cfg, weights, image):
-    other = apply_overrides(copy.deepcopy(cfg), [f"model.image_encoder.img_size={CANVAS + 32}"])
+    other = apply_overrides(cfg.copy(), [f"model.image_encoder.img_size={CANVAS + 32}"])
     encoded = Predictor(other, weights, device="cpu").encode(image)
     # 75 x 100 pixels with the long side at 96: 72 x 96, and 96 / 8 = 12 tokens a side
     assert encoded.resized == (72, 96) and encoded.embedding.shape == (32, 12, 12)
@@ -250,9 +249,12 @@ class TestImages:
             predictor(tmp_path / "gone.png", boxes=BOXES)
 
     @pytest.mark.parametrize("size", [(1, 300), (300, 1)])
-    def test_too_thin_to_be_resized(self, predictor, size):
+    def test_too_thin_to_be_resized(self, predictor, size, tmp_path):
         with pytest.raises(UserError, match=r"image: .* too thin for a canvas of 64"):
             predictor(np.zeros((*size, 3), np.uint8), boxes=[[0, 0, 1, 1]])
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "thin.png")
+        with pytest.raises(UserError, match=r"thin\.png: .* too thin for a canvas of 64"):
+            predictor.encode(tmp_path / "thin.png")
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 100), (100, 1), (64, 64)])
     def test_extreme_sizes(self, predictor, size):
