@@ -1,6 +1,9 @@
-"""Whether the mask outputs that answer an ambiguous prompt with three masks have been trained."""
+"""SAM's three masks of an ambiguous prompt: which one is the answer, and whether their outputs were ever trained."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from sam_d2.errors import UserError
 
@@ -42,3 +45,10 @@ class MultimaskHeads:
                 "false). Take multimask=false for them, or train them: model.multimask=true, a prompt with single "
                 "points, train.eval_base=false. SAM's published weights have them trained."
             )
+
+
+def of_highest_iou(logits: Tensor, predicted_iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of (n, M, L, L) logits and (n, M) predicted IoU those of the best mask: (n, L, L) and (n,)."""
+    best = predicted_iou.argmax(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    return logits[rows, best], predicted_iou[rows, best]
