@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-import detectron2.data.transforms as T
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from sam_d2.config import load_config
+from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import image_array, read_image
 from sam_d2.engine.checkpoint import FINAL, Checkpointer
 from sam_d2.engine.distributed import choose_device
@@ -88,16 +88,12 @@ class Predictor:
             image: a file, (H0, W0, 3) uint8 in the order RGB, or a Pillow image.
 
         Raises:
-            UserError: the image cannot be read, or the array is another one.
+            UserError: the image cannot be read or is too thin for the canvas, or the array is another one.
         """
         array = _pixels(image, self.model.input_format)
         original = (array.shape[0], array.shape[1])
-        if min(original) * self.model.canvas < max(original) / 2:
-            raise UserError(
-                f"image: {original[1]} x {original[0]} pixels are too thin for a canvas of {self.model.canvas}: less "
-                "than half a pixel would be left of the short side. Cut the image into tiles."
-            )
-        resize = T.ResizeShortestEdge(self.model.canvas, self.model.canvas).get_transform(array)
+        require_resizable(original, self.model.canvas, str(image) if isinstance(image, str | Path) else "image")
+        resize = canvas_resize(self.model.canvas).get_transform(array)
         pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(array).transpose(2, 0, 1)))
         images = self.model.preprocess([{"image": pixels}])
         height, width = images.image_sizes[0]
@@ -125,8 +121,9 @@ class Predictor:
             labels: (N, P), or (N,) for (N, 2) points: 1 the point is in the instance, 0 it is not, -1 no point.
                 All 1 by default.
             multimask: SAM's three masks of each prompt, for one that is ambiguous; rows 3i to 3i + 2 belong to
-                prompt i. SAM's published weights have learned them; a fine-tuning trains them only where
-                ``model.multimask`` says so. Otherwise each prompt has the mask that an evaluation gives it.
+                prompt i. SAM's published weights have learned them, and what is fine-tuned from those; a training
+                from random weights only where ``model.multimask`` says so. Otherwise each prompt has the mask that an
+                evaluation gives it.
 
         Returns:
             Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
@@ -134,7 +131,7 @@ class Predictor:
 
         Raises:
             UserError: neither boxes nor points are given, or one of them has another shape, is not a number or
-                lies outside of the image.
+                lies outside of the image, or the weights never learned the masks of ``multimask``.
         """
         if boxes is None and points is None:
             raise UserError("Predictor: give boxes=... or points=....")

@@ -101,7 +101,7 @@ def test_mappers_follow_the_model(cfg):
         mapper = instantiate(cfg.dataloader[split].mapper)
         assert mapper.is_train is is_train
         if isinstance(model, PromptableSAM):
-            assert mapper.augmentations.augs[-1].max_size == model.canvas
+            assert mapper.resize.max_size == mapper.image_size == model.canvas
             assert mapper.image_format == model.input_format
 
 

@@ -47,7 +47,7 @@ def cfg(root):
 
 @pytest.fixture(scope="module")
 def weights(cfg, tmp_path_factory):
-    """Random weights whose logits spread over a few units, so that masks have borders."""
+    """Random weights whose logits spread over a few units, so that masks have borders; as published ones are."""
     torch.manual_seed(3)
     model = instantiate(cfg.model)
     with torch.no_grad():
@@ -58,9 +58,9 @@ def weights(cfg, tmp_path_factory):
                 torch.nn.init.normal_(parameter, std=0.1)
         for network in model.mask_decoder.output_hypernetworks_mlps:
             network.layers[-1].weight *= 100
-    folder = tmp_path_factory.mktemp("weights")
-    Checkpointer(model, str(folder), save_to_disk=True).save("tiny")
-    return folder / "tiny.pth"
+    file = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save(model.state_dict(), file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,22 @@ def expect_same(instances, rows):
         ys, xs = np.nonzero(mask)
         expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         assert instances.pred_boxes.tensor[row].tolist() == expected
+
+
+def test_weights_of_another_canvas(cfg, weights, image):
+    other = apply_overrides(cfg.copy(), [f"model.image_encoder.img_size={CANVAS + 32}"])
+    encoded = Predictor(other, weights, device="cpu").encode(image)
+    # 75 x 100 pixels with the long side at 96: 72 x 96, and 96 / 8 = 12 tokens a side
+    assert encoded.resized == (72, 96) and encoded.embedding.shape == (32, 12, 12)
+
+
+def test_three_masks_that_were_never_trained(cfg, weights, image, tmp_path):
+    model = instantiate(cfg.model)
+    Checkpointer(model, str(tmp_path), save_to_disk=True).save("mine")
+    predictor = Predictor(cfg, tmp_path / "mine.pth", device="cpu")
+    assert len(predictor(image, boxes=BOXES)) == 3
+    with pytest.raises(UserError, match=r"mine\.pth: the three masks of model\.multimask=true were never trained"):
+        predictor(image, boxes=BOXES, multimask=True)
 
 
 class TestSameNumbers:
@@ -233,9 +249,12 @@ class TestImages:
             predictor(tmp_path / "gone.png", boxes=BOXES)
 
     @pytest.mark.parametrize("size", [(1, 300), (300, 1)])
-    def test_too_thin_to_be_resized(self, predictor, size):
+    def test_too_thin_to_be_resized(self, predictor, size, tmp_path):
         with pytest.raises(UserError, match=r"image: .* too thin for a canvas of 64"):
             predictor(np.zeros((*size, 3), np.uint8), boxes=[[0, 0, 1, 1]])
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "thin.png")
+        with pytest.raises(UserError, match=r"thin\.png: .* too thin for a canvas of 64"):
+            predictor.encode(tmp_path / "thin.png")
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 100), (100, 1), (64, 64)])
     def test_extreme_sizes(self, predictor, size):

@@ -12,6 +12,7 @@ import torch
 import detectron2.data.transforms as T
 from detectron2.data import detection_utils
 from detectron2.structures import Instances, PolygonMasks
+from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import read_image
 from sam_d2.errors import UserError
 
@@ -29,7 +30,11 @@ class PromptableMapper:
         image_size: S, the canvas; pixels of the resized image's long side.
         augmentations: Detectron2 augmentations applied before the resize; in training only.
         image_format: channel order, the model's ``input_format``.
-        max_instances: most instances of an image in training, drawn at random each time; None for all.
+        max_instances: most instances of an image in training, drawn at random each time, all of those that the
+            augmentation leaves in the image equally likely; None for all.
+
+    Raises:
+        UserError: ``max_instances`` is less than 1.
     """
 
     def __init__(
@@ -41,10 +46,14 @@ class PromptableMapper:
         image_format: str = "RGB",
         max_instances: int | None = 100,
     ) -> None:
+        if max_instances is not None and max_instances < 1:
+            raise UserError(
+                f"dataloader.train.mapper.max_instances={max_instances}: expected at least 1, or null for all."
+            )
         self.is_train = is_train
-        # ResizeShortestEdge with both limits equal gives ResizeLongestSide's output size for every input size.
-        resize = T.ResizeShortestEdge(image_size, image_size)
-        self.augmentations = T.AugmentationList([*augmentations, resize] if is_train else [resize])
+        self.image_size = image_size
+        self.augmentations = T.AugmentationList(augmentations if is_train else [])
+        self.resize = canvas_resize(image_size)
         self.image_format = image_format
         self.max_instances = max_instances
 
@@ -56,19 +65,21 @@ class PromptableMapper:
             with ``gt_boxes``, ``gt_masks`` (PolygonMasks, or BitMasks where the file has RLE) and ``gt_classes``.
 
         Raises:
-            UserError: the image cannot be read, or has not the size that the annotations say.
+            UserError: the image cannot be read, has not the size that the annotations say, or is so thin that the
+                resize would leave nothing of it.
         """
         sample = copy.copy(dataset_dict)
         image = read_image(sample["file_name"], self.image_format)
+        name = f"{sample['file_name']} (image id {sample.get('image_id')})"
         original_size = image.shape[:2]
         try:
             detection_utils.check_image_size(sample, image)
         except detection_utils.SizeMismatchError as error:
             height, width = original_size
             raise UserError(
-                f"{sample['file_name']} (image id {sample.get('image_id')}): the file has {width} x {height} pixels "
-                f"(width x height, turned as its EXIF orientation says), the annotations say {sample['width']} x "
-                f"{sample['height']}. Correct width and height there, or put back the image that was annotated."
+                f"{name}: the file has {width} x {height} pixels (width x height, turned as its EXIF orientation "
+                f"says), the annotations say {sample['width']} x {sample['height']}. Correct width and height there, "
+                "or put back the image that was annotated."
             ) from error
         annotations = [
             annotation
@@ -77,31 +88,59 @@ class PromptableMapper:
         ]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
+        size = augmented.image.shape[:2]
+        require_resizable(size, self.image_size, name if size == original_size else f"{name}, augmented")
+        transforms += self.resize(augmented)
         sample["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        if not self.is_train:
-            sample["instances"] = _instances(annotations, original_size, T.TransformList([]))
-            return sample
-        instances = _instances(annotations, augmented.image.shape[:2], transforms)
-        sample["instances"] = self._capped(detection_utils.filter_empty_instances(instances))
+        if self.is_train:
+            sample["instances"] = self._drawn(annotations, augmented.image.shape[:2], transforms)
+        else:
+            sample["instances"] = _instances(annotations, original_size, T.TransformList([]), _mask_format(annotations))
         return sample
 
-    def _capped(self, instances: Instances) -> Instances:
-        if self.max_instances is None or len(instances) <= self.max_instances:
-            return instances
-        keep = np.sort(np.random.choice(len(instances), self.max_instances, replace=False))
-        return instances[torch.as_tensor(keep)]
+    def _drawn(
+        self, annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList
+    ) -> Instances:
+        """Return at most ``max_instances`` of the annotations that are in the image, in the file's order.
+
+        As few as possible are transformed, which is what an RLE costs; only where there are too many is a random
+        number drawn.
+        """
+        mask_format = _mask_format(annotations)
+        cap = len(annotations) if self.max_instances is None else self.max_instances
+        if len(annotations) <= cap:
+            return detection_utils.filter_empty_instances(_instances(annotations, size, transforms, mask_format))
+        order = np.random.permutation(len(annotations))
+        parts: list[Instances] = []
+        missing = cap
+        # The places of those that turn out to be moved out of the image go to the next in the order.
+        while missing and len(order):
+            rows, order = np.sort(order[:missing]), order[missing:]
+            part = _instances([annotations[row] for row in rows], size, transforms, mask_format)
+            part.row = torch.as_tensor(rows)
+            parts.append(detection_utils.filter_empty_instances(part))
+            missing -= len(parts[-1])
+        drawn = Instances.cat(parts)
+        if len(parts) > 1:  # a copy of bitmaps
+            drawn = drawn[drawn.row.argsort()]
+        drawn.remove("row")
+        return drawn
 
 
-def _instances(annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList) -> Instances:
+def _mask_format(annotations: list[dict[str, Any]]) -> str:
+    """Return Detectron2's name of a format for all masks of an image: one RLE makes bitmaps of the polygons too."""
+    return "polygon" if all(isinstance(annotation["segmentation"], list) for annotation in annotations) else "bitmask"
+
+
+def _instances(
+    annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, mask_format: str
+) -> Instances:
     """Return the annotations as Instances of an image of ``size`` (height, width) after ``transforms``."""
     moved = [
         detection_utils.transform_instance_annotations(_copied(annotation), transforms, size)
         for annotation in annotations
     ]
-    polygons_only = all(isinstance(annotation["segmentation"], list) for annotation in annotations)
-    instances = detection_utils.annotations_to_instances(
-        moved, size, mask_format="polygon" if polygons_only else "bitmask"
-    )
+    instances = detection_utils.annotations_to_instances(moved, size, mask_format=mask_format)
     if not annotations:
         instances.gt_masks = PolygonMasks([])
     return instances

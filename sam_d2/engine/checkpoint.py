@@ -11,6 +11,8 @@ from detectron2.engine import hooks
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in
 from sam_d2.errors import UserError
+from sam_d2.modeling.canvas import resample_positions
+from sam_d2.modeling.heads import MultimaskHeads
 from sam_d2.modeling.lora import lora_keys
 
 __all__ = ["BEST", "FINAL", "RECORD", "Checkpointer", "PeriodicCheckpoint", "last_checkpoint", "load_checkpoint_file"]
@@ -43,7 +45,8 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic writes, safe reads and strict loading.
 
     Detectron2 warns about missing keys and drops those of another shape; a model evaluated that way is partly
-    random. Here either is an error, except for what is made from the config (the pixel statistics).
+    random. Here either is an error, except for what is made from the config (the pixel statistics) and for position
+    embeddings of another canvas, which are resampled (:mod:`sam_d2.modeling.canvas`).
 
     Where a training begins with a base file, checkpoints hold what differs from it
     (:mod:`sam_d2.engine.base_weights`). The final and the best one are weights to use: what a training needs to go on
@@ -84,10 +87,16 @@ class Checkpointer(DetectionCheckpointer):
         if self.base is not None and not self.base.intact:
             self.logger.warning(f"{self.base.path} has changed or is gone: from now on checkpoints hold all weights")
             self.base = None
+        heads = self._multimask_heads
+        record = {} if heads is None else {MultimaskHeads.ENTRY: heads.trained}
         if self.base is None:
-            return {"model": state}
+            return {"model": state, **record}
         changed, entry = self.base.leave_out(state)
-        return {"model": changed, ENTRY: entry}
+        return {"model": changed, ENTRY: entry, **record}
+
+    @property
+    def _multimask_heads(self) -> MultimaskHeads | None:
+        return getattr(self.model, "multimask_heads", None)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest checkpoint in ``last_checkpoint``, atomically."""
@@ -115,6 +124,14 @@ class Checkpointer(DetectionCheckpointer):
             )
         return super().resume_or_load(path, resume=resume)
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load as Detectron2 does; the model learns which of its mask outputs the file says are trained."""
+        rest = super().load(path, checkpointables)
+        recorded = rest.pop(MultimaskHeads.ENTRY, None)
+        if path and self._multimask_heads is not None:
+            self._multimask_heads.came_from(str(path), recorded)
+        return rest
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = load_checkpoint_file(filename)
         start = time.perf_counter()
@@ -141,6 +158,7 @@ class Checkpointer(DetectionCheckpointer):
         adapters = lora_keys(own)
         if not adapters & state.keys():  # weights from before LoRA: its matrices stay as they begin, without effect
             state.update({key: own[key] for key in adapters})
+        state.update(resample_positions(state, self.model))
         problems = {
             "missing from the file": [key for key in own if key not in state],
             "in the file only": [key for key in state if key not in own],

@@ -7,7 +7,9 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from sam_d2.modeling.masks import InstanceMasks, rasterise_crop
 from sam_d2.modeling.prompt_samplers import innermost_pixel
+from sam_d2.modeling.prompts import Prompts
 
 
 @torch.no_grad()
@@ -63,6 +65,28 @@ def innermost_correction(predicted: np.ndarray, true: np.ndarray) -> tuple[int, 
         region, label = (missed, 1) if _depth(missed) >= _depth(taken) else (taken, 0)
     y, x = divmod(innermost_pixel(region), region.shape[1])
     return x, y, label
+
+
+def innermost_corrections(predicted: Tensor, truth: InstanceMasks, resized: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return each instance's next click by :func:`innermost_correction`.
+
+    Args:
+        predicted: (N, H0, W0) bool, original frame.
+        truth: N masks in it.
+        resized: (height, width) of the resized frame.
+
+    Returns:
+        Points (N, 1, 2) in the padded frame and labels (N, 1), on the device of ``predicted``.
+    """
+    size = (predicted.shape[1], predicted.shape[2])
+    clicks = torch.tensor(
+        [
+            innermost_correction(mask, rasterise_crop(truth, row, (0, 0, size[1], size[0])))
+            for row, mask in enumerate(predicted.cpu().numpy())
+        ]
+    )[:, None]
+    prompts = Prompts(points=clicks[..., :2].float(), labels=clicks[..., 2]).rescaled(size, resized)
+    return prompts.points.to(predicted.device), prompts.labels.to(predicted.device)  # type: ignore[union-attr]
 
 
 def _depth(region: np.ndarray) -> float:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
-from sam_d2.modeling.clicks import innermost_correction, random_corrections
+from sam_d2.modeling.clicks import innermost_corrections
+from sam_d2.modeling.heads import MultimaskHeads, of_highest_iou
+from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
-from sam_d2.modeling.losses import best_mask_losses
-from sam_d2.modeling.masks import InstanceMasks, low_res_targets, rasterise_crop
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe
 from sam_d2.modeling.prompts import Prompts
@@ -98,6 +97,7 @@ class PromptableSAM(nn.Module):
         self.prompt = prompt
         self.test_prompt: str | None = None
         self.multimask = multimask
+        self.multimask_heads = MultimaskHeads()
         self.loss_weights = dict(loss_weights)
         self.instances_per_chunk = instances_per_chunk
         self.activation_checkpointing = activation_checkpointing
@@ -180,12 +180,19 @@ class PromptableSAM(nn.Module):
 
         Returns:
             Mask logits (N, M, L, L) in the low-res frame and predicted IoU (N, M); M is 3 or 1.
+
+        Raises:
+            UserError: three masks are asked for at a test, and the loaded weights never learned them.
         """
+        if multimask and not self.training:
+            self.multimask_heads.require_trained()
         if len(prompts) == 0:
             masks = 3 if multimask else 1
             return embedding.new_zeros((0, masks, self.low_res, self.low_res)), embedding.new_zeros((0, masks))
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+        if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
+            self.multimask_heads.trained = True
         return self.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),
@@ -222,7 +229,7 @@ class PromptableSAM(nn.Module):
             full = resize_logits(logits, self.canvas, resized, original)
             for _ in range(corrections):
                 truth = sample["instances"].gt_masks[start : start + self.instances_per_chunk]
-                chunk = chunk.with_correction(*self._next_clicks(full > 0, truth, resized), logits)
+                chunk = chunk.with_correction(*innermost_corrections(full > 0, truth, resized), logits)
                 logits, predicted_iou = self._best_answer(embedding, chunk)
                 full = resize_logits(logits, self.canvas, resized, original)
             predicted = full > 0
@@ -301,23 +308,20 @@ class PromptableSAM(nn.Module):
 
     def _best_answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Return the mask with the highest predicted IoU: logits (n, L, L), predicted IoU (n,)."""
-        return _of_highest_iou(*self._answer(embedding, prompts))
-
-    def _next_clicks(self, predicted: Tensor, truth: InstanceMasks, resized: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return each instance's next click: points (n, 1, 2) in the padded frame, labels (n, 1)."""
-        size = (predicted.shape[1], predicted.shape[2])
-        clicks = torch.tensor(
-            [
-                innermost_correction(mask, rasterise_crop(truth, row, (0, 0, size[1], size[0])))
-                for row, mask in enumerate(predicted.cpu().numpy())
-            ]
-        )[:, None]
-        prompts = Prompts(points=clicks[..., :2].float(), labels=clicks[..., 2]).rescaled(size, resized)
-        return prompts.points.to(self.device), prompts.labels.to(self.device)  # type: ignore[union-attr]
+        return of_highest_iou(*self._answer(embedding, prompts))
 
     def _losses(
         self, batched_inputs: list[dict[str, Any]], embeddings: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> dict[str, Tensor]:
+        losses_of = InstanceLosses(
+            self._answer,
+            canvas=self.canvas,
+            low_res=self.low_res,
+            focal=self.loss_weights["loss_focal"],
+            dice=self.loss_weights["loss_dice"],
+            chunk=self.instances_per_chunk,
+            recompute=self.activation_checkpointing,
+        )
         per_image = []
         for sample, embedding, size in zip(batched_inputs, embeddings, sizes, strict=True):
             instances: Instances = sample["instances"]
@@ -328,55 +332,10 @@ class PromptableSAM(nn.Module):
                     f"training instances must be in the resized frame {tuple(size)}, got {instances.image_size}"
                 )
             generator = torch.Generator().manual_seed(int(sample.get("seed", torch.initial_seed() % 2**63)))
-            per_image.append(self._instance_losses(embedding, instances, generator).mean(dim=0))
+            per_image.append(losses_of(embedding, instances, self.prompts[self.prompt], generator).mean(dim=0))
         # Every trainable parameter takes part in every step, also those that this step's prompts do not touch, and
         # also where there is no instance: so DDP never waits for a gradient that one rank does not make.
         zero = 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
         total = torch.stack(per_image).sum(dim=0) / len(batched_inputs) if per_image else embeddings.new_zeros(3)
         total = total.float() + zero
         return {name: self.loss_weights[name] * value for name, value in zip(LOSSES, total.unbind(), strict=True)}
-
-    def _instance_losses(self, embedding: Tensor, instances: Instances, generator: torch.Generator) -> Tensor:
-        """Return the (N, 3) unweighted losses of one image's instances, the mean over the rounds of clicks.
-
-        Targets, decoding and losses are made inside the chunk and recomputed in the backward pass: between the
-        two only three numbers per instance are kept.
-        """
-        recipe = self.prompts[self.prompt]
-        assert recipe.train is not None  # __init__ refuses such a recipe
-        prompts = recipe.train(instances, generator).to(self.device)
-        # Drawn here, because a chunk that is recomputed must draw the same.
-        draws = torch.rand((len(instances), recipe.train_corrections), generator=generator)
-        losses = []
-        for start in range(0, len(prompts), self.instances_per_chunk):
-            # A slice, because that of a bitmap is a view; copies would stay in memory until the backward pass.
-            rows = slice(start, start + self.instances_per_chunk)
-            inputs = (embedding, prompts[rows], draws[rows], instances.gt_masks[rows], instances.image_size)
-            if self.activation_checkpointing:
-                losses.append(checkpoint(self._chunk_losses, *inputs, use_reentrant=False))
-            else:
-                losses.append(self._chunk_losses(*inputs))
-        return torch.cat(losses)
-
-    def _chunk_losses(
-        self, embedding: Tensor, prompts: Prompts, draws: Tensor, masks: InstanceMasks, size: tuple[int, int]
-    ) -> Tensor:
-        stride = self.canvas // self.low_res
-        targets = low_res_targets(masks, size, self.low_res, stride).to(self.device)
-        weights = {"focal": self.loss_weights["loss_focal"], "dice": self.loss_weights["loss_dice"]}
-        logits, predicted_iou = self._answer(embedding, prompts)
-        losses = [best_mask_losses(logits, predicted_iou, targets, **weights)]
-        for draw in draws.unbind(dim=1):
-            previous = _of_highest_iou(logits, predicted_iou)[0].detach()
-            points, labels = random_corrections(previous, targets, draw, stride, size)
-            prompts = prompts.with_correction(points, labels, previous)
-            logits, predicted_iou = self._answer(embedding, prompts)
-            losses.append(best_mask_losses(logits, predicted_iou, targets, **weights))
-        return torch.stack(losses).mean(dim=0)
-
-
-def _of_highest_iou(logits: Tensor, predicted_iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Return of (n, M, L, L) logits and (n, M) predicted IoU those of the best mask: (n, L, L) and (n,)."""
-    best = predicted_iou.argmax(dim=1)
-    rows = torch.arange(len(best), device=best.device)
-    return logits[rows, best], predicted_iou[rows, best]

@@ -11,6 +11,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 import detectron2.data.transforms as T
 import sam_d2  # noqa: F401
+from detectron2.data import detection_utils
 from detectron2.structures import BitMasks, PolygonMasks
 from sam_d2.data.loader import seeded
 from sam_d2.data.mapper import PromptableMapper
@@ -188,6 +189,116 @@ def test_what_an_augmentation_moves_out_is_dropped_in_training(record):
     # the crop is 64 x 32 (height, width): its long side is 64 already, and the crossing box ends at 32
     assert instances.image_size == (64, 32)
     assert instances.gt_boxes.tensor.tolist() == [[2, 2, 20, 20], [20, 30, 32, 40]]
+
+
+class TestCapAndAugmentation:
+    """Ten annotations, of which LeftHalf leaves those with an even number."""
+
+    BOXES = tuple((2, y, 20, y + 5) if y % 12 == 0 else (40, y, 60, y + 5) for y in range(0, 60, 6))
+
+    @pytest.fixture
+    def transformed(self, monkeypatch):
+        """Numbers of the annotations that were transformed, in that order."""
+        rows = []
+        transform = detection_utils.transform_instance_annotations
+
+        def recorded(annotation, *rest):
+            rows.append(annotation["category_id"])
+            return transform(annotation, *rest)
+
+        monkeypatch.setattr(detection_utils, "transform_instance_annotations", recorded)
+        return rows
+
+    @pytest.fixture(params=["polygon", "rle"])
+    def entry(self, record, request):
+        return record([annotation(box, request.param, category_id=row) for row, box in enumerate(self.BOXES)])
+
+    def test_no_more_are_transformed_than_taken(self, entry, transformed):
+        instances = train_mapper(max_instances=3)(entry)["instances"]
+        assert transformed == instances.gt_classes.tolist() and len(transformed) == 3
+
+    def test_what_is_moved_out_takes_no_place(self, entry, transformed):
+        mapper = train_mapper(max_instances=3, augmentations=[LeftHalf()])
+        times, counts = dict.fromkeys(range(10), 0), []
+        for seed in range(60):
+            transformed.clear()
+            with seeded(seed):
+                instances = mapper(entry)["instances"]
+            found = instances.gt_classes.tolist()
+            assert len(found) == 3 and found == sorted(set(found))
+            boxes = [list(self.BOXES[row]) for row in found]
+            assert instances.gt_boxes.tensor.tolist() == boxes
+            # the bitmaps and polygons are of the same rows as the boxes: 18 x 5 pixels from the row's own height on
+            assert [mask.nonzero()[0].tolist() for mask in bitmaps(instances)] == [[box[1], box[0]] for box in boxes]
+            assert len(set(transformed)) == len(transformed)
+            counts.append(len(transformed))
+            for row in found:
+                times[row] += 1
+        # 3 of 5 are taken, 60 times: 36 each with deviation sqrt(60 x 0.6 x 0.4) = 3.8; 21 is four of those away.
+        assert all(21 < times[row] < 51 for row in range(0, 10, 2))
+        assert sum(times[row] for row in range(1, 10, 2)) == 0
+        assert min(counts) >= 3 and np.mean(counts) < 8 and max(counts) <= 10
+        with seeded(59):
+            assert mapper(entry)["instances"].gt_classes.tolist() == found
+
+    def test_fewer_are_left_than_the_cap(self, entry, transformed):
+        # 10 annotations are more than 7, but only 5 stay in the image
+        instances = train_mapper(max_instances=7, augmentations=[LeftHalf()])(entry)["instances"]
+        assert instances.gt_classes.tolist() == [0, 2, 4, 6, 8]
+        assert sorted(transformed) == list(range(10))
+
+    def test_none_is_left(self, record, transformed):
+        entry = record([annotation((40, 4, 60, 9), category_id=row) for row in range(5)])
+        instances = train_mapper(max_instances=2, augmentations=[LeftHalf()])(entry)["instances"]
+        assert len(instances) == len(instances.gt_masks) == 0 and len(transformed) == 5
+        assert instances.gt_boxes.tensor.shape == (0, 4)
+
+    @pytest.mark.parametrize("cap", [10, None])
+    def test_nothing_is_drawn_where_there_is_nothing_to_choose(self, entry, cap):
+        before = np.random.get_state()[2]
+        instances = train_mapper(max_instances=cap)(entry)["instances"]
+        assert np.random.get_state()[2] == before
+        assert instances.gt_classes.tolist() == list(range(10))
+
+    def test_one_kind_of_masks_whatever_is_drawn(self, record):
+        entry = record([annotation(self.BOXES[0]), annotation(self.BOXES[2]), annotation(self.BOXES[4], "rle")])
+        for seed in range(10):
+            with seeded(seed):
+                assert isinstance(train_mapper(max_instances=1)(entry)["instances"].gt_masks, BitMasks)
+
+    @pytest.mark.parametrize("cap", [0, -1])
+    def test_a_cap_of_nothing(self, cap):
+        with pytest.raises(UserError, match=rf"max_instances={cap}: expected at least 1"):
+            train_mapper(max_instances=cap)
+
+
+class Column(T.Augmentation):
+    """Cut out one column of pixels."""
+
+    def get_transform(self, image):
+        return T.CropTransform(0, 0, 1, image.shape[0])
+
+
+class TestTooThin:
+    @pytest.mark.parametrize("make", [train_mapper, at_test])
+    @pytest.mark.parametrize(("height", "width"), [(1, 129), (129, 1), (2, 300)])
+    def test_is_refused_by_name(self, record, make, height, width):
+        # 1 x 64 / 129 = 0.496 and 2 x 64 / 300 = 0.43 of a pixel
+        entry = record(height=height, width=width)
+        with pytest.raises(UserError) as caught:
+            make()(entry)
+        message = str(caught.value)
+        assert message.startswith(f"{entry['file_name']} (image id 7): {width} x {height} pixels (width x height)")
+        assert "canvas of 64" in message and "tiles" in message and "\n" not in message
+
+    @pytest.mark.parametrize(("height", "width"), [(1, 128), (128, 1)])
+    def test_half_a_pixel_is_rounded_up(self, record, height, width):
+        assert sorted(at_test()(record(height=height, width=width))["image"].shape[1:]) == [1, 64]
+
+    def test_an_augmentation_that_makes_it_so(self, record):
+        entry = record(height=130, width=130)
+        with pytest.raises(UserError, match=r"a\.png \(image id 7\), augmented: 1 x 130 pixels"):
+            train_mapper(augmentations=[Column()])(entry)
 
 
 def test_nothing_is_dropped_for_being_small_at_a_test(record):

@@ -68,7 +68,7 @@ class TestChunks:
             storages.append(masks.tensor.untyped_storage().data_ptr())
             return low_res_targets(masks, *rest)
 
-        monkeypatch.setattr("sam_d2.modeling.sam.low_res_targets", recorded)
+        monkeypatch.setattr("sam_d2.modeling.instance_losses.low_res_targets", recorded)
         build_model("model.instances_per_chunk=3")([sample])
         assert storages == [sample["instances"].gt_masks.tensor.untyped_storage().data_ptr()] * 3
 
