@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 
 import detectron2.data.transforms as T
 from detectron2.data import detection_utils
-from detectron2.structures import Instances, PolygonMasks
+from detectron2.structures import BoxMode, Instances, PolygonMasks
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import read_image
 from sam_d2.errors import UserError
@@ -32,6 +33,8 @@ class PromptableMapper:
         image_format: channel order, the model's ``input_format``.
         max_instances: most instances of an image in training, drawn at random each time, all of those that the
             augmentation leaves in the image equally likely; None for all.
+        recompute_boxes: take the tight box of each mask for the one in the file, in training and at a test, as the
+            baselines do; for files whose boxes were drawn loosely or lie beside their masks.
 
     Raises:
         UserError: ``max_instances`` is less than 1.
@@ -45,6 +48,7 @@ class PromptableMapper:
         augmentations: Sequence[T.Augmentation] = (),
         image_format: str = "RGB",
         max_instances: int | None = 100,
+        recompute_boxes: bool = False,
     ) -> None:
         if max_instances is not None and max_instances < 1:
             raise UserError(
@@ -56,6 +60,7 @@ class PromptableMapper:
         self.resize = canvas_resize(image_size)
         self.image_format = image_format
         self.max_instances = max_instances
+        self.recompute_boxes = recompute_boxes
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict in Detectron2's standard form.
@@ -86,6 +91,8 @@ class PromptableMapper:
             for annotation in sample.pop("annotations", [])
             if not annotation.get("iscrowd", 0) and annotation.get("segmentation")
         ]
+        if self.recompute_boxes:
+            annotations = [_with_tight_box(annotation, original_size) for annotation in annotations]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         size = augmented.image.shape[:2]
@@ -125,6 +132,22 @@ class PromptableMapper:
             drawn = drawn[drawn.row.argsort()]
         drawn.remove("row")
         return drawn
+
+
+def _with_tight_box(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Return an annotation whose box holds its mask's pixels and no more; one without a pixel keeps the file's.
+
+    The pixels are the evaluator's, drawn in the original frame of ``size`` (height, width): after a flip or a resize
+    a polygon's own bounds would differ from them by up to half a pixel.
+    """
+    segmentation = annotation["segmentation"]
+    rle = (
+        mask_util.merge(mask_util.frPyObjects(segmentation, *size)) if isinstance(segmentation, list) else segmentation
+    )
+    x, y, width, height = mask_util.toBbox(rle).tolist()
+    if not width * height:
+        return annotation
+    return {**annotation, "bbox": [x, y, x + width, y + height], "bbox_mode": BoxMode.XYXY_ABS}
 
 
 def _mask_format(annotations: list[dict[str, Any]]) -> str:

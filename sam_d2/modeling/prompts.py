@@ -13,6 +13,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+DRAWN_BOX_LOGIT = 4.0
+"""Logit of a drawn box inside, and its negative outside: about what a mask of a trained model has there."""
+
 
 @dataclass
 class Prompts:
@@ -92,6 +95,24 @@ class Prompts:
         if self.points is not None and self.labels is not None:
             points, labels = torch.cat([self.points, points], dim=1), torch.cat([self.labels, labels], dim=1)
         return Prompts(boxes=self.boxes, points=points, labels=labels, masks=logits[:, None])
+
+    def with_drawn_boxes(self, canvas: int, low_res: int) -> Prompts:
+        """Return the prompts with each box as a mask prompt too, where there are boxes and no masks yet.
+
+        Args:
+            canvas: S, side of the padded frame, in which the boxes are.
+            low_res: L, side of the low-res frame in cells.
+        """
+        if self.boxes is None or self.masks is not None:
+            return self
+        edges = self.boxes * (low_res / canvas)
+        cells = torch.arange(low_res, device=edges.device)
+        # The share of each column and each row that lies inside: exact to the fraction of a cell.
+        inside = torch.minimum(edges[:, 2:, None], cells + 1) - torch.maximum(edges[:, :2, None], cells)
+        columns, rows = inside.clamp(min=0).unbind(dim=1)
+        covered = rows[:, :, None] * columns[:, None, :]
+        masks = (2 * covered - 1)[:, None] * DRAWN_BOX_LOGIT
+        return Prompts(boxes=self.boxes, points=self.points, labels=self.labels, masks=masks)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Prompts:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

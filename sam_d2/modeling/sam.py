@@ -44,6 +44,9 @@ class PromptableSAM(nn.Module):
         freeze: parts that are not trained; they stay in eval mode and need no gradients.
         multimask: answer a single point with SAM's three masks: the best one is trained, and the one with the
             highest predicted IoU is the prediction. Every other prompt has one mask.
+        draw_boxes: give each box as a mask prompt too, drawn into the low-res frame: the same knowledge, where the
+            decoder need not learn to read positions to a fraction of a token. For models trained with it, and
+            objects of few tokens.
         score: the score of a mask, see :mod:`sam_d2.modeling.scoring`.
         instances_per_chunk: instances that the decoder takes at once.
         activation_checkpointing: recompute a chunk in the backward pass instead of keeping its activations.
@@ -73,6 +76,7 @@ class PromptableSAM(nn.Module):
         loss_weights: dict[str, float],
         freeze: Iterable[str] = (),
         multimask: bool = False,
+        draw_boxes: bool = False,
         score: str = "predicted_iou",
         instances_per_chunk: int = 32,
         activation_checkpointing: bool = True,
@@ -98,6 +102,7 @@ class PromptableSAM(nn.Module):
         self.test_prompt: str | None = None
         self.multimask = multimask
         self.multimask_heads = MultimaskHeads()
+        self.draw_boxes = draw_boxes
         self.loss_weights = dict(loss_weights)
         self.instances_per_chunk = instances_per_chunk
         self.activation_checkpointing = activation_checkpointing
@@ -189,6 +194,8 @@ class PromptableSAM(nn.Module):
         if len(prompts) == 0:
             masks = 3 if multimask else 1
             return embedding.new_zeros((0, masks, self.low_res, self.low_res)), embedding.new_zeros((0, masks))
+        if self.draw_boxes:
+            prompts = prompts.with_drawn_boxes(self.canvas, self.low_res)
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
         if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:

@@ -349,3 +349,32 @@ def test_size_is_filled_in_where_the_record_has_none(record):
     del entry["height"], entry["width"]
     sample = at_test()(entry)
     assert (sample["height"], sample["width"]) == (40, 60)
+
+
+# Corners half a pixel from whole ones, as contours of bitmaps have them: the evaluator draws pixels 11 to 20.
+HALF = [[10.5, 10.5, 20.5, 10.5, 20.5, 20.5, 10.5, 20.5]]
+
+
+class TestRecomputedBoxes:
+    def test_the_box_of_the_evaluators_pixels(self, record):
+        loose = annotation((0, 0, 60, 60), HALF)
+        assert at_test()(record([loose]))["instances"].gt_boxes.tensor.tolist() == [[0, 0, 60, 60]]
+        found = at_test(recompute_boxes=True)(record([loose]))["instances"]
+        assert found.gt_boxes.tensor.tolist() == [[11, 11, 21, 21]]
+
+    def test_it_goes_along_with_a_flip_and_a_resize(self, record):
+        mapper = train_mapper(128, [T.RandomFlip(prob=1.0, horizontal=True)], recompute_boxes=True)
+        found = mapper(record([annotation((0, 0, 60, 60), HALF)]))["instances"]
+        # 64 - 21 = 43 and 64 - 11 = 53, and twice as large
+        assert found.gt_boxes.tensor.tolist() == [[86, 22, 106, 42]]
+
+    def test_of_an_rle_and_of_xywh(self, record):
+        rle = annotation((4, 6, 20, 30), "rle")
+        mask = rle["segmentation"]
+        found = at_test(recompute_boxes=True)(record([{**rle, "bbox": [1, 1, 5, 5], "bbox_mode": 1}]))["instances"]
+        assert found.gt_boxes.tensor.tolist() == [[4, 6, 20, 30]]
+        assert rle["segmentation"] is mask and rle["bbox"] == [4, 6, 20, 30], "the record is not changed"
+
+    def test_a_mask_without_a_pixel_keeps_the_files(self, record):
+        point = annotation((3, 4, 9, 9), [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]])
+        assert at_test(recompute_boxes=True)(record([point]))["instances"].gt_boxes.tensor.tolist() == [[3, 4, 9, 9]]

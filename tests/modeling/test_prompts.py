@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sam_d2.modeling.prompts import Prompts
+from sam_d2.modeling.prompts import DRAWN_BOX_LOGIT, Prompts
 
 BOXES = torch.tensor([[0.0, 0.0, 10.0, 20.0], [1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 9.0, 7.0]])
 POINTS = torch.tensor([[[3.0, 4.0], [0.0, 0.0]], [[1.0, 2.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 9.0]]])
@@ -61,3 +61,25 @@ def test_rescaled_takes_the_ratio_in_double_precision():
     # 11 * 1024 / 333 = 33.825825825..., as float32 33.82582474; in float32 arithmetic it would be 33.82582855
     assert moved.boxes[0, 0].item() == 33.82582473754883
     assert moved.boxes[0, 2].item() == 1024
+
+
+def test_a_drawn_box_is_its_share_of_each_cell():
+    # 4 pixels to a cell. Columns 4 to 10: cell 1 whole, half of cell 2. Rows 0 to 5: cell 0 whole, a quarter of cell 1.
+    prompts = Prompts(boxes=torch.tensor([[4.0, 0.0, 10.0, 5.0]]), points=POINTS[:1], labels=LABELS[:1])
+    drawn = prompts.with_drawn_boxes(canvas=16, low_res=4)
+    share = torch.zeros(4, 4)
+    share[0, 1], share[0, 2], share[1, 1], share[1, 2] = 1, 0.5, 0.25, 0.125
+    assert torch.equal(drawn.masks, (2 * share - 1)[None, None] * DRAWN_BOX_LOGIT)
+    assert torch.equal(drawn.boxes, prompts.boxes) and torch.equal(drawn.points, prompts.points)
+
+
+def test_nothing_of_a_box_is_drawn_beyond_the_canvas_or_where_it_has_no_area():
+    boxes = torch.tensor([[-8.0, -8.0, 4.0, 4.0], [20.0, 0.0, 40.0, 16.0], [8.0, 8.0, 4.0, 12.0]])
+    covered = Prompts(boxes=boxes).with_drawn_boxes(canvas=16, low_res=4).masks > -DRAWN_BOX_LOGIT
+    assert covered.sum(dim=(1, 2, 3)).tolist() == [1, 0, 0]
+
+
+def test_a_mask_prompt_is_not_drawn_over_and_points_are_not_drawn():
+    masks = torch.zeros(3, 1, 4, 4)
+    assert Prompts(boxes=BOXES, masks=masks).with_drawn_boxes(16, 4).masks is masks
+    assert Prompts(points=POINTS, labels=LABELS).with_drawn_boxes(16, 4).masks is None

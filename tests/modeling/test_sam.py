@@ -351,3 +351,20 @@ class TestSettings:
     def test_are_checked_when_the_model_is_built(self, build_model, override, message):
         with pytest.raises(UserError, match=message):
             build_model(override)
+
+
+class TestDrawnBoxes:
+    def test_the_decoder_gets_them_as_mask_prompts(self, build_model, batch):
+        model = build_model().eval()
+        embedding = model.encode(model.preprocess(batch).tensor)[0]
+        prompts = Prompts(boxes=torch.tensor([[8.0, 8.0, 32.0, 40.0], [0.0, 0.0, 7.0, 9.0]]))
+        plain, _ = model.decode(embedding, prompts)
+        explicit, _ = model.decode(embedding, prompts.with_drawn_boxes(CANVAS, LOW_RES))
+        model.draw_boxes = True
+        drawn, _ = model.decode(embedding, prompts)
+        assert torch.equal(drawn, explicit) and not torch.allclose(drawn, plain, atol=1e-3)
+
+    def test_they_train_the_convolutions_of_the_mask_prompt(self, build_model, batch):
+        name = "prompt_encoder.mask_downscaling.0.weight"
+        gradients = [step(build_model(f"model.draw_boxes={on}", "model.freeze=[]"), batch)[1] for on in (False, True)]
+        assert [bool(gradient[name].any()) for gradient in gradients] == [False, True]
