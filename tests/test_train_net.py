@@ -333,7 +333,7 @@ class TestCommandLine:
 @pytest.mark.slow
 def test_it_learns(tmp_path, train_net):
     """Shapes like those it was trained on: nearly all of every mask, beyond what the box alone gives."""
-    options = ["train.max_iter=400", "optimizer.lr=4e-3", "train.eval_period=0", "train.log_period=100"]
+    options = ["train.max_iter=400", "optimizer.lr=4e-3", "train.eval_period=0", "train.log_period=20"]
     folder = train_net(tmp_path / "run", *options, "dataloader.train.mapper.augmentations=[]")
     rows = rows_of(folder)
     assert rows["model"].metric("mIoU") > 0.9
