@@ -18,6 +18,8 @@ def count(answer: Any) -> tuple[int, int]:
     if isinstance(answer, dict):
         if "approx" in answer:
             return 0, len(answer["approx"])
+        if "rle" in answer:
+            return 0, len(answer["rle"])
         if "dtype" in answer and "shape" in answer:
             return math.prod(answer["shape"]), 0
         answer = list(answer.values())
