@@ -229,12 +229,7 @@ def case_matching():
         "same_name_other_shape": {"e": torch.zeros(3), "d.w": two},
         "nothing": {"z": two, "y": two},
     }.items():
-        found[name] = {
-            key: list(value.shape) for key, value in align_and_update_state_dicts(model, weights, False).items()
-        }
+        matched = align_and_update_state_dicts(model, weights, False)
+        found[name] = [[key, list(value.shape)] for key, value in matched.items()]
     found["ambiguous"] = raised(lambda: align_and_update_state_dicts(model, {"w": two}, False))
-    return {
-        "found": text(
-            [[name, list(value) if isinstance(value, dict) else value, value] for name, value in found.items()]
-        )
-    }
+    return found
