@@ -102,5 +102,8 @@ def align_and_update_state_dicts(model_state_dict: State, ckpt_state_dict: State
         if name in taken:
             raise ValueError(f"{name} of the checkpoint fits two weights of the model, {taken[name]} and {key}")
         found[key], taken[name] = value, key
-    logger.log(logging.INFO if found else logging.WARNING, f"{len(found)} of the model's weights are in the checkpoint")
+    if not found:
+        logger.warning("none of the model's weights is in the checkpoint")
+        return ckpt_state_dict
+    logger.info(f"{len(found)} of the model's {len(model_state_dict)} weights are in the checkpoint")
     return found | {name: value for name, value in sorted(ckpt_state_dict.items()) if name not in taken}

@@ -196,7 +196,8 @@ class MViT(Backbone):
         block = partial(block, qkv_bias=qkv_bias, residual_pooling=residual_pooling)
         block = partial(block, use_rel_pos=use_rel_pos, rel_pos_zero_init=rel_pos_zero_init)
         self.blocks = nn.ModuleList()
-        for index, drop_path in enumerate(torch.linspace(0, drop_path_rate, depth).tolist()):
+        drop_paths = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()  # known on the meta device too
+        for index, drop_path in enumerate(drop_paths):
             # The first block of a stage takes the tokens of the stage before and gives those of its own.
             after = 2 ** sum(last < index for last in last_block_indexes)
             before = after // 2 if index - 1 in last_block_indexes else after
