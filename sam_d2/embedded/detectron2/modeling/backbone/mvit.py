@@ -96,7 +96,7 @@ class MultiScaleAttention(nn.Module):
         if self.window_size:
             out = utils.window_unpartition(out, self.q_win_size, padded, pooled_q.shape[1:3])
         if self.residual_pooling:
-            out = out + pooled_q
+            out += pooled_q
         return self.proj(out.unflatten(0, (-1, self.num_heads)).permute(0, 2, 3, 1, 4).flatten(-2))
 
 
