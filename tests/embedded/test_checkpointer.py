@@ -129,14 +129,39 @@ def test_a_checkpoint_cannot_run_code(tmp_path, name):
     assert not (tmp_path / "touched").exists()
 
 
-@embedded_only
-def test_names_that_need_matching_are_refused(tmp_path):
-    caffe2 = {"conv1_w": np.zeros(1, dtype=np.float32)}
-    (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps(caffe2))
-    torch.save(model().state_dict(), tmp_path / "model.pth")
-    for path in (tmp_path / "caffe2.pkl", f"{tmp_path / 'model.pth'}?matching_heuristics=True"):
-        with pytest.raises(NotImplementedError, match="names"):
-            DetectionCheckpointer(model()).load(str(path))
+def test_names_are_matched_to_the_model_s(tmp_path):
+    state = {"conv1_w": np.full((1, 1, 1, 1), 2, np.float32), "res_conv1_bn_s": np.full(1, 3, np.float32)}
+    state.update(cls_score_b=np.arange(3, dtype=np.float32), bbox_pred_b=np.arange(8, dtype=np.float32))
+    (tmp_path / "caffe2.pkl").write_bytes(
+        pickle.dumps({"blobs": {**state, "conv1_w_momentum": np.ones(1)}}, protocol=2)
+    )
+    torch.save({"model_state": {"conv1.weight": torch.full((1, 1, 1, 1), 5.0)}}, tmp_path / "pycls.pyth")
+    torch.save({"conv1.weight": torch.full((1, 1, 1, 1), 7.0)}, tmp_path / "ends.pth")
+
+    net = nn.Module()
+    net.stem, net.box_predictor = nn.Module(), nn.Module()
+    net.stem.conv1 = nn.Conv2d(1, 1, 1)
+    net.stem.conv1.norm = nn.BatchNorm2d(1)
+    net.box_predictor.cls_score, net.box_predictor.bbox_pred = nn.Linear(1, 3), nn.Linear(1, 4)
+    DetectionCheckpointer(net).load(str(tmp_path / "caffe2.pkl"))
+    assert net.stem.conv1.weight.item() == 2 and net.stem.conv1.norm.weight.item() == 3
+    # Caffe2's background comes first, Detectron2's last, and it has no box
+    assert net.box_predictor.cls_score.bias.tolist() == [1, 2, 0]
+    assert net.box_predictor.bbox_pred.bias.tolist() == [4, 5, 6, 7]
+    DetectionCheckpointer(net).load(str(tmp_path / "pycls.pyth"))
+    assert net.stem.conv1.weight.item() == 5
+    DetectionCheckpointer(net).load(str(tmp_path / "ends.pth"))
+    assert net.stem.conv1.weight.item() == 5  # matching was not asked for
+    DetectionCheckpointer(net).load(f"{tmp_path / 'ends.pth'}?matching_heuristics=True")
+    assert net.stem.conv1.weight.item() == 7
+
+
+def test_a_name_that_fits_twice(tmp_path):
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"match|fits two"):
+        DetectionCheckpointer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))).load(
+            f"{tmp_path / 'model.pth'}?matching_heuristics=True"
+        )
 
 
 def test_unknown_query(tmp_path):

@@ -1,7 +1,8 @@
 """What a case may return, and how two answers are compared.
 
 An answer is written as JSON: small arrays in full, large ones as a hash, arrays wrapped in :class:`Approx` as
-evenly spread samples that are compared with a tolerance.
+evenly spread samples that are compared with a tolerance, masks wrapped in :class:`Masks` as runs of pixels that are
+compared by their overlap.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_util
 
 LARGE = 64
 
@@ -28,6 +30,14 @@ class Approx:
     value: Any
     rtol: float = 1e-6
     atol: float = 1e-6
+
+
+@dataclass
+class Masks:
+    """Masks (N, H, W) bool of which each must overlap its counterpart: intersection over union at least this."""
+
+    value: Any
+    least_iou: float = 0.999
 
 
 @dataclass
@@ -72,6 +82,11 @@ def encode(value: Any) -> Any:
         return {
             "approx": samples, "shape": list(array.shape), "rtol": value.rtol, "atol": value.atol
         }  # fmt: skip
+    if isinstance(value, Masks):
+        masks = np.asfortranarray(_as_array(value.value).transpose(1, 2, 0), dtype=np.uint8)
+        runs = mask_util.encode(masks) if masks.shape[2] else []
+        rles = [{**one, "counts": one["counts"].decode()} for one in runs]
+        return {"rle": rles, "least_iou": value.least_iou}
     if isinstance(value, Live):
         return {"live": encode(value.value)}
     if isinstance(value, dict):
@@ -113,6 +128,8 @@ def differences(expected: Any, actual: Any, place: str = "") -> list[str]:
     if isinstance(expected, dict) and isinstance(actual, dict):
         if "approx" in expected and "approx" in actual:
             return _approx_differences(expected, actual, place)
+        if "rle" in expected and "rle" in actual:
+            return _mask_differences(expected, actual, place)
         if expected.keys() != actual.keys():
             return [f"{place}: keys {sorted(expected)} against {sorted(actual)}"]
         return [line for key in expected for line in differences(expected[key], actual[key], f"{place}.{key}")]
@@ -138,3 +155,20 @@ def _approx_differences(expected: dict[str, Any], actual: dict[str, Any], place:
     if np.allclose(b, a, rtol=expected["rtol"], atol=expected["atol"], equal_nan=True):
         return []
     return [f"{place}: values differ by up to {np.nanmax(np.abs(a - b))}"]
+
+
+def _mask_differences(expected: dict[str, Any], actual: dict[str, Any], place: str) -> list[str]:
+    if len(expected["rle"]) != len(actual["rle"]):
+        return [f"{place}: {len(expected['rle'])} masks against {len(actual['rle'])}"]
+    lines = []
+    for index, (a, b) in enumerate(zip(expected["rle"], actual["rle"], strict=True)):
+        if (iou := mask_iou(a, b)) < expected["least_iou"]:
+            lines.append(f"{place}[{index}]: the masks overlap by {iou}")
+    return lines
+
+
+def mask_iou(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Overlap of two RLE; 1 for the same one, also where it is empty, and 0 where their images differ in size."""
+    if a == b:
+        return 1.0
+    return float(mask_util.iou([a], [b], [0])[0, 0]) if list(a["size"]) == list(b["size"]) else 0.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from answers import differences
+from answers import differences, mask_iou
 from processes import answers_of
 
 HEADER = "| area | cases | exact values | values within a tolerance | tolerance | largest difference | differences |"
@@ -55,6 +55,10 @@ def compared(expected: Any, actual: Any) -> Iterator[tuple[int, int, float, set[
         pairs = zip(expected["approx"], actual["approx"], strict=True)
         largest = max((distance(a, b) for a, b in pairs), default=0.0)
         yield 0, len(expected["approx"]), largest, {(expected["rtol"], expected["atol"])}
+    elif isinstance(expected, dict) and "rle" in expected:
+        pairs = zip(expected["rle"], actual["rle"], strict=True)
+        largest = max((1 - mask_iou(a, b) for a, b in pairs), default=0.0)
+        yield 0, len(expected["rle"]), largest, {(0.0, 1 - expected["least_iou"])}
     elif isinstance(expected, dict) and {"dtype", "shape"} <= expected.keys():
         keys = [key for key in ("values", "sha256") if key in expected]
         inner = [(expected[key], actual.get(key)) for key in keys]

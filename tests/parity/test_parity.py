@@ -103,6 +103,20 @@ def test_the_right_cores_ran(embedded):
     assert "(embedded," in embedded["detectron2"]
 
 
+def disc(radius):
+    ys, xs = np.mgrid[:100, :100] - 50
+    return (xs**2 + ys**2 < radius**2)[None]
+
+
+def test_masks_may_differ_a_little():
+    other = disc(40)
+    other[0, 50, 50] = False  # one of about 5,000 pixels: an overlap of 0.9998
+    assert answers.differences(*map(answers.encode, (answers.Masks(disc(40)), answers.Masks(other)))) == []
+    other[0, 50, 40:60] = False  # 20 of them: 0.996
+    lines = answers.differences(*map(answers.encode, (answers.Masks(disc(40)), answers.Masks(other))), "here")
+    assert len(lines) == 1 and lines[0].startswith("here[0]: the masks overlap by 0.996")
+
+
 def test_differences_finds_each_kind():
     large = np.arange(300.0)
     other = large.copy()
@@ -115,6 +129,9 @@ def test_differences_finds_each_kind():
         "key": ({"a": 1}, {"b": 1}),
         "length": ([1], [1, 1]),
         "approx": (answers.Approx(large), answers.Approx(large + 1e-3)),
+        "masks": (answers.Masks(disc(20)), answers.Masks(disc(22))),
+        "number of masks": (answers.Masks(disc(20)), answers.Masks(disc(20)[:0])),
+        "size of masks": (answers.Masks(disc(20)), answers.Masks(disc(20)[:, 1:])),
         "approx shape": (answers.Approx(large), answers.Approx(large[None])),
     }
     for name, (a, b) in pairs.items():

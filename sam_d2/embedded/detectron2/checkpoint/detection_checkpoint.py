@@ -8,6 +8,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from detectron2.checkpoint.array_pickle import load_array_pickle
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -16,9 +17,11 @@ _FORMER_BUFFERS = "anchor_generator.cell_anchors"
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's checkpointer that writes on rank 0 only and also reads Detectron2's ``.pkl`` files of arrays.
+    """fvcore's checkpointer that writes on rank 0 only and also reads the files of Detectron2's model zoo.
 
-    Checkpoints whose names are Caffe2's or need matching to the model's are not read by the embedded core.
+    These are ``.pkl`` files of arrays, under Detectron2's names or Caffe2's, and pycls' ``.pyth`` files. Where names
+    are not the model's, or the path ends with ``?matching_heuristics=True``, they are matched
+    (:func:`detectron2.checkpoint.c2_model_loading.align_and_update_state_dicts`).
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class DetectionCheckpointer(Checkpointer):
 
         Raises:
             pickle.UnpicklingError: a file holds other objects than tensors, arrays and plain values.
-            NotImplementedError: the names need matching.
+            ValueError: one weight fits two of the model's.
         """
         logging.getLogger(__name__).info(f"[DetectionCheckpointer] Loading from {path} ...")
         if path:
@@ -70,7 +73,9 @@ class DetectionCheckpointer(Checkpointer):
         if filename.endswith(".pkl"):
             return self._load_pickle(filename)
         if filename.endswith(".pyth"):
-            return {"model": {}, "matching_heuristics": True}  # pycls names, see _load_model
+            state = self._torch_load(filename)["model_state"]
+            kept = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+            return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
         loaded = self._torch_load(filename)
         if "model" not in loaded:
             loaded = {"model": loaded}
@@ -85,7 +90,11 @@ class DetectionCheckpointer(Checkpointer):
         with PathManager.open(filename, "rb") as file:
             loaded = load_array_pickle(file, filename)
         if "model" not in loaded or "__author__" not in loaded:
-            return {"model": {}, "matching_heuristics": True}  # Caffe2's names, see _load_model
+            blobs = loaded.get(
+                "blobs", loaded
+            )  # detectors have them in "blobs", ImageNet's backbones have nothing else
+            weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         self.logger.info(f"Reading a file from '{loaded['__author__']}'")
         return loaded
 
@@ -95,10 +104,10 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if checkpoint.get("matching_heuristics", False):
-            raise NotImplementedError(
-                "The names in this checkpoint (of Caffe2 or pycls) must be matched to those of the model, "
-                "which the embedded detectron2 does not do. Convert the file with an installed Detectron2."
-            )
+            state = checkpoint["model"]
+            self._convert_ndarray_to_tensor(state)
+            of_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            checkpoint["model"] = align_and_update_state_dicts(self.model.state_dict(), state, of_caffe2)
         incompatible = super()._load_model(checkpoint)
         own_buffers = dict(self.model.named_buffers(recurse=False))
         for name in _BUFFERS_FROM_CONFIG:  # the config sets them, and old files lack them
