@@ -128,7 +128,7 @@ def differences(expected: Any, actual: Any, place: str = "") -> list[str]:
     if isinstance(expected, dict) and isinstance(actual, dict):
         if "approx" in expected and "approx" in actual:
             return _approx_differences(expected, actual, place)
-        if "rle" in expected and "rle" in actual:
+        if "least_iou" in expected and "least_iou" in actual:
             return _mask_differences(expected, actual, place)
         if expected.keys() != actual.keys():
             return [f"{place}: keys {sorted(expected)} against {sorted(actual)}"]

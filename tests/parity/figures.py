@@ -55,7 +55,7 @@ def compared(expected: Any, actual: Any) -> Iterator[tuple[int, int, float, set[
         pairs = zip(expected["approx"], actual["approx"], strict=True)
         largest = max((distance(a, b) for a, b in pairs), default=0.0)
         yield 0, len(expected["approx"]), largest, {(expected["rtol"], expected["atol"])}
-    elif isinstance(expected, dict) and "rle" in expected:
+    elif isinstance(expected, dict) and "least_iou" in expected:
         pairs = zip(expected["rle"], actual["rle"], strict=True)
         largest = max((1 - mask_iou(a, b) for a, b in pairs), default=0.0)
         yield 0, len(expected["rle"]), largest, {(0.0, 1 - expected["least_iou"])}
