@@ -20,6 +20,7 @@ dataloader.train = L(TrainLoader)(
         augmentations=[L(T.RandomFlip)(prob=0.5, horizontal=True)],
         image_format="${model.input_format}",
         max_instances=100,
+        recompute_boxes=False,  # True: the tight boxes of the masks for the file's, at a test too
     ),
     total_batch_size=4,
     num_workers=2,
@@ -32,6 +33,7 @@ dataloader.test = L(build_detection_test_loader)(
         is_train=False,
         image_size="${model.image_encoder.img_size}",
         image_format="${model.input_format}",
+        recompute_boxes="${dataloader.train.mapper.recompute_boxes}",
     ),
     num_workers=2,
 )
@@ -47,6 +49,7 @@ dataloader.validation = L(ValidationLoss)(  # train.validation_loss
         image_size="${model.image_encoder.img_size}",
         image_format="${model.input_format}",
         max_instances=None,
+        recompute_boxes="${dataloader.train.mapper.recompute_boxes}",
     ),
     num_workers="${..test.num_workers}",
     seed="${train.seed}",
