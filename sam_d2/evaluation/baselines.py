@@ -1,9 +1,9 @@
 """What a mask from the prompt's box alone would score: the floor that a model has to beat.
 
 Both baselines know where the instance is and nothing of the image. The box is the tight one of the
-ground-truth mask, so that the floor does not depend on how loosely a file's boxes were drawn (on the
-ice-wedge tiles, whose boxes are a pixel or two wide of their polygons, the file's boxes would score 0.13
-lower as masks). Their score is constant; equal scores rank by image as `GroundTruth.images` orders them, and
+ground-truth mask, so that the floor does not depend on how well a file's boxes were drawn (on the
+ice-wedge tiles, whose boxes lie a pixel beside their masks, the file's boxes would score 0.13 lower as
+masks). Their score is constant; equal scores rank by image as `GroundTruth.images` orders them, and
 in an image in file order.
 """
 
