@@ -158,19 +158,20 @@ class InstanceEvaluator(DatasetEvaluator):
             rows = msgspec.json.encode(detections_to_coco(self.detections, truth))
             write_atomically(self.output_dir / "coco_instances_results.json", rows)
 
-        limit = detection_limit(truth) if self.max_dets is None else self.max_dets
-        _log.info(
-            "%s: at most %d detections count per image and class (most instances in an image: %d)",
-            self.split,
-            limit,
-            truth.most_instances,
-        )
+        limits = {task: detection_limit(truth, task) if self.max_dets is None else self.max_dets for task in self.tasks}
         scores: OrderedDict[str, dict[str, float]] = OrderedDict()
-        for task in self.tasks:
+        for task, limit in limits.items():
+            _log.info(
+                "%s %s: at most %d detections count per image and class (most instances in an image: %d)",
+                self.split,
+                task,
+                limit,
+                truth.most_instances(boxes=task == "bbox"),
+            )
             scores[task] = evaluate_detections(truth, self.detections, task=task, engine=self.engine, max_dets=limit)
         if self.oracle:
             scores["prompt"] = {"mIoU": self._mean_iou(truth)}
-        self.results = self._rows(scores, limit, time.perf_counter() - self._begin)
+        self.results = self._rows(scores, limits, time.perf_counter() - self._begin)
         return scores
 
     def _encode(self, image_id: int | str, instances: Instances) -> ImageDetections:
@@ -218,9 +219,11 @@ class InstanceEvaluator(DatasetEvaluator):
             )
         return fit.value
 
-    def _rows(self, scores: Mapping[str, Mapping[str, float]], limit: int, seconds: float) -> list[Result]:
+    def _rows(
+        self, scores: Mapping[str, Mapping[str, float]], limits: Mapping[Task, int], seconds: float
+    ) -> list[Result]:
         rows = []
-        for task in self.tasks:
+        for task, limit in limits.items():
             metrics: dict[str, float | None] = dict(scores[task])
             if task == "segm" and "prompt" in scores:
                 metrics.update(scores["prompt"])

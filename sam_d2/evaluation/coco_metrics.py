@@ -35,9 +35,14 @@ _AREAS = {"s": 1, "m": 2, "l": 3}
 _log = logging.getLogger(__name__)
 
 
-def detection_limit(ground_truth: GroundTruth) -> int:
-    """How many detections of an image and class may count: COCO's 100, or the most instances in any image."""
-    return max(100, ground_truth.most_instances)
+def detection_limit(ground_truth: GroundTruth, task: Task = "segm") -> int:
+    """How many detections of an image and class may count: COCO's 100, or the most instances in any image.
+
+    Args:
+        ground_truth: Of the dataset.
+        task: Instances without a mask count for ``bbox`` alone.
+    """
+    return max(100, ground_truth.most_instances(boxes=task == "bbox"))
 
 
 def evaluate_detections(
@@ -84,7 +89,7 @@ def evaluate_detections(
     """
     if task not in get_args(Task) or engine not in _MODULES:
         raise ValueError(f"task {task!r} of {get_args(Task)}, engine {engine!r} of {tuple(_MODULES)}")
-    limit = detection_limit(ground_truth) if max_dets is None else max_dets
+    limit = detection_limit(ground_truth, task) if max_dets is None else max_dets
     if limit < 1:
         raise ValueError(f"max_dets is {limit}, and must be at least 1")
     limits = sorted({1, 10, 100, limit})

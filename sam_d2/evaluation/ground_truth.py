@@ -114,9 +114,14 @@ class GroundTruth:
                 "evaluate on the dataset that the images came from"
             ) from None
 
-    @property
-    def most_instances(self) -> int:
-        """The largest number of instances (crowd regions not counted) in one image; 0 where there is none."""
+    def most_instances(self, *, boxes: bool = False) -> int:
+        """The largest number of instances (crowd regions not counted) in one image; 0 where there is none.
+
+        Args:
+            boxes: Count the instances without a mask too, which have a box to find.
+        """
+        if boxes:
+            return max((sum(not one.crowd for one in image.annotations) for image in self.images), default=0)
         return max((len(image.instances) for image in self.images), default=0)
 
     @classmethod

@@ -74,13 +74,14 @@ def make_detections() -> Callable[..., ImageDetections]:
 
 
 @pytest.fixture
-def fed_back() -> Callable[[GroundTruth], list[ImageDetections]]:
-    """The ground truth's own instances as predictions, all of score 1."""
+def fed_back() -> Callable[..., list[ImageDetections]]:
+    """``fed_back(truth)``: its own instances as predictions of score 1; ``boxes=True``: those without a mask too."""
 
-    def make(truth: GroundTruth) -> list[ImageDetections]:
+    def make(truth: GroundTruth, boxes: bool = False) -> list[ImageDetections]:
+        boxes_only = boxes
         found = []
         for image in truth.images:
-            instances = image.instances
+            instances = [one for one in image.annotations if not one.crowd] if boxes_only else image.instances
             boxes = np.array([one.bbox for one in instances], dtype=np.float64).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             found.append(

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
-from sam_d2.evaluation import InstanceEvaluator, encode_masks
+from sam_d2.evaluation import GroundTruth, InstanceEvaluator, encode_masks
 
 NAME = "made_for_evaluator"
 SIZE = (40, 60)
@@ -117,6 +117,16 @@ def test_detector_prompts_have_box_ap_and_no_mean_iou():
         ("segm", False),
         ("bbox", False),
     ]
+
+
+def test_boxes_have_a_limit_of_their_own():
+    box = {"bbox": [1, 1, 4, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {**dataset()[0], "annotations": [box] * 101}  # none has a mask
+    truth = GroundTruth.from_dataset_dicts([record], ["thing"])
+    evaluator = InstanceEvaluator(NAME, prompt_source="detector", ground_truth=truth)
+    evaluator.reset()
+    evaluator.evaluate()
+    assert [(row.task, row.max_dets) for row in evaluator.results] == [("segm", 100), ("bbox", 101)]
 
 
 def test_images_left_out_count_as_missed_and_repeated_ones_once(caplog):

@@ -59,7 +59,13 @@ def test_crowd_is_no_instance():
     truth = GroundTruth.from_dataset_dicts([record(crowd, one)], ["thing"])
     assert [a.crowd for a in truth[1].annotations] == [True, False]
     assert [a.area for a in truth[1].instances] == [99]
-    assert truth.most_instances == 1
+    assert truth.most_instances() == 1
+
+
+def test_instances_without_a_mask_count_as_boxes():
+    crowd = {"segmentation": UNCOMPRESSED, "iscrowd": 1}
+    truth = GroundTruth.from_dataset_dicts([record({"segmentation": UNCOMPRESSED}, {}, {}, crowd)], ["thing"])
+    assert (truth.most_instances(), truth.most_instances(boxes=True)) == (1, 3)
 
 
 def test_images_are_ordered_by_id_or_as_given():
