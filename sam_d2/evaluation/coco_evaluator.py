@@ -18,6 +18,7 @@ import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections
 from sam_d2.evaluation.detections import ImageDetections, detections_to_coco
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
@@ -124,6 +125,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 prompts ``prompt_index`` (N,), the row of the image's non-crowd instances in file order.
 
         Raises:
+            UserError: A score is not finite.
             ValueError: Masks are of another size than the image, or a field that the tasks need is absent.
         """
         for record, output in zip(inputs, outputs, strict=True):
@@ -183,9 +185,15 @@ class InstanceEvaluator(DatasetEvaluator):
                 f"predictions on image id {image_id!r} have the fields {sorted(instances.get_fields())}; "
                 f"tasks {self.tasks} need pred_masks, and ground-truth prompts need prompt_index"
             )
+        scores = instances.scores.detach().cpu().numpy().astype(np.float64)
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"{self.split}: predictions on image id {image_id!r} have scores that are not finite, as those of a "
+                "training that diverged; evaluate an earlier checkpoint, or train with a lower optimizer.lr"
+            )
         return ImageDetections(
             image_id,
-            instances.scores.detach().cpu().numpy().astype(np.float64),
+            scores,
             instances.pred_classes.detach().cpu().numpy().astype(np.int64),
             boxes.detach().cpu().numpy().astype(np.float64),
             rles,

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
+from sam_d2.errors import UserError
 from sam_d2.evaluation import GroundTruth, InstanceEvaluator, encode_masks
 
 NAME = "made_for_evaluator"
@@ -148,6 +149,17 @@ def test_mistakes_are_named():
         evaluator.process([record], predict([record], prompted=False))
     with pytest.raises(ValueError, match=r"'a' are \(40, 60\).*\(80, 60\)"):
         evaluator.process([{**record, "height": 80}], predict([record]))
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_ranks_nothing(score):
+    evaluator = InstanceEvaluator(NAME)
+    evaluator.reset()
+    record = dataset()[0]
+    [output] = predict([record])
+    output["instances"].scores[1] = score
+    with pytest.raises(UserError, match=rf"{NAME}: .*'a'.*not finite"):
+        evaluator.process([record], [output])
 
 
 @pytest.mark.parametrize("count", [0, 1, 70])
