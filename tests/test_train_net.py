@@ -90,7 +90,7 @@ class TestFinishedRun:
 
     def test_the_log_says_oracle_and_which_detectron2(self, finished_run):
         log = (finished_run / "log.txt").read_text()
-        assert "oracle: ground-truth boxes as prompts" in log
+        assert "oracle: ground-truth prompts" in log
         assert "detectron2 0.6" in log
         assert "WORSE than the box as mask" in log
         assert re.search(r"step 6/6  eta 0:00:00  total_loss .* images/s  memory \d+ MiB", log)
@@ -238,7 +238,7 @@ def dataset_names(cfg):
 def test_point_prompts(tmp_path, train_net):
     folder = train_net(tmp_path / "point", "--prompt", "point", "train.max_iter=1", "train.eval_base=false")
     assert {(row.prompt, row.prompt_source) for row in rows_of(folder).values()} == {("point", "ground_truth")}
-    assert "oracle: ground-truth points as prompts" in (folder / "log.txt").read_text()
+    assert "oracle: ground-truth prompts" in (folder / "log.txt").read_text()
 
 
 def test_mixed_precision_and_clipping(tmp_path, train_net):

@@ -20,6 +20,7 @@ METHODS = ("model", "base", "detector", "box_as_mask", "ellipse")
 """Order of the rows."""
 
 _SOURCES = {
+    "ground_truth": "oracle: ground-truth prompts",
     "detector": "a detector's boxes as prompts",
     "file": "prompts from a file",
 }
@@ -160,11 +161,7 @@ def log_results(results: Iterable[Result]) -> None:
 
 def _title(rows: list[Result]) -> str:
     first = rows[0]
-    if first.prompt_source == "ground_truth":
-        kind = "boxes" if first.prompt == "box" else "points"
-        source = f"oracle: ground-truth {kind} as prompts"
-    else:
-        source = _SOURCES.get(first.prompt_source, first.prompt_source)
+    source = _SOURCES.get(first.prompt_source, first.prompt_source)
     # the baselines have no score of their own: the name shown is the models'
     scores = dict.fromkeys(row.score for row in rows if row.score != "constant") or {"constant": None}
     parts = [first.split, first.task, f"prompt {first.prompt}", source, f"score {' / '.join(scores)}"]

@@ -18,7 +18,7 @@ def row(method, ap, miou=None, **keys):
 def test_oracle_is_said_and_rows_are_ordered():
     text = results_table([row("ellipse", 49.5, 0.771), row("box_as_mask", 35.3, 0.698), row("model", 88.1, math.nan)])
     lines = text.splitlines()
-    assert "oracle: ground-truth boxes as prompts" in lines[0]
+    assert "oracle: ground-truth prompts" in lines[0]
     assert "iwp_test" in lines[0]
     assert "score predicted_iou" in lines[0]
     assert [line.split()[0] for line in lines[-3:]] == ["model", "box_as_mask", "ellipse"]
@@ -28,8 +28,10 @@ def test_oracle_is_said_and_rows_are_ordered():
 
 
 def test_prompt_sources():
-    points = results_table([row("model", 1.0, prompt="point")])
-    assert "oracle: ground-truth points as prompts" in points
+    # a recipe of any name may be of boxes, of points or of both: its name says which
+    for prompt in ("point", "loose_box"):
+        first = results_table([row("model", 1.0, prompt=prompt)]).splitlines()[0]
+        assert f"prompt {prompt} | oracle: ground-truth prompts |" in first
     detector = results_table([row("model", 1.0, prompt_source="detector")])
     assert "oracle" not in detector
     assert "mIoU" not in detector
