@@ -238,7 +238,7 @@ def dataset_names(cfg):
 def test_point_prompts(tmp_path, train_net):
     folder = train_net(tmp_path / "point", "--prompt", "point", "train.max_iter=1", "train.eval_base=false")
     assert {(row.prompt, row.prompt_source) for row in rows_of(folder).values()} == {("point", "ground_truth")}
-    assert "oracle: ground-truth prompts" in (folder / "log.txt").read_text()
+    assert "prompt point | oracle: ground-truth prompts |" in (folder / "log.txt").read_text()
 
 
 def test_mixed_precision_and_clipping(tmp_path, train_net):

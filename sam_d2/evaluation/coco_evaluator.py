@@ -57,6 +57,7 @@ class InstanceEvaluator(DatasetEvaluator):
         *,
         prompt: str = "box",
         prompt_source: str = "ground_truth",
+        recompute_boxes: bool = False,
         score: str = "predicted_iou",
         method: str = "model",
         tasks: Sequence[Task] | None = None,
@@ -74,6 +75,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 file where None.
             prompt: Kind of prompt, for the report.
             prompt_source: ``ground_truth``, ``detector`` or ``file``.
+            recompute_boxes: Whether the test mapper takes ground-truth boxes from the masks, for the report.
             score: Name of the score that ranks the masks, for the report.
             method: ``model``, ``base`` or ``detector``, for the report.
             tasks: ``("segm",)`` by default with ground-truth prompts, else ``("segm", "bbox")``.
@@ -94,6 +96,8 @@ class InstanceEvaluator(DatasetEvaluator):
         self.score = score
         self.method = method
         self.oracle = prompt_source == "ground_truth"
+        boxes = "mask" if recompute_boxes else "file"
+        self.prompt_boxes = boxes if self.oracle else None
         default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
         self.tasks: tuple[Task, ...] = default_tasks if tasks is None else tuple(tasks)
         if self.oracle and "bbox" in self.tasks:
@@ -247,6 +251,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     pseudo_ground_truth=self.pseudo_ground_truth,
                     seconds=seconds,
                     metrics=metrics,
+                    prompt_boxes=self.prompt_boxes,
                 )
             )
         return rows

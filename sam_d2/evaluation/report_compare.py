@@ -131,7 +131,9 @@ def _tables(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, list[t
 def _prompts(row: Result) -> str:
     if row.method in _REFERENCES:
         return "true box"
-    return f"{row.prompt} (oracle)" if row.prompt_source == "ground_truth" else f"{row.prompt}, {source_of(row)}"
+    if row.prompt_source != "ground_truth":
+        return f"{row.prompt}, {source_of(row)}"
+    return f"{row.prompt} (oracle{', boxes of the masks' if row.prompt_boxes == 'mask' else ''})"
 
 
 def _best(rows: Sequence[Result]) -> dict[str, float]:
@@ -162,7 +164,7 @@ def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
     for name, run in zip(names, runs, strict=True):
         for row in run.results:
             if row.method == "model":
-                columns[f"{name}: {row.prompt}, {row.split}, {row.task}"] = row
+                columns[f"{name}: {_prompts(row)}, {row.split}, {row.task}"] = row
     classes = dict.fromkeys(metric for row in columns.values() for metric in row.metrics if metric.startswith("AP-"))
     if len(columns) < 2 or not classes:
         return ""

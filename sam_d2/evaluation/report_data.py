@@ -64,6 +64,7 @@ class EvaluationInfo(msgspec.Struct, kw_only=True):
         class_names: By contiguous class id.
         config: The config as YAML.
         tiles: Of the gallery, in order.
+        prompt_boxes: As in :class:`~sam_d2.evaluation.results.Result`; None also where the file does not say.
     """
 
     version: int
@@ -81,6 +82,7 @@ class EvaluationInfo(msgspec.Struct, kw_only=True):
     class_names: list[str]
     config: str
     tiles: list[Tile]
+    prompt_boxes: str | None = None
 
 
 @dataclass

@@ -33,7 +33,7 @@ def metric_head(name: str) -> str:
 def source_of(row: Result) -> str:
     """Where the prompts came from, in words."""
     if row.prompt_source == "ground_truth":
-        return "oracle: from the ground truth"
+        return "oracle: from the ground truth" + (", the masks' own boxes" if row.prompt_boxes == "mask" else "")
     return _SOURCES.get(row.prompt_source, row.prompt_source)
 
 
@@ -67,7 +67,15 @@ def class_table(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> st
     names = [name.removeprefix("AP-") for name in shown.metrics if name.startswith("AP-")]
     if not names:
         return ""
-    mine = next((one for one in evaluations if (one.info.split, one.info.prompt) == (first.split, first.prompt)), None)
+    mine = next(
+        (
+            one
+            for one in evaluations
+            if (one.info.split, one.info.prompt) == (first.split, first.prompt)
+            and one.info.prompt_boxes in (None, first.prompt_boxes)
+        ),
+        None,
+    )
     names.sort(key=lambda name: (math.isnan(shown.metric(f"AP-{name}")), -shown.metric(f"AP-{name}")))
     lines = []
     for name in names:

@@ -29,6 +29,9 @@ class Result(msgspec.Struct, kw_only=True):
         pseudo_ground_truth: Whether the truth itself was made by a model.
         seconds: Wall-clock time of prediction and evaluation.
         metrics: AP and AR 0-100, IoU 0-1; NaN where undefined, null in the file.
+        prompt_boxes: Boxes that ground-truth prompts are made from: ``file`` (as annotated; also of a row that does
+            not say) or ``mask`` (recomputed, tight); None where prompts are from elsewhere. For the baselines, which
+            know the mask's box alone, that of the model beside them.
     """
 
     split: str
@@ -41,14 +44,17 @@ class Result(msgspec.Struct, kw_only=True):
     pseudo_ground_truth: bool
     seconds: float
     metrics: dict[str, float | None]
+    prompt_boxes: str | None = None
 
     def __post_init__(self) -> None:
+        if self.prompt_boxes is None and self.prompt_source == "ground_truth":
+            self.prompt_boxes = "file"
         self.metrics = {name: math.nan if value is None else value for name, value in self.metrics.items()}
 
     @property
-    def key(self) -> tuple[str, str, str, str, str, str]:
+    def key(self) -> tuple[str | None, ...]:
         """What tells one row from another."""
-        return (self.split, self.prompt, self.prompt_source, self.method, self.task, self.score)
+        return (self.split, self.prompt, self.prompt_source, self.prompt_boxes, self.method, self.task, self.score)
 
     def metric(self, name: str) -> float:
         """A metric's value, NaN where the row does not have it."""

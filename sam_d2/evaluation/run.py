@@ -84,7 +84,9 @@ class PromptedEvaluation:
             return OrderedDict()
         results = [row for rows in self._results.values() for row in rows]
         results += [
-            msgspec.structs.replace(row, prompt=prompt) for row in self._score_baselines() for prompt in by_prompt
+            msgspec.structs.replace(row, prompt=prompt, prompt_boxes=self.evaluator.prompt_boxes)
+            for row in self._score_baselines()
+            for prompt in by_prompt
         ]
         report = self.output_dir / "report.json"
         write_report(report, results)
@@ -168,6 +170,7 @@ class PromptedEvaluation:
                 )
                 for row in rows
             ],
+            prompt_boxes=self.evaluator.prompt_boxes,
         )
 
     def _config_text(self, config: DictConfig | None) -> str:
@@ -180,7 +183,7 @@ class PromptedEvaluation:
 def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> list[Result]:
     """Return the rows of the model before training where another process scored it, as after a resume.
 
-    Of the same dataset, prompt, task and score as the model's: others would be no comparison.
+    Of the same dataset, prompt, boxes, task and score as the model's: others would be no comparison.
     """
     scored = {row.key for row in results}
     compared = {msgspec.structs.replace(row, method="base").key for row in results if row.method == "model"}

@@ -49,11 +49,11 @@ def grouped(results: Iterable[Result]) -> list[list[Result]]:
         results: Rows of a report, in any order.
 
     Returns:
-        One list per split, prompt, prompt source and task; the lists in the order of their first row.
+        One list per split, prompt, source of prompt and box, and task; the lists in the order of their first row.
     """
-    groups: dict[tuple[str, str, str, str], list[Result]] = {}
+    groups: dict[tuple[str | None, ...], list[Result]] = {}
     for row in sorted(results, key=lambda row: row.task != "segm"):
-        groups.setdefault((row.split, row.prompt, row.prompt_source, row.task), []).append(row)
+        groups.setdefault((row.split, row.prompt, row.prompt_source, row.prompt_boxes, row.task), []).append(row)
     order = {method: index for index, method in enumerate(METHODS)}
     return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
 
@@ -66,7 +66,7 @@ def metric_text(name: str, value: float) -> str:
 
 
 def results_table(results: Iterable[Result]) -> str:
-    """One table per split, prompt, prompt source and task, one row per method.
+    """One table per split, prompt, source of prompt and box, and task, one row per method.
 
     AP at COCO's limit of 100 has a column of its own where a row has it. The title says ``oracle`` where the
     prompts come from the ground truth, names the score that ranks the masks, and says where the truth is a
@@ -162,6 +162,8 @@ def log_results(results: Iterable[Result]) -> None:
 def _title(rows: list[Result]) -> str:
     first = rows[0]
     source = _SOURCES.get(first.prompt_source, first.prompt_source)
+    if first.prompt_boxes == "mask":
+        source += ", the masks' own boxes"
     # the baselines have no score of their own: the name shown is the models'
     scores = dict.fromkeys(row.score for row in rows if row.score != "constant") or {"constant": None}
     parts = [first.split, first.task, f"prompt {first.prompt}", source, f"score {' / '.join(scores)}"]

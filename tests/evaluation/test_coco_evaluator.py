@@ -85,7 +85,7 @@ def test_through_detectron2(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
     [row] = evaluator.results
-    assert row.key == (NAME, "box", "ground_truth", "model", "segm", "predicted_iou")
+    assert row.key == (NAME, "box", "ground_truth", "file", "model", "segm", "predicted_iou")
     assert (row.metrics["AP"], row.metrics["mIoU"], row.max_dets) == (100, 1, 100)
     assert row.seconds > 0
 

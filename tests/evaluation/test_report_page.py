@@ -151,6 +151,13 @@ def test_prompts_of_a_detector_are_no_oracle():
     assert "overlaps it most" in text
 
 
+def test_counts_of_a_class_are_of_the_same_boxes():
+    """The instances kept are those of the last evaluation; of other boxes than the table's they say nothing."""
+    rows = [row(), row(prompt_boxes="mask")]
+    text = run_page(run(results=rows, evaluations=[evaluation(prompt_boxes="mask")]))
+    assert re.findall(r'<tr><th scope="row">disc</th><td class="number">([\d-]+)</td>', text) == ["-", "15"]
+
+
 def test_names_remain_names():
     evil = with_tiles(EVIL)
     names = {"split": EVIL, "score": EVIL, "checkpoint": EVIL, "device": EVIL, "class_names": [EVIL, "box"]}
@@ -256,6 +263,12 @@ def test_comparison():
     assert [attributes["aria-label"] for attributes in page.all("svg")] == [
         "Loss in training", "Average precision of masks",
     ]  # fmt: skip
+
+
+def test_comparison_tells_whose_boxes_the_prompts_were():
+    runs = [run("one", results=[row()]), run("two", results=[row(prompt_boxes="mask")])]
+    [table] = compare_text(runs)
+    assert [str(cell) for cell in table.columns[1].cells] == ["box (oracle)", "box (oracle, boxes of the masks)"]
 
 
 def test_terminal_table_takes_names_as_they_are():

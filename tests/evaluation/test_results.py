@@ -25,7 +25,7 @@ def test_file_as_documented(tmp_path):
             {
                 "split": "scenes_test", "prompt": "box", "prompt_source": "ground_truth", "method": "model",
                 "task": "segm", "score": "predicted_iou", "max_dets": 100, "pseudo_ground_truth": False,
-                "seconds": 1.5, "metrics": {"AP": 50.0, "APl": None},
+                "seconds": 1.5, "metrics": {"AP": 50.0, "APl": None}, "prompt_boxes": "file",
             }
         ],
     }  # fmt: skip
@@ -47,6 +47,23 @@ def test_same_key_is_replaced_in_place_others_stay(tmp_path):
         ("other", "model", "predicted_iou", 1.5),
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_boxes_of_the_file_and_of_the_masks_stand_side_by_side(tmp_path):
+    path = tmp_path / "report.json"
+    write_report(path, [row(seconds=1.0)])
+    write_report(path, [row(prompt_boxes="mask", seconds=2.0), row(prompt_source="detector")])
+    write_report(path, [row(prompt_boxes="mask", seconds=3.0)])
+    assert [(r.prompt_boxes, r.seconds) for r in read_report(path)] == [("file", 1.0), ("mask", 3.0), (None, 1.5)]
+
+
+def test_a_row_that_does_not_say_is_of_the_files_boxes(tmp_path):
+    path = tmp_path / "report.json"
+    write_report(path, [row()])
+    content = json.loads(path.read_text())
+    del content["results"][0]["prompt_boxes"]
+    path.write_text(json.dumps(content))
+    assert [r.key for r in read_report(path)] == [row(prompt_boxes="file").key]
 
 
 @pytest.mark.parametrize(

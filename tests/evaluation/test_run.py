@@ -18,8 +18,8 @@ def test_a_model_worse_than_its_base_is_said_loudly_by_a_later_process_too(
         if row["method"] == "base":
             row["metrics"].update(AP=0.0, mIoU=mean_iou)
     base = next(row for row in report["results"] if row["method"] == "base")
-    # of another prompt, another dataset, or ranked by another score: nothing to compare with
-    for other in ({"prompt": "point"}, {"split": "elsewhere"}, {"score": "stability"}):
+    # of another prompt, another dataset, other boxes, or ranked by another score: nothing to compare with
+    for other in ({"prompt": "point"}, {"split": "elsewhere"}, {"score": "stability"}, {"prompt_boxes": "mask"}):
         report["results"].append({**base, **other, "metrics": {"AP": 99.0, "mIoU": 0.99}})
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "log.txt").unlink()
@@ -28,4 +28,17 @@ def test_a_model_worse_than_its_base_is_said_loudly_by_a_later_process_too(
     assert ("*** WORSE than its base, the model before this training: " in log) == worse
     table = log.rpartition("results\n")[2]
     assert len(re.findall(r"^ +base ", table, re.MULTILINE)) == 1
-    assert not any(word in log for word in ("prompt point", "elsewhere", "stability"))
+    assert not any(word in log for word in ("prompt point", "elsewhere", "stability", "the masks' own boxes"))
+
+
+def test_recomputed_boxes_are_said_and_replace_no_row(finished_run, tmp_path, train_net):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    before = json.loads((folder / "report.json").read_text())["results"]
+    train_net(folder, "--eval-only", "dataloader.train.mapper.recompute_boxes=true")
+    after = json.loads((folder / "report.json").read_text())["results"]
+    assert after[: len(before)] == before and {row["prompt_boxes"] for row in before} == {"file"}
+    assert {(row["prompt_boxes"], row["method"]) for row in after[len(before) :]} == {
+        ("mask", "model"), ("mask", "box_as_mask"), ("mask", "ellipse"),
+    }  # fmt: skip
+    assert "oracle: ground-truth prompts, the masks' own boxes |" in (folder / "log.txt").read_text()
+    assert "the masks&#x27; own boxes" in (folder / "report.html").read_text()

@@ -39,6 +39,13 @@ def test_prompt_sources():
     assert "PSEUDO" in results_table([row("model", 1.0, pseudo_ground_truth=True)])
 
 
+def test_boxes_of_the_masks_are_said_and_have_a_table_of_their_own():
+    rows = [row("model", 40.0), row("model", 50.0, prompt_boxes="mask"), row("base", 45.0, prompt_boxes="mask")]
+    titles = [line for line in results_table(rows).splitlines() if "iwp_test" in line]
+    assert ["oracle: ground-truth prompts, the masks' own boxes |" in title for title in titles] == [False, True]
+    assert not shortfalls(rows)  # 40 of the file's boxes is no comparison with 45
+
+
 def test_ap_at_100_stands_beside():
     crowded = row("model", 50.0, max_dets=285)
     crowded.metrics["AP@100"] = 40.0

@@ -39,7 +39,10 @@ dataloader.test = L(build_detection_test_loader)(
 )
 
 dataloader.evaluator = L(InstanceEvaluator)(
-    dataset_name="${..test.dataset.names}", prompt="${model.prompt}", score="${model.score}"
+    dataset_name="${..test.dataset.names}",
+    prompt="${model.prompt}",
+    recompute_boxes="${..test.mapper.recompute_boxes}",
+    score="${model.score}",
 )
 
 dataloader.validation = L(ValidationLoss)(  # train.validation_loss
