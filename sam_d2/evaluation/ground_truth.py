@@ -74,7 +74,8 @@ class GroundTruth:
     Attributes:
         images: Images without annotations included; by id where all ids are integers, as COCO's own tools
             order them (it decides which of equal scores ranks first), else in the dataset's order.
-        class_names: By contiguous class id.
+        class_names: By contiguous class id. They name the metrics, so one that is there already has its category id
+            behind it: ``cell``, ``cell (id 2)``.
         category_ids: The file's category id of each class.
         name: Of the dataset, for messages.
     """
@@ -91,8 +92,8 @@ class GroundTruth:
             self.images.sort(key=lambda image: image.image_id)
         for number, image in enumerate(self.images, 1):
             image.number = number
-        self.class_names = list(class_names)
-        self.category_ids = list(range(len(self.class_names)) if category_ids is None else category_ids)
+        self.category_ids = list(range(len(class_names)) if category_ids is None else category_ids)
+        self.class_names = _distinct(class_names, self.category_ids)
         self.name = name
         self._by_id: dict[ImageId, AnnotatedImage] = {}
         for image in self.images:
@@ -226,6 +227,15 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
         return mask_utils.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
     polygons = [np.asarray(polygon, dtype=np.float64).tolist() for polygon in segmentation]
     return mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
+
+
+def _distinct(names: Sequence[str], category_ids: Sequence[int]) -> list[str]:
+    distinct: dict[str, None] = {}
+    for index, name in enumerate(names):
+        while name in distinct:
+            name = f"{name} (id {category_ids[index]})"
+        distinct[name] = None
+    return list(distinct)
 
 
 def _annotation(record: Mapping[str, Any], size: tuple[int, int], num_classes: int, where: str) -> Annotation:

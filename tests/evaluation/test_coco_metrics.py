@@ -61,6 +61,12 @@ def test_class_mean(engine, make_truth, make_detections):
     assert math.isnan(metrics["AP-never seen"])
 
 
+def test_classes_of_one_name_have_a_metric_each(engine, make_truth, make_detections):
+    truth = make_truth({1: [(A, 0), (B, 1)]}, classes=("cell", "cell"))
+    metrics = evaluate_detections(truth, [make_detections(1, [(A, 0.9, 0)])], engine=engine)
+    assert (metrics["AP-cell"], metrics["AP-cell (id 1)"], metrics["AP"]) == (100, 0, 50)
+
+
 def test_crowd_is_neither_right_nor_wrong(engine, make_truth, make_detections):
     crowd = (40, 40, 90, 90)
     found = [make_detections(1, [(B, 0.9), (A, 0.8)])]

@@ -116,6 +116,12 @@ def test_from_coco_and_from_catalog_agree():
         GroundTruth.from_coco(coco)
 
 
+def test_classes_of_one_name_are_told_apart_by_their_ids():
+    names = ["cell", "cell", "cell (id 4)", "dot", "cell"]
+    truth = GroundTruth([], names, [2, 4, 5, 7, 9])
+    assert truth.class_names == ["cell", "cell (id 4)", "cell (id 4) (id 5)", "dot", "cell (id 9)"]
+
+
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
