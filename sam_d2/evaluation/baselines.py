@@ -123,6 +123,9 @@ def evaluate_baselines(
         results.append(
             Result(
                 split=ground_truth.name if split is None else split,
+                images=len(ground_truth.images),
+                instances=ground_truth.count_instances(),
+                ground_truth=ground_truth.digest,
                 prompt=prompt,
                 prompt_source="ground_truth",
                 method=method,

@@ -177,7 +177,7 @@ class InstanceEvaluator(DatasetEvaluator):
             scores[task] = evaluate_detections(truth, self.detections, task=task, engine=self.engine, max_dets=limit)
         if self.oracle:
             scores["prompt"] = {"mIoU": self._mean_iou(truth)}
-        self.results = self._rows(scores, limits, time.perf_counter() - self._begin)
+        self.results = self._rows(truth, scores, limits, time.perf_counter() - self._begin)
         return scores
 
     def _encode(self, image_id: int | str, instances: Instances) -> ImageDetections:
@@ -232,7 +232,11 @@ class InstanceEvaluator(DatasetEvaluator):
         return fit.value
 
     def _rows(
-        self, scores: Mapping[str, Mapping[str, float]], limits: Mapping[Task, int], seconds: float
+        self,
+        truth: GroundTruth,
+        scores: Mapping[str, Mapping[str, float]],
+        limits: Mapping[Task, int],
+        seconds: float,
     ) -> list[Result]:
         rows = []
         for task, limit in limits.items():
@@ -242,8 +246,12 @@ class InstanceEvaluator(DatasetEvaluator):
             rows.append(
                 Result(
                     split=self.split,
+                    images=len(truth.images),
+                    instances=truth.count_instances(boxes=task == "bbox"),
+                    ground_truth=truth.digest,
                     prompt=self.prompt,
                     prompt_source=self.prompt_source,
+                    prompt_boxes=self.prompt_boxes,
                     method=self.method,
                     task=task,
                     score=self.score,
@@ -251,7 +259,6 @@ class InstanceEvaluator(DatasetEvaluator):
                     pseudo_ground_truth=self.pseudo_ground_truth,
                     seconds=seconds,
                     metrics=metrics,
-                    prompt_boxes=self.prompt_boxes,
                 )
             )
         return rows

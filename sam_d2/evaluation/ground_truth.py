@@ -7,8 +7,10 @@ image ids and category ids of the file are kept beside and come back in what is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,14 +118,30 @@ class GroundTruth:
             ) from None
 
     def most_instances(self, *, boxes: bool = False) -> int:
-        """The largest number of instances (crowd regions not counted) in one image; 0 where there is none.
+        """The largest number of instances in one image, counted as in :meth:`count_instances`; 0 without images."""
+        return max((_count(image, boxes) for image in self.images), default=0)
+
+    def count_instances(self, *, boxes: bool = False) -> int:
+        """The number of instances in all images; crowd regions are none.
 
         Args:
             boxes: Count the instances without a mask too, which have a box to find.
         """
-        if boxes:
-            return max((sum(not one.crowd for one in image.annotations) for image in self.images), default=0)
-        return max((len(image.instances) for image in self.images), default=0)
+        return sum(_count(image, boxes) for image in self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that tell one ground truth from another: of all that figures depend on, file names not.
+
+        Masks count as they are rasterised, so a polygon and its RLE are the same.
+        """
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for image in self.images:
+            digest.update(repr((image.image_id, image.size)).encode())
+            for one in image.annotations:
+                facts = one._replace(rle=one.rle["counts"])  # its size is the image's
+                digest.update(repr(tuple(facts)).encode())
+        return digest.hexdigest()[:16]
 
     @classmethod
     def from_catalog(cls, name: str) -> GroundTruth:
@@ -199,6 +217,10 @@ class GroundTruth:
             )
         names = [str(category["name"]) for category in categories]
         return cls.from_dataset_dicts(list(records.values()), names, category_ids=list(contiguous), name=name)
+
+
+def _count(image: AnnotatedImage, boxes: bool) -> int:
+    return sum(not one.crowd for one in image.annotations) if boxes else len(image.instances)
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:

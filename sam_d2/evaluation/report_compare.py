@@ -18,7 +18,7 @@ from sam_d2.evaluation.report_html import chart_grid, escape, page, table
 from sam_d2.evaluation.report_tables import metric_head, source_of
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result
-from sam_d2.evaluation.table import grouped, metric_text
+from sam_d2.evaluation.table import counts_text, grouped, metric_text
 
 _CURVES = (
     ("total_loss", "Loss in training", "weighted loss"),
@@ -50,6 +50,7 @@ def compare_page(runs: Sequence[Run]) -> str:
     oracle = " (oracle)" if any(run.oracle for run in runs) else ""
     title = f"{len(runs)} runs side by side{oracle}"
     parts = [f"<header><h1>{escape(title)}</h1></header>", "<h2>Results</h2>"]
+    parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in differing_truths(runs)]
     for label, rows in _tables(runs, names):
         parts.append(_table_html(label, rows))
     charts = []
@@ -68,7 +69,7 @@ def compare_page(runs: Sequence[Run]) -> str:
 
 
 def compare_text(runs: Sequence[Run]) -> list[Table]:
-    """A table for the terminal for each split and task, the best of each column in bold."""
+    """A table for the terminal for each ground truth and task, the best of each column in bold."""
     tables = []
     for label, rows in _tables(runs, run_names(runs)):
         shown = Table(title=Text(clean(label)), title_justify="left", box=box.SIMPLE_HEAD, header_style="")
@@ -92,8 +93,21 @@ def print_comparison(runs: Sequence[Run]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 120
+    for line in differing_truths(runs):
+        console.print(Text(clean(line)))
     for shown in compare_text(runs):
         console.print(shown)
+
+
+def differing_truths(runs: Sequence[Run]) -> list[str]:
+    """One line for each split whose rows were not all measured on the same ground truth."""
+    truths = Counter(split for split, _ in _split_texts(runs))
+    return [
+        f"{split}: the runs were measured on {count} different ground truths. Their tables stand apart, and their "
+        "figures do not compare."
+        for split, count in truths.items()
+        if count > 1
+    ]
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str | None]]:
@@ -109,23 +123,43 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[str | None]]:
 
 
 def _tables(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, list[tuple[str, Result]]]]:
-    """Of each split and task the (run, row) of models, bases and detectors, and each reference once.
+    """Of each ground truth and task the (run, row) of models, bases and detectors, and each reference once.
 
     The references see the instance's box alone, so they are the same whatever the kind of prompt.
     """
-    tables: dict[tuple[str, str], list[tuple[str, Result]]] = {}
-    references: dict[tuple[str, str], dict[str, Result]] = {}
+    splits = _split_texts(runs)
+    tables: dict[str, list[tuple[str, Result]]] = {}
+    references: dict[str, dict[str, Result]] = {}
     for name, run in zip(names, runs, strict=True):
         for row in (row for rows in grouped(run.results) for row in rows):
-            rows = tables.setdefault((row.split, row.task), [])
+            label = f"{splits[row.split, row.ground_truth]} | {row.task}"
+            rows = tables.setdefault(label, [])
             if row.method in _REFERENCES:
-                references.setdefault((row.split, row.task), {}).setdefault(row.method, row)
+                references.setdefault(label, {}).setdefault(row.method, row)
             else:
                 rows.append((name, row))
     return [
-        (f"{split} | {task}", rows + [("reference", row) for row in references.get((split, task), {}).values()])
-        for (split, task), rows in tables.items()
+        (label, rows + [("reference", row) for row in references.get(label, {}).values()])
+        for label, rows in tables.items()
     ]
+
+
+def _split_texts(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
+    """(split, ground truth) -> the split's name, with what tells the ground truths of one name apart."""
+    first: dict[tuple[str, str | None], Result] = {}
+    for row in (row for run in runs for row in run.results):
+        first.setdefault((row.split, row.ground_truth), row)
+    several = Counter(split for split, _ in first)
+    return {
+        (split, truth): split if several[split] == 1 else f"{split} ({_truth_text(row)})"
+        for (split, truth), row in first.items()
+    }
+
+
+def _truth_text(row: Result) -> str:
+    if row.ground_truth is None:
+        return "ground truth not recorded"
+    return f"{counts_text(row)}, ground truth {row.ground_truth}"
 
 
 def _prompts(row: Result) -> str:
@@ -160,11 +194,12 @@ def _table_html(label: str, rows: Sequence[tuple[str, Result]]) -> str:
 
 def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
     """AP of each class, one column for each run and prompt."""
+    splits = _split_texts(runs)
     columns: dict[str, Result] = {}
     for name, run in zip(names, runs, strict=True):
         for row in run.results:
             if row.method == "model":
-                columns[f"{name}: {_prompts(row)}, {row.split}, {row.task}"] = row
+                columns[f"{name}: {_prompts(row)}, {splits[row.split, row.ground_truth]}, {row.task}"] = row
     classes = dict.fromkeys(metric for row in columns.values() for metric in row.metrics if metric.startswith("AP-"))
     if len(columns) < 2 or not classes:
         return ""

@@ -11,7 +11,7 @@ from sam_d2.evaluation.report_charts import METHOD_NAMES
 from sam_d2.evaluation.report_data import Evaluation
 from sam_d2.evaluation.report_html import escape, table
 from sam_d2.evaluation.results import Result
-from sam_d2.evaluation.table import COLUMNS, metric_text
+from sam_d2.evaluation.table import COLUMNS, counts_text, metric_text
 
 _WORDS = {"base": "base, before training"}
 _SOURCES = {"detector": "from a detector", "file": "from a file"}
@@ -45,6 +45,8 @@ def method_table(rows: Sequence[Result]) -> str:
     words = [first.split, first.task, f"{first.prompt} prompts, {source_of(first)}", f"ranked by {scores}"]
     if any(row.pseudo_ground_truth for row in rows):
         words.append("PSEUDO ground truth, made by a model")
+    if first.images is not None:
+        words.append(counts_text(first))
     lines = [
         [
             escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method))),

@@ -19,8 +19,15 @@ class Result(msgspec.Struct, kw_only=True):
 
     Attributes:
         split: Registered name of the dataset.
+        images: Of the dataset; None in a row that does not say.
+        instances: To be found by the task, in all images; likewise.
+        ground_truth: What tells it from another dataset of the name, or from this one after a change of its
+            annotations: :attr:`~sam_d2.evaluation.ground_truth.GroundTruth.digest`; likewise.
         prompt: Kind of prompt, such as ``box`` or ``point``.
         prompt_source: ``ground_truth`` (an oracle), ``detector`` or ``file``.
+        prompt_boxes: Boxes that ground-truth prompts are made from: ``file`` (as annotated; also of a row that does
+            not say) or ``mask`` (recomputed, tight); None where prompts are from elsewhere. For the baselines, which
+            know the mask's box alone, that of the model beside them.
         method: ``model``, ``base`` (the model before this training), ``box_as_mask``, ``ellipse`` or
             ``detector``.
         task: ``segm`` or ``bbox``.
@@ -29,14 +36,15 @@ class Result(msgspec.Struct, kw_only=True):
         pseudo_ground_truth: Whether the truth itself was made by a model.
         seconds: Wall-clock time of prediction and evaluation.
         metrics: AP and AR 0-100, IoU 0-1; NaN where undefined, null in the file.
-        prompt_boxes: Boxes that ground-truth prompts are made from: ``file`` (as annotated; also of a row that does
-            not say) or ``mask`` (recomputed, tight); None where prompts are from elsewhere. For the baselines, which
-            know the mask's box alone, that of the model beside them.
     """
 
     split: str
+    images: int | None = None
+    instances: int | None = None
+    ground_truth: str | None = None
     prompt: str
     prompt_source: str
+    prompt_boxes: str | None = None
     method: str
     task: str
     score: str
@@ -44,7 +52,6 @@ class Result(msgspec.Struct, kw_only=True):
     pseudo_ground_truth: bool
     seconds: float
     metrics: dict[str, float | None]
-    prompt_boxes: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt_boxes is None and self.prompt_source == "ground_truth":

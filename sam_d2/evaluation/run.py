@@ -183,11 +183,12 @@ class PromptedEvaluation:
 def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> list[Result]:
     """Return the rows of the model before training where another process scored it, as after a resume.
 
-    Of the same dataset, prompt, boxes, task and score as the model's: others would be no comparison.
+    Of the same dataset and ground truth, prompt, boxes, task and score as the model's: others would be no comparison.
     """
     scored = {row.key for row in results}
-    compared = {msgspec.structs.replace(row, method="base").key for row in results if row.method == "model"}
-    return [row for row in saved if row.key in compared - scored]
+    models = [row for row in results if row.method == "model"]
+    compared = {(msgspec.structs.replace(row, method="base").key, row.ground_truth) for row in models}
+    return [row for row in saved if (row.key, row.ground_truth) in compared and row.key not in scored]
 
 
 def _describe_device(device: torch.device) -> str:

@@ -49,13 +49,20 @@ def grouped(results: Iterable[Result]) -> list[list[Result]]:
         results: Rows of a report, in any order.
 
     Returns:
-        One list per split, prompt, source of prompt and box, and task; the lists in the order of their first row.
+        One list per split, ground truth, prompt, source of prompt and box, and task; the lists in the order of their
+        first row.
     """
     groups: dict[tuple[str | None, ...], list[Result]] = {}
     for row in sorted(results, key=lambda row: row.task != "segm"):
-        groups.setdefault((row.split, row.prompt, row.prompt_source, row.prompt_boxes, row.task), []).append(row)
+        key = (row.split, row.ground_truth, row.prompt, row.prompt_source, row.prompt_boxes, row.task)
+        groups.setdefault(key, []).append(row)
     order = {method: index for index, method in enumerate(METHODS)}
     return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def counts_text(row: Result) -> str:
+    """What a row was measured on, in numbers."""
+    return f"{row.images} images, {row.instances} instances"
 
 
 def metric_text(name: str, value: float) -> str:
@@ -66,7 +73,7 @@ def metric_text(name: str, value: float) -> str:
 
 
 def results_table(results: Iterable[Result]) -> str:
-    """One table per split, prompt, source of prompt and box, and task, one row per method.
+    """One table per group of :func:`grouped`, one row per method.
 
     AP at COCO's limit of 100 has a column of its own where a row has it. The title says ``oracle`` where the
     prompts come from the ground truth, names the score that ranks the masks, and says where the truth is a
@@ -169,4 +176,6 @@ def _title(rows: list[Result]) -> str:
     parts = [first.split, first.task, f"prompt {first.prompt}", source, f"score {' / '.join(scores)}"]
     if any(row.pseudo_ground_truth for row in rows):
         parts.append("PSEUDO ground truth, made by a model")
+    if first.images is not None:
+        parts.append(counts_text(first))
     return " | ".join(parts)

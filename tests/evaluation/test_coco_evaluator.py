@@ -14,7 +14,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from sam_d2.errors import UserError
-from sam_d2.evaluation import GroundTruth, InstanceEvaluator, encode_masks
+from sam_d2.evaluation import GroundTruth, InstanceEvaluator, encode_masks, evaluate_baselines
 
 NAME = "made_for_evaluator"
 SIZE = (40, 60)
@@ -88,6 +88,10 @@ def test_through_detectron2(tmp_path, caplog):
     assert row.key == (NAME, "box", "ground_truth", "file", "model", "segm", "predicted_iou")
     assert (row.metrics["AP"], row.metrics["mIoU"], row.max_dets) == (100, 1, 100)
     assert row.seconds > 0
+    assert (row.images, row.instances) == (3, 3)
+    [baseline, _] = evaluate_baselines(evaluator.ground_truth)
+    assert row.ground_truth == baseline.ground_truth == evaluator.ground_truth.digest
+    assert (baseline.images, baseline.instances) == (3, 3)
 
     written = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
     assert [(one["image_id"], one["category_id"]) for one in written] == [("a", 18), ("a", 18), (2**40, 18)]
@@ -127,7 +131,8 @@ def test_boxes_have_a_limit_of_their_own():
     evaluator = InstanceEvaluator(NAME, prompt_source="detector", ground_truth=truth)
     evaluator.reset()
     evaluator.evaluate()
-    assert [(row.task, row.max_dets) for row in evaluator.results] == [("segm", 100), ("bbox", 101)]
+    rows = [(row.task, row.max_dets, row.instances) for row in evaluator.results]
+    assert rows == [("segm", 100, 0), ("bbox", 101, 101)]
 
 
 def test_images_left_out_count_as_missed_and_repeated_ones_once(caplog):

@@ -68,6 +68,33 @@ def test_instances_without_a_mask_count_as_boxes():
     assert (truth.most_instances(), truth.most_instances(boxes=True)) == (1, 3)
 
 
+def test_digest_tells_what_figures_depend_on():
+    def digest(annotation=None, names=("thing",), **keys):
+        one = {"segmentation": [[2, 1, 4, 1, 4, 3, 2, 3]], "area": 4, **(annotation or {})}
+        return GroundTruth.from_dataset_dicts([record(one, **keys)], names).digest
+
+    same = [digest(), digest(file_name="/elsewhere/1.png"), digest({"segmentation": COMPRESSED}), digest({"id": 9})]
+    assert len(set(same)) == 1 and len(same[0]) == 16
+    others = [
+        digest({"segmentation": [[2, 1, 4, 1, 4, 4, 2, 4]]}),
+        digest({"bbox": [2, 1, 2, 2.5]}),
+        digest({"area": 5}),
+        digest({"iscrowd": 1}),
+        digest({"segmentation": None}),
+        digest(image_id=2),
+        digest(names=("other",)),
+        digest(names=("thing", "other")),
+    ]
+    assert len({same[0], *others}) == 9
+
+
+def test_counts():
+    crowd = {"segmentation": UNCOMPRESSED, "iscrowd": 1}
+    records = [record({"segmentation": UNCOMPRESSED}, {}, crowd), record({}, image_id=2)]
+    truth = GroundTruth.from_dataset_dicts(records, ["thing"])
+    assert (truth.count_instances(), truth.count_instances(boxes=True)) == (1, 3)
+
+
 def test_images_are_ordered_by_id_or_as_given():
     def ids(*given):
         return [

@@ -271,6 +271,25 @@ def test_comparison_tells_whose_boxes_the_prompts_were():
     assert [str(cell) for cell in table.columns[1].cells] == ["box (oracle)", "box (oracle, boxes of the masks)"]
 
 
+def test_runs_on_other_annotations_of_the_same_name_stand_apart():
+    facts = {"images": 4, "instances": 7, "ground_truth": "aaaa"}
+    old = run("old", results=[row(**facts), row("ellipse", **facts)])
+    new = run("new", results=[row(**{**facts, "instances": 8, "ground_truth": "bbbb"})])
+    titles = ["made (4 images, 7 instances, ground truth aaaa) | segm",
+              "made (4 images, 8 instances, ground truth bbbb) | segm"]  # fmt: skip
+    tables = compare_text([old, new])
+    assert [str(table.title) for table in tables] == titles
+    assert [[str(cell) for cell in table.columns[0].cells] for table in tables] == [["old", "reference"], ["new"]]
+    text = compare_page([old, new])
+    assert_harmless(text)
+    assert all(title in text for title in titles) and "measured on 2 different ground truths" in text
+    # of the same one nothing is said, and the name is enough
+    again = replace(old, folder=Path("/runs/again"))
+    assert [str(table.title) for table in compare_text([old, again])] == ["made | segm"]
+    assert "different ground truths" not in compare_page([old, again])
+    assert "ground truth not recorded" in compare_page([old, run("before")])
+
+
 def test_terminal_table_takes_names_as_they_are():
     [table] = compare_text([run("[red]one"), run("two", results=[row()])])
     assert [str(cell) for cell in table.columns[0].cells] == ["[red]one", "[red]one", "two", "reference"]

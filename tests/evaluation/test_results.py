@@ -9,9 +9,10 @@ from sam_d2.evaluation import Result, read_report, write_report
 
 def row(**keys):
     standard = {
-        "split": "scenes_test", "prompt": "box", "prompt_source": "ground_truth", "method": "model",
-        "task": "segm", "score": "predicted_iou", "max_dets": 100, "pseudo_ground_truth": False,
-        "seconds": 1.5, "metrics": {"AP": 50.0, "APl": math.nan},
+        "split": "scenes_test", "images": 5, "instances": 30, "ground_truth": "0123456789abcdef",
+        "prompt": "box", "prompt_source": "ground_truth", "method": "model", "task": "segm",
+        "score": "predicted_iou", "max_dets": 100, "pseudo_ground_truth": False, "seconds": 1.5,
+        "metrics": {"AP": 50.0, "APl": math.nan},
     }  # fmt: skip
     return Result(**{**standard, **keys})
 
@@ -23,9 +24,10 @@ def test_file_as_documented(tmp_path):
         "version": 1,
         "results": [
             {
-                "split": "scenes_test", "prompt": "box", "prompt_source": "ground_truth", "method": "model",
+                "split": "scenes_test", "images": 5, "instances": 30, "ground_truth": "0123456789abcdef",
+                "prompt": "box", "prompt_source": "ground_truth", "prompt_boxes": "file", "method": "model",
                 "task": "segm", "score": "predicted_iou", "max_dets": 100, "pseudo_ground_truth": False,
-                "seconds": 1.5, "metrics": {"AP": 50.0, "APl": None}, "prompt_boxes": "file",
+                "seconds": 1.5, "metrics": {"AP": 50.0, "APl": None},
             }
         ],
     }  # fmt: skip
@@ -57,13 +59,15 @@ def test_boxes_of_the_file_and_of_the_masks_stand_side_by_side(tmp_path):
     assert [(r.prompt_boxes, r.seconds) for r in read_report(path)] == [("file", 1.0), ("mask", 3.0), (None, 1.5)]
 
 
-def test_a_row_that_does_not_say_is_of_the_files_boxes(tmp_path):
+def test_a_row_without_the_newer_keys(tmp_path):
     path = tmp_path / "report.json"
     write_report(path, [row()])
     content = json.loads(path.read_text())
-    del content["results"][0]["prompt_boxes"]
+    for name in ("images", "instances", "ground_truth", "prompt_boxes"):
+        del content["results"][0][name]
     path.write_text(json.dumps(content))
-    assert [r.key for r in read_report(path)] == [row(prompt_boxes="file").key]
+    assert read_report(path)[0].key == row(prompt_boxes="file").key
+    assert read_report(path)[0].ground_truth is None
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,19 @@ def test_a_model_worse_than_its_base_is_said_loudly_by_a_later_process_too(
     assert not any(word in log for word in ("prompt point", "elsewhere", "stability", "the masks' own boxes"))
 
 
+def test_a_base_of_other_annotations_is_no_comparison(finished_run, tmp_path, train_net):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    for row in report["results"]:
+        if row["method"] == "base":
+            row.update(ground_truth="of before they were corrected", metrics={"AP": 99.0, "mIoU": 0.99})
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "log.txt").unlink()
+    train_net(folder, "--eval-only")
+    log = (folder / "log.txt").read_text()
+    assert "WORSE than its base" not in log and not re.search("^ +base ", log, re.MULTILINE)
+
+
 def test_recomputed_boxes_are_said_and_replace_no_row(finished_run, tmp_path, train_net):
     folder = shutil.copytree(finished_run, tmp_path / "run")
     before = json.loads((folder / "report.json").read_text())["results"]

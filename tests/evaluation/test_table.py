@@ -46,6 +46,16 @@ def test_boxes_of_the_masks_are_said_and_have_a_table_of_their_own():
     assert not shortfalls(rows)  # 40 of the file's boxes is no comparison with 45
 
 
+def test_what_was_measured_on_is_counted_and_other_annotations_are_no_comparison():
+    rows = [
+        row("model", 40.0, images=5, instances=30, ground_truth="a"),
+        row("base", 45.0, images=5, instances=31, ground_truth="b"),
+    ]
+    assert "| 5 images, 30 instances" in results_table(rows).splitlines()[0]
+    assert results_table(rows).count("iwp_test") == 2
+    assert not shortfalls(rows)
+
+
 def test_ap_at_100_stands_beside():
     crowded = row("model", 50.0, max_dets=285)
     crowded.metrics["AP@100"] = 40.0
