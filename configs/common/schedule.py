@@ -27,3 +27,8 @@ steps_36_epochs = L(WarmupParamScheduler)(  # of batches of 64 COCO images, 67,5
     warmup_length=250 / 67_500,
     warmup_factor=0.001,
 )
+steps_26_epochs = L(WarmupParamScheduler)(  # torchvision's: of batches of 16 COCO images, 190,554 steps
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[16, 22, 26]),
+    warmup_length=1000 / 190_554,
+    warmup_factor=0.001,
+)

@@ -9,6 +9,7 @@ import numpy as np
 import detectron2.data.transforms as T
 from detectron2.data import detection_utils
 from detectron2.structures import Instances, PolygonMasks
+from sam_d2.data.augmentations import PerspectiveTransform
 from sam_d2.data.image import read_image
 from sam_d2.errors import UserError
 
@@ -61,7 +62,10 @@ def mask_format(annotations: list[dict[str, Any]]) -> str:
 def annotated_instances(
     annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, masks: str
 ) -> Instances:
-    """Return the annotations as Instances of an image of ``size`` (height, width) after ``transforms``."""
+    """Return the annotations as Instances of an image of ``size`` (height, width) after ``transforms``.
+
+    After a perspective the boxes are the masks': the bounds of a box's moved corners are looser.
+    """
     moved = [
         detection_utils.transform_instance_annotations(_copied(annotation), transforms, size)
         for annotation in annotations
@@ -69,6 +73,8 @@ def annotated_instances(
     instances = detection_utils.annotations_to_instances(moved, size, mask_format=masks)
     if not annotations:
         instances.gt_masks = PolygonMasks([])
+    elif any(isinstance(transform, PerspectiveTransform) for transform in transforms.transforms):
+        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
     return instances
 
 

@@ -148,8 +148,7 @@ class Perspective(T.Augmentation):
     """Move the four corners of the image inwards at random, each on its own, with a probability.
 
     The image keeps its size and its content stays inside of it; what comes in from outside is ``fill``. Polygons
-    and masks follow exactly. A box becomes the bounds of its four moved corners, which is looser than the mask:
-    a mapper takes the masks' boxes instead (``recompute_boxes``).
+    and masks follow exactly, and the mappers take the boxes of the moved masks.
 
     Args:
         distortion_scale: 0-1, the share of half a side that a corner moves at most.

@@ -12,7 +12,7 @@ from sam_d2.errors import UserError
 from sam_d2.modeling.torchvision_rcnn import TorchvisionMaskRCNN, coco_labels
 
 Architecture = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"]
-Labels = Literal["contiguous", "coco"]
+Labels = Literal["auto", "contiguous", "coco"]
 
 _STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")
 _PARTS = {"conv1": ("conv1", "bn1")}
@@ -21,8 +21,8 @@ _PARTS = {"conv1": ("conv1", "bn1")}
 def build_mask_rcnn(
     architecture: Architecture,
     *,
-    num_classes: int,
-    labels: Labels = "contiguous",
+    num_classes: int | None,
+    labels: Labels = "auto",
     trainable_layers: int = 3,
     norm: Literal["BN", "FrozenBN"] = "FrozenBN",
     norm_eps: float = 1e-5,
@@ -33,9 +33,10 @@ def build_mask_rcnn(
 
     Args:
         architecture: torchvision's name of it.
-        num_classes: of the dataset, without the background.
+        num_classes: of the dataset, without the background; train_net.py sets it where the config leaves it null.
         labels: ``contiguous`` gives class 0 the label 1 and so on; ``coco`` keeps COCO's 91 labels (category ids
-            and background), so that the heads of weights trained on COCO can stay.
+            and background), so that the heads of weights trained on COCO stay; ``auto`` is ``coco`` for 80 classes,
+            which are taken to be COCO's, and ``contiguous`` for any other number.
         trainable_layers: stages of the ResNet that are trained, from its end: 0 none, 5 all.
         norm: ``BN`` as in torchvision's training of v2; ``FrozenBN`` for batches of few images, as in its v1.
         norm_eps: of frozen norms.
@@ -51,19 +52,13 @@ def build_mask_rcnn(
     }
     for key, value, allowed in (
         ("architecture", architecture, tuple(builders)),
-        ("labels", labels, ("contiguous", "coco")),
+        ("labels", labels, ("auto", "contiguous", "coco")),
         ("norm", norm, ("BN", "FrozenBN")),
         ("trainable_layers", trainable_layers, tuple(range(len(_STAGES) + 1))),
     ):
         if value not in allowed:
             raise UserError(f"model.{key}={value!r}: expected one of {', '.join(map(str, allowed))}.")
-    known = coco_labels() if labels == "coco" else list(range(1, num_classes + 1))
-    if num_classes < 1 or len(known) != num_classes:
-        raise UserError(
-            f"model.num_classes={num_classes}: labels=coco is for COCO's {len(known)} classes; take contiguous."
-            if labels == "coco"
-            else f"model.num_classes={num_classes}: expected at least 1."
-        )
+    known = _labels(num_classes, labels)
     outputs = max(known) + 1
     model = builders[architecture](weights=None, weights_backbone=None, num_classes=outputs, **options)
     if norm == "FrozenBN":
@@ -72,6 +67,18 @@ def build_mask_rcnn(
     for name, parameter in model.backbone.body.named_parameters():
         parameter.requires_grad = name.split(".")[0] in trained
     return TorchvisionMaskRCNN(model, known, input_format)
+
+
+def _labels(num_classes: int | None, labels: Labels) -> list[int]:
+    """Return torchvision's label of each class."""
+    coco = coco_labels()
+    if num_classes is None or num_classes < 1:
+        raise UserError(f"model.num_classes={num_classes}: set it to the number of the dataset's classes.")
+    if labels == "coco" and num_classes != len(coco):
+        raise UserError(f"model.labels=coco is for COCO's {len(coco)} classes, not for {num_classes}: take auto.")
+    if labels == "contiguous" or num_classes != len(coco):
+        return list(range(1, num_classes + 1))
+    return coco
 
 
 def _freeze_norms(module: nn.Module, eps: float) -> None:

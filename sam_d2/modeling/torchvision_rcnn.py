@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,8 +76,8 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
 
         Args:
             batched_inputs: B dicts with ``image`` (3, H, W) uint8 RGB 0-255; in training ``instances`` with
-                ``gt_boxes`` (N, 4) XYXY, ``gt_masks`` and ``gt_classes``, in the image's frame, N may be 0, and a
-                ``seed``; otherwise ``height`` and ``width`` of the original image where it is another one.
+                ``gt_boxes`` (N, 4) XYXY, ``gt_masks`` and ``gt_classes``, in the image's frame, N may be 0;
+                otherwise ``height`` and ``width`` of the original image where it is another one.
 
         Returns:
             In training torchvision's ``loss_classifier, loss_box_reg, loss_mask, loss_objectness,
@@ -93,9 +93,7 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
             ]
             return self._detect(images, sizes)
         targets = [self._target(sample["instances"]) for sample in batched_inputs]
-        with _seeded_like(batched_inputs, self.device), ExitStack() as stack:
-            if not any(len(target["boxes"]) for target in targets):
-                stack.enter_context(_norm_kept(self.roi_heads.mask_head))
+        with _norm_kept(self.roi_heads.mask_head, not any(len(target["boxes"]) for target in targets)):
             return self._losses(images, targets)
 
     def _losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -191,22 +189,13 @@ def _today(name: str) -> str:
 
 
 @contextmanager
-def _norm_kept(head: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of a head that sees nothing: those of no pixel would pull them to zero."""
-    head.eval()
+def _norm_kept(head: nn.Module, nothing: bool) -> Iterator[None]:
+    """Keep the running statistics of a head that sees ``nothing``: those of no pixel would pull them to zero."""
+    modes = [(module, module.training) for module in head.modules()]
+    if nothing:
+        head.eval()
     try:
         yield
     finally:
-        head.train()
-
-
-@contextmanager
-def _seeded_like(batched_inputs: Sequence[Mapping[str, Any]], device: torch.device) -> Iterator[None]:
-    """Make the sampling of anchors and proposals a function of the samples' seeds, so that a resume is exact."""
-    seeds = [int(sample["seed"]) for sample in batched_inputs if "seed" in sample]
-    if not seeds:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(sum(seeds) % 2**63)
-        yield
+        for module, mode in modes:
+            module.training = mode
