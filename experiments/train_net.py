@@ -41,6 +41,7 @@ def custom_cfg(cfg: DictConfig, args: argparse.Namespace) -> None:
 def build_cfg(args: argparse.Namespace) -> DictConfig:
     """Load the config and apply, in this order: custom_cfg, the named options, key=value."""
     from sam_d2.config import apply_overrides, load_config
+    from sam_d2.config_dataset import set_max_iter, set_num_classes
     from sam_d2.config_prompts import check_prompt
     from sam_d2.data import resolve_dataset
     from sam_d2.errors import UserError
@@ -66,6 +67,8 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
         # A run's config.yaml holds the names of its own dataset; they give way when another one is asked for.
         if not node.names or (cfg.train.dataset != loaded.train.dataset and node.names == before.names):
             node.names = registered
+    set_num_classes(cfg, loaded, dataset.classes)
+    set_max_iter(cfg, args.opts)
     if not cfg.train.output_dir:
         prompt = [cfg.model.prompt] if "prompts" in cfg.model else []
         cfg.train.output_dir = str(OUTPUT / "_".join([Path(args.config_file).stem, dataset.name, *prompt]))
@@ -116,6 +119,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from detectron2.utils.events import JSONWriter, TensorboardXWriter
+    from sam_d2.config_dataset import log_dataset_settings
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
@@ -130,6 +134,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.size)
+    log_dataset_settings(cfg, loader.size)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)
@@ -141,6 +146,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         amp_dtype=choose_amp_dtype(cfg.train.amp.enabled, cfg.train.amp.dtype, next(model.parameters()).device),
         clip_gradient_norm=cfg.train.clip_gradient_norm,
         accumulate=cfg.train.accumulate,
+        seed=cfg.train.seed,
     )
     average = WeightAverage(model, cfg.train.ema.decay)
     checkpointer = AverageCheckpointer(
