@@ -153,6 +153,8 @@ class Checkpointer(DetectionCheckpointer):
         return data
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if hasattr(self.model, "convert_state"):  # the model knows other forms of its weights
+            checkpoint["model"] = self.model.convert_state(checkpoint["model"])
         state = checkpoint["model"]
         own = self.model.state_dict()
         adapters = lora_keys(own)

@@ -58,9 +58,7 @@ def torchvision_mask_rcnn(
         model.load_state_dict(model.convert_state(_read(f"model.weights={weights}", url)))
     if backbone_url:
         state = _read(f"model.weights_backbone={weights_backbone}", backbone_url)
-        body = model.backbone.body
-        own = body.state_dict()
-        body.load_state_dict({name: value for name, value in state.items() if name in own})
+        model.load_state_dict(model.convert_state(state))
     return model
 
 

@@ -152,14 +152,18 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state of torchvision's as one of this model.
 
-        Names of torchvision's older files become today's; counters of batches go where the norm is frozen; where
-        the file is of COCO's 91 labels and this model of others, its two predictors stay as they are initialised,
-        which is logged.
+        Names of torchvision's older files become today's; counters of batches go where the norm is frozen. What the
+        weights cannot know stays as it is initialised, which is logged: all but the ResNet where they are of a
+        classifier of ImageNet, the two predictors where they are of COCO's 91 labels and this model of others.
 
         Args:
             state: tensors by name, of a published file or of a checkpoint of this model.
         """
         own = self.state_dict()
+        if "fc.weight" in state:
+            body = {f"backbone.body.{name}": value for name, value in state.items()}
+            logger.info("The weights are of a classifier: all but the ResNet begins anew")
+            return {**own, **{name: value for name, value in body.items() if name in own}}
         renamed = {_today(name): value for name, value in state.items()}
         kept = {
             name: value for name, value in renamed.items() if name in own or not name.endswith("num_batches_tracked")
@@ -168,7 +172,7 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
         if outputs is not None and len(outputs) == _COCO_OUTPUTS and len(self.classes) != _COCO_OUTPUTS:
             new = [name for name in own if ".box_predictor." in name or ".mask_fcn_logits." in name]
             kept.update({name: own[name] for name in new})
-            logger.info("The weights know COCO's classes: the predictors of %d others begin anew", self.num_classes)
+            logger.warning("The weights know COCO's classes: the predictors of %d others begin anew", self.num_classes)
         return kept
 
 

@@ -10,6 +10,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 import sam_d2  # noqa: F401
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.torchvision_weights import torchvision_mask_rcnn
 from sam_d2.errors import UserError
 from sam_d2.modeling.torchvision_build import build_mask_rcnn
@@ -271,6 +272,11 @@ def test_named_weights_are_read_from_a_local_file(tmp_path, monkeypatch):
     for name, value in other.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     assert model.backbone.body.bn1.eps == 0  # as torchvision overwrites it for these weights
+
+    with torch.no_grad():
+        model.rpn.head.conv[0][0].weight.zero_()
+    Checkpointer(model).load(str(tmp_path / weights.url.rpartition("/")[2]))  # as train.init_checkpoint does
+    assert torch.equal(model.rpn.head.conv[0][0].weight, other.rpn.head.conv[0][0].weight)
 
     few = torchvision_mask_rcnn("maskrcnn_resnet50_fpn", num_classes=2, weights="COCO_V1").state_dict()
     assert few["roi_heads.box_predictor.cls_score.weight"].shape == (3, 1024)
