@@ -1,4 +1,4 @@
-"""COCO-O's drawings, paintings and photographs in bad weather: torchvision's Mask R-CNN v2, fine-tuned for 10 epochs."""
+"""COCO-O's drawings, paintings and bad weather: torchvision's Mask R-CNN v2, fine-tuned for 10 epochs."""
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L

@@ -27,10 +27,19 @@ _PASTED_AT_ONCE = 16
 """Soft masks of the original size that exist at a time; 100 of a large photograph are gigabytes."""
 
 
-def coco_labels() -> list[int]:
-    """Return torchvision's label of each of COCO's 80 classes: the dataset's category ids, 1 to 90 with gaps."""
+COCO_OUTPUTS = len(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+"""Labels of torchvision's weights for COCO: the background, and the category ids with those of no category."""
+
+
+def coco_categories() -> dict[int, str]:
+    """Return the names of COCO's 80 categories by their ids, 1 to 90 with gaps, which are torchvision's labels."""
     names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    return [label for label, name in enumerate(names) if name not in ("__background__", "N/A")]
+    return {label: name for label, name in enumerate(names) if name not in ("__background__", "N/A")}
+
+
+def coco_labels() -> list[int]:
+    """Return torchvision's label of each of COCO's 80 classes."""
+    return list(coco_categories())
 
 
 class TorchvisionMaskRCNN(GeneralizedRCNN):
@@ -169,14 +178,11 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
             name: value for name, value in renamed.items() if name in own or not name.endswith("num_batches_tracked")
         }
         outputs = kept.get("roi_heads.box_predictor.cls_score.bias")
-        if outputs is not None and len(outputs) == _COCO_OUTPUTS and len(self.classes) != _COCO_OUTPUTS:
+        if outputs is not None and len(outputs) == COCO_OUTPUTS and len(self.classes) != COCO_OUTPUTS:
             new = [name for name in own if ".box_predictor." in name or ".mask_fcn_logits." in name]
             kept.update({name: own[name] for name in new})
             logger.warning("The weights know COCO's classes: the predictors of %d others begin anew", self.num_classes)
         return kept
-
-
-_COCO_OUTPUTS = len(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
 
 
 def _today(name: str) -> str:
