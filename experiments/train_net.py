@@ -94,17 +94,23 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Evaluate a checkpoint; reads ``model``, ``dataloader``; of ``train``: ``output_dir, init_checkpoint, device``."""
+    """Evaluate a checkpoint.
+
+    Reads ``model``, ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device, expected_results``.
+    """
     from sam_d2.engine.checkpoint import Checkpointer
     from sam_d2.engine.resume import weights_text
     from sam_d2.engine.run import checkpoint_to_evaluate
+    from sam_d2.evaluation.expected import check_expected, published_results
 
     model = build_model(cfg)
     checkpoint = checkpoint_to_evaluate(cfg, args)
     saved = Checkpointer(model).load(str(checkpoint))
     evaluation = build_evaluation(cfg)
-    evaluation(model)
+    results = evaluation(model)
     evaluation.finish(weights_text(checkpoint, saved), cfg)
+    published = published_results(checkpoint, str(cfg.dataloader.test.dataset.names))
+    check_expected(list(cfg.train.expected_results) or published, results)
 
 
 def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -112,7 +118,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
 
     Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
     init_checkpoint, max_iter, device, amp, accumulate, clip_gradient_norm, ema, checkpointer, eval_period, eval_base,
-    validation_loss, early_stop, log_period, ddp``.
+    validation_loss, early_stop, log_period, expected_results, ddp``.
     """
     from detectron2.config import instantiate
     from detectron2.engine import hooks
@@ -129,6 +135,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
     from sam_d2.engine.trainer import Trainer
+    from sam_d2.evaluation.expected import check_expected
 
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
@@ -165,9 +172,12 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         ),
     ]
 
+    results: dict[str, Any] = {}
+
     def evaluate() -> dict[str, Any]:
         with average.applied():
-            return {**evaluation(model), **(validation(model) if validation else {})}
+            results.update({**evaluation(model), **(validation(model) if validation else {})})
+        return dict(results)
 
     checkpoint, best, progress, writer = main_process_hooks if comm.is_main_process() else [None] * 4
     trainer.register_hooks(
@@ -204,6 +214,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
         raise
     evaluation.finish(weights_text(f"{FINAL}.pth", {"iteration": trainer.iter - 1, RECORD: record}))
+    check_expected(cfg.train.expected_results, results)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -126,7 +126,7 @@ def test_the_weights_say_the_number_of_classes(run, tmp_path):
     cfg.model.roi_heads.num_classes = None
     assert sam_d2.Predictor(cfg, run / "model_final.pth").detector.num_classes == 3
     cfg.model.roi_heads.num_classes = 4
-    with pytest.raises(UserError, match="knows 3 classes, the config says model.roi_heads.num_classes=4"):
+    with pytest.raises(UserError, match=r"knows 3 classes, the config says model.roi_heads.num_classes=4"):
         sam_d2.Predictor(cfg, run / "model_final.pth")
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="holds no whole detector"):

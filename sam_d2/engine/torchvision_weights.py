@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torchvision.models import ResNet50_Weights, get_model_weights
 
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, weights_in
+from sam_d2.engine.fit_weights import fit_weights
 from sam_d2.engine.weights import checkpoint_folders, download_folder
 from sam_d2.errors import UserError
 from sam_d2.modeling.torchvision_build import Architecture, build_mask_rcnn
@@ -55,10 +56,9 @@ def torchvision_mask_rcnn(
     if model.device.type == "meta":  # only its shapes are wanted
         return model
     if url:
-        model.load_state_dict(model.convert_state(_read(f"model.weights={weights}", url)))
+        _begin_with(model, _local_file(f"model.weights={weights}", url))
     if backbone_url:
-        state = _read(f"model.weights_backbone={weights_backbone}", backbone_url)
-        model.load_state_dict(model.convert_state(state))
+        _begin_with(model, _local_file(f"model.weights_backbone={weights_backbone}", backbone_url))
     return model
 
 
@@ -69,19 +69,25 @@ def _url(key: str, name: str, published: Any) -> str:
     return published[name].url
 
 
-def _read(what: str, url: str) -> dict[str, Tensor]:
-    """Return the state in the local file of a published address.
+def _local_file(what: str, url: str) -> Path:
+    """Return the local file of a published address.
 
     Raises:
-        UserError: the file is in none of the checkpoints folders.
+        UserError: it is in none of the checkpoints folders.
     """
     file_name = url.rpartition("/")[2]
-    found = [folder / file_name for folder in checkpoint_folders() if (folder / file_name).is_file()]
-    if not found:
-        looked = ", ".join(map(str, checkpoint_folders()))
-        raise UserError(
-            f"{what}: {file_name} is not found (looked in {looked}). Download it into {download_folder()}/: "
-            f"python tools/download_checkpoint.py {url}"
-        )
-    logger.info("Weights of %s", found[0])
-    return weights_in(load_checkpoint_file(found[0]), found[0])
+    for folder in checkpoint_folders():
+        if (folder / file_name).is_file():
+            return folder / file_name
+    looked = ", ".join(map(str, checkpoint_folders()))
+    raise UserError(
+        f"{what}: {file_name} is not found (looked in {looked}). Download it into {download_folder()}/: "
+        f"python tools/download_checkpoint.py {url}"
+    )
+
+
+def _begin_with(model: TorchvisionMaskRCNN, file: Path) -> None:
+    logger.info("Weights of %s", file)
+    state, own = weights_in(load_checkpoint_file(file), file), model.state_dict()
+    fitting = fit_weights(model.convert_state(state), own, begins=True, matched=False, file=str(file))
+    model.load_state_dict({**own, **fitting})

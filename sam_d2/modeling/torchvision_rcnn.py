@@ -6,7 +6,6 @@ torchvision's own transform resizes and normalises inside the model, so a mapper
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +19,6 @@ from torchvision.models.detection.transform import resize_boxes
 
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from sam_d2.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _PASTED_AT_ONCE = 16
 """Soft masks of the original size that exist at a time; 100 of a large photograph are gigabytes."""
@@ -159,11 +156,10 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
         }
 
     def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state of torchvision's as one of this model.
+        """Return the weights of a file of torchvision's under this model's names.
 
-        Names of torchvision's older files become today's; counters of batches go where the norm is frozen. What the
-        weights cannot know stays as it is initialised, which is logged: all but the ResNet where they are of a
-        classifier of ImageNet, the two predictors where they are of COCO's 91 labels and this model of others.
+        Names of torchvision's older files become today's, those of an ImageNet classifier the ResNet's, without its
+        last layer; counters of batches go where the norm is frozen.
 
         Args:
             state: tensors by name, of a published file or of a checkpoint of this model.
@@ -171,18 +167,11 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
         own = self.state_dict()
         if "fc.weight" in state:
             body = {f"backbone.body.{name}": value for name, value in state.items()}
-            logger.info("The weights are of a classifier: all but the ResNet begins anew")
-            return {**own, **{name: value for name, value in body.items() if name in own}}
+            return {name: value for name, value in body.items() if name in own}
         renamed = {_today(name): value for name, value in state.items()}
-        kept = {
+        return {
             name: value for name, value in renamed.items() if name in own or not name.endswith("num_batches_tracked")
         }
-        outputs = kept.get("roi_heads.box_predictor.cls_score.bias")
-        if outputs is not None and len(outputs) == COCO_OUTPUTS and len(self.classes) != COCO_OUTPUTS:
-            new = [name for name in own if ".box_predictor." in name or ".mask_fcn_logits." in name]
-            kept.update({name: own[name] for name in new})
-            logger.warning("The weights know COCO's classes: the predictors of %d others begin anew", self.num_classes)
-        return kept
 
 
 def _today(name: str) -> str:

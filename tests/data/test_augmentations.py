@@ -4,9 +4,11 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 import detectron2.data.transforms as T
+from detectron2.structures import BitMasks, BoxMode
 from sam_d2.data.augmentations import (
     ColorJitter,
     Equalize,
@@ -16,7 +18,9 @@ from sam_d2.data.augmentations import (
     PerspectiveTransform,
     Posterize,
 )
+from sam_d2.data.detection_mapper import DetectionMapper
 from sam_d2.data.loader import seeded
+from sam_d2.data.mapper import PromptableMapper
 from sam_d2.errors import UserError
 
 ALL = [
@@ -179,3 +183,61 @@ def test_polygons_follow_the_bitmap():
 def test_wrong_arguments(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.fixture
+def record(tmp_path):
+    """An image with an object of two parts and one of RLE, in Detectron2's form."""
+    Image.fromarray(photograph(120, 160)).save(tmp_path / "a.png")
+    parts = [[10.0, 10, 50, 10, 50, 40, 10, 40], [90.0, 70, 150, 70, 120, 110]]
+    return {
+        "file_name": str(tmp_path / "a.png"),
+        "image_id": 1,
+        "height": 120,
+        "width": 160,
+        "annotations": [
+            {"bbox": [10, 10, 150, 110], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": parts}
+        ],
+    }
+
+
+def mappers():
+    warp = [Perspective(0.4, prob=1.0)]
+    yield DetectionMapper(is_train=True, augmentations=warp, image_format="RGB")
+    yield PromptableMapper(is_train=True, augmentations=warp, image_size=160)
+
+
+@pytest.mark.parametrize("mapper", mappers(), ids=name_of)
+@pytest.mark.parametrize("rle", [False, True], ids=["polygons", "rle"])
+def test_a_mappers_boxes_and_masks_follow_the_perspective(mapper, rle, record):
+    annotation = record["annotations"][0]
+    if rle:
+        annotation["segmentation"] = mask_utils.merge(mask_utils.frPyObjects(annotation["segmentation"], 120, 160))
+    with seeded(3):
+        sample = mapper(record)
+    instances = sample["instances"]
+    height, width = instances.image_size
+    assert len(instances) == 1 and sample["image"].shape[1:] == (height, width) == (120, 160)
+    masks = instances.gt_masks
+    if not rle:
+        assert len(masks.polygons[0]) == 2, "each part of the object"
+        masks = BitMasks.from_polygon_masks(masks, height, width)
+    with seeded(3):
+        transform = Perspective(0.4, prob=1.0).get_transform(photograph(120, 160))
+    whole = rasterised([[10.0, 10, 50, 10, 50, 40, 10, 40], [90.0, 70, 150, 70, 120, 110]], 120, 160)
+    warped = transform.apply_segmentation(whole.astype(np.uint8)).astype(bool)
+    found = masks.tensor[0].numpy()
+    assert (found & warped).sum() / (found | warped).sum() > 0.95
+    rows, columns = np.nonzero(found)
+    tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(instances.gt_boxes.tensor[0].numpy(), tight, atol=1)
+    loose = transform.apply_box(np.array([[10.0, 10, 150, 110]]))[0]
+    assert np.abs(loose - tight).max() > 3, "the corners of the file's box would not have been it"
+
+
+@pytest.mark.parametrize("mapper", mappers(), ids=name_of)
+def test_an_image_without_objects_stays(mapper, record):
+    record["annotations"] = []
+    sample = mapper(record)
+    assert len(sample["instances"]) == 0 and sample["instances"].gt_boxes.tensor.shape == (0, 4)
+    assert sample["image"].shape == (3, 120, 160)
