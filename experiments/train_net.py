@@ -110,7 +110,7 @@ def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
     results = evaluation(model)
     evaluation.finish(weights_text(checkpoint, saved), cfg)
     published = published_results(checkpoint, str(cfg.dataloader.test.dataset.names))
-    check_expected(list(cfg.train.expected_results) or published, results)
+    check_expected(list(cfg.train.get("expected_results", [])) or published, results)
 
 
 def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -214,7 +214,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
         raise
     evaluation.finish(weights_text(f"{FINAL}.pth", {"iteration": trainer.iter - 1, RECORD: record}))
-    check_expected(cfg.train.expected_results, results)
+    check_expected(cfg.train.get("expected_results", []), results)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -89,7 +89,7 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
 def _resolve_coco_2017(manifest: Path) -> ResolvedDataset:
     files = find_coco_2017(manifest.parent)
     forget_builtin([f"{COCO_2017}_{split}" for split in files], set(registered_names()))
-    return _register_parts(COCO_2017, *(_Part(split, files[split]) for split in ("train", "val")), None)
+    return _register_parts(COCO_2017, _Part("train", files["train"]), _Part("val", files["val"]), None)
 
 
 def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> ResolvedDataset:

@@ -1,17 +1,18 @@
 """Cascade Mask R-CNN (arXiv 1712.00726): three stages of box heads, each for a higher overlap."""
 
+from functools import partial
+
 from detectron2.config import LazyCall as L
 from detectron2.layers import NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling import FastRCNNOutputLayers
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNConvFCHead
-from sam_d2.config import bind
 
 from .mask_rcnn_fpn import model
 
 # Heads may have no input, which torch's SyncBatchNorm does not take.
-_norm = L(bind)(_partial_=NaiveSyncBatchNorm, stats_mode="N")
+_norm = partial(NaiveSyncBatchNorm, stats_mode="N")
 
 _same = model.roi_heads
 _same.pop("box_head"), _same.pop("box_predictor"), _same.pop("proposal_matcher")
@@ -30,8 +31,6 @@ _same.update(
         L(FastRCNNOutputLayers)(
             input_shape=L(ShapeSpec)(channels=1024),
             test_score_thresh=0.05,
-            test_nms_thresh=0.5,
-            test_topk_per_image=100,
             box2box_transform=L(Box2BoxTransform)(weights=[centre, centre, size, size]),
             cls_agnostic_bbox_reg=True,
             num_classes="${...num_classes}",

@@ -1,31 +1,24 @@
 """Mask R-CNN (arXiv 1703.06870) with ResNet-50 and a feature pyramid (arXiv 1612.03144); others derive from it."""
 
+from functools import partial
+
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import FPN, FastRCNNOutputLayers, GeneralizedRCNN, ResNet, StandardROIHeads
+from detectron2.modeling import FastRCNNOutputLayers, GeneralizedRCNN, StandardROIHeads
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import BasicStem
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 
+from .resnet_fpn import resnet_50_fpn
+
+_region = partial(L(ShapeSpec), channels="${model.backbone.out_channels}")
 _pyramid = dict(scales=[1 / 4, 1 / 8, 1 / 16, 1 / 32], sampling_ratio=0, pooler_type="ROIAlignV2")
 
 model = L(GeneralizedRCNN)(
-    backbone=L(FPN)(
-        bottom_up=L(ResNet)(
-            stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
-            stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=True, norm="FrozenBN"),
-            out_features=["res2", "res3", "res4", "res5"],
-            freeze_at=2,  # stem and first stage; 0 freezes nothing
-        ),
-        in_features="${.bottom_up.out_features}",
-        out_channels=256,
-        top_block=L(LastLevelMaxPool)(),
-    ),
+    backbone=resnet_50_fpn,
     proposal_generator=L(RPN)(
         in_features=["p2", "p3", "p4", "p5", "p6"],
         head=L(StandardRPNHead)(in_channels="${...backbone.out_channels}", num_anchors=3),
@@ -50,23 +43,17 @@ model = L(GeneralizedRCNN)(
         proposal_matcher=L(Matcher)(thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False),
         box_in_features=["p2", "p3", "p4", "p5"],
         box_pooler=L(ROIPooler)(output_size=7, **_pyramid),
-        box_head=L(FastRCNNConvFCHead)(
-            input_shape=L(ShapeSpec)(channels="${model.backbone.out_channels}", height=7, width=7),
-            conv_dims=[],
-            fc_dims=[1024, 1024],
-        ),
+        box_head=L(FastRCNNConvFCHead)(input_shape=_region(height=7, width=7), conv_dims=[], fc_dims=[1024, 1024]),
         box_predictor=L(FastRCNNOutputLayers)(
             input_shape=L(ShapeSpec)(channels=1024),
             test_score_thresh=0.05,
-            test_nms_thresh=0.5,
-            test_topk_per_image=100,
             box2box_transform=L(Box2BoxTransform)(weights=[10, 10, 5, 5]),
             num_classes="${..num_classes}",
         ),
         mask_in_features=["p2", "p3", "p4", "p5"],
         mask_pooler=L(ROIPooler)(output_size=14, **_pyramid),
         mask_head=L(MaskRCNNConvUpsampleHead)(
-            input_shape=L(ShapeSpec)(channels="${model.backbone.out_channels}", height=14, width=14),
+            input_shape=_region(height=14, width=14),
             num_classes="${..num_classes}",
             conv_dims=[256, 256, 256, 256, 256],
         ),
