@@ -17,7 +17,7 @@ from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import chart_grid, escape, page, table
 from sam_d2.evaluation.report_tables import metric_head, source_of
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.results import NO_PROMPT, Result
 from sam_d2.evaluation.table import grouped, metric_text
 
 _CURVES = (
@@ -131,6 +131,8 @@ def _tables(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, list[t
 def _prompts(row: Result) -> str:
     if row.method in _REFERENCES:
         return "true box"
+    if row.prompt == NO_PROMPT:
+        return row.prompt
     return f"{row.prompt} (oracle)" if row.prompt_source == "ground_truth" else f"{row.prompt}, {source_of(row)}"
 
 

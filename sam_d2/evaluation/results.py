@@ -12,6 +12,13 @@ import msgspec
 from sam_d2.errors import UserError
 
 VERSION = 1
+NO_PROMPT = "none"
+"""Kind of prompt of a model that takes none."""
+
+
+def prompts_text(prompt: str) -> str:
+    """Name a kind of prompt in a sentence: ``box prompts``, ``no prompts``."""
+    return "no prompts" if prompt == NO_PROMPT else f"{prompt} prompts"
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -19,8 +26,8 @@ class Result(msgspec.Struct, kw_only=True):
 
     Attributes:
         split: Registered name of the dataset.
-        prompt: Kind of prompt, such as ``box`` or ``point``.
-        prompt_source: ``ground_truth`` (an oracle), ``detector`` or ``file``.
+        prompt: Kind of prompt, such as ``box`` or ``point``; ``none`` of a model that takes none.
+        prompt_source: ``ground_truth`` (an oracle), ``detector`` (also of a detector itself) or ``file``.
         method: ``model``, ``base`` (the model before this training), ``box_as_mask``, ``ellipse`` or
             ``detector``.
         task: ``segm`` or ``bbox``.
