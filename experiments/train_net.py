@@ -41,6 +41,7 @@ def custom_cfg(cfg: DictConfig, args: argparse.Namespace) -> None:
 def build_cfg(args: argparse.Namespace) -> DictConfig:
     """Load the config and apply, in this order: custom_cfg, the named options, key=value."""
     from sam_d2.config import apply_overrides, load_config
+    from sam_d2.config_dataset import set_max_iter, set_num_classes
     from sam_d2.config_prompts import check_prompt
     from sam_d2.data import resolve_dataset
     from sam_d2.errors import UserError
@@ -66,6 +67,8 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
         # A run's config.yaml holds the names of its own dataset; they give way when another one is asked for.
         if not node.names or (cfg.train.dataset != loaded.train.dataset and node.names == before.names):
             node.names = registered
+    set_num_classes(cfg, loaded, dataset.classes)
+    set_max_iter(cfg, args.opts)
     if not cfg.train.output_dir:
         prompt = [cfg.model.prompt] if "prompts" in cfg.model else []
         cfg.train.output_dir = str(OUTPUT / "_".join([Path(args.config_file).stem, dataset.name, *prompt]))
@@ -91,17 +94,23 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Evaluate a checkpoint; reads ``model``, ``dataloader``; of ``train``: ``output_dir, init_checkpoint, device``."""
+    """Evaluate a checkpoint.
+
+    Reads ``model``, ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device, expected_results``.
+    """
     from sam_d2.engine.checkpoint import Checkpointer
     from sam_d2.engine.resume import weights_text
     from sam_d2.engine.run import checkpoint_to_evaluate
+    from sam_d2.evaluation.expected import check_expected, published_results
 
     model = build_model(cfg)
     checkpoint = checkpoint_to_evaluate(cfg, args)
     saved = Checkpointer(model).load(str(checkpoint))
     evaluation = build_evaluation(cfg)
-    evaluation(model)
+    results = evaluation(model)
     evaluation.finish(weights_text(checkpoint, saved), cfg)
+    published = published_results(checkpoint, str(cfg.dataloader.test.dataset.names))
+    check_expected(list(cfg.train.get("expected_results", [])) or published, results)
 
 
 def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -109,13 +118,14 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
 
     Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
     init_checkpoint, max_iter, device, amp, accumulate, clip_gradient_norm, ema, checkpointer, eval_period, eval_base,
-    validation_loss, early_stop, log_period, ddp``.
+    validation_loss, early_stop, log_period, expected_results, ddp``.
     """
     from detectron2.config import instantiate
     from detectron2.engine import hooks
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from detectron2.utils.events import JSONWriter, TensorboardXWriter
+    from sam_d2.config_dataset import log_dataset_settings
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
@@ -125,11 +135,13 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
     from sam_d2.engine.trainer import Trainer
+    from sam_d2.evaluation.expected import check_expected
 
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.size)
+    log_dataset_settings(cfg, loader.size)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)
@@ -141,6 +153,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         amp_dtype=choose_amp_dtype(cfg.train.amp.enabled, cfg.train.amp.dtype, next(model.parameters()).device),
         clip_gradient_norm=cfg.train.clip_gradient_norm,
         accumulate=cfg.train.accumulate,
+        seed=cfg.train.seed,
     )
     average = WeightAverage(model, cfg.train.ema.decay)
     checkpointer = AverageCheckpointer(
@@ -159,9 +172,12 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         ),
     ]
 
+    results: dict[str, Any] = {}
+
     def evaluate() -> dict[str, Any]:
         with average.applied():
-            return {**evaluation(model), **(validation(model) if validation else {})}
+            results.update({**evaluation(model), **(validation(model) if validation else {})})
+        return dict(results)
 
     checkpoint, best, progress, writer = main_process_hooks if comm.is_main_process() else [None] * 4
     trainer.register_hooks(
@@ -198,6 +214,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
         raise
     evaluation.finish(weights_text(f"{FINAL}.pth", {"iteration": trainer.iter - 1, RECORD: record}))
+    check_expected(cfg.train.get("expected_results", []), results)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, Instances
 from sam_d2.config import load_config
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import image_array, read_image
+from sam_d2.detector import Detector
 from sam_d2.engine.checkpoint import FINAL, Checkpointer
 from sam_d2.engine.distributed import choose_device
 from sam_d2.engine.weights import find_weights
@@ -45,13 +46,16 @@ class EncodedImage:
 
 
 class Predictor:
-    """Masks for boxes or points on an image, with the numbers of an evaluation.
+    """Masks on an image, with the numbers of an evaluation: SAM's for boxes or points, a detector's by itself.
 
     Example::
 
         predictor = sam_d2.Predictor("experiments/output/sam_cells_box")
         instances = predictor("cells.png", boxes=[[10, 20, 110, 90], [130, 40, 200, 180]])
         instances.pred_masks  # (2, H0, W0) bool
+
+        detector = sam_d2.Predictor("experiments/output/mask_rcnn_R_50_FPN_3x_cells")
+        instances = detector("cells.png")  # with scores and pred_classes
 
     Args:
         config: a config file, a config, or the folder of a run, which means its ``config.yaml``.
@@ -60,7 +64,7 @@ class Predictor:
         device: ``auto`` is the GPU where there is one, and the CPU elsewhere.
 
     Raises:
-        UserError: config or weights do not exist or do not fit, or the model takes no prompts.
+        UserError: config or weights do not exist or do not fit.
     """
 
     def __init__(
@@ -70,14 +74,18 @@ class Predictor:
             weights = Path(config) / f"{FINAL}.pth" if weights is None else weights
             config = Path(config) / "config.yaml"
         cfg = config if isinstance(config, DictConfig) else load_config(config)
-        if "prompts" not in cfg.model:
-            raise UserError("Predictor: the model of this config takes no prompts. Take one of SAM, such as sam.py.")
         file = str(weights or cfg.train.init_checkpoint)
         if not file:
             raise UserError("Predictor: the config names no weights to begin with. Name a checkpoint: weights=FILE.")
         file = str(find_weights(file))
-        self.model = instantiate(cfg.model).to(choose_device(device)).eval()
-        Checkpointer(self.model).load(file)
+        self.weights = file
+        self.model: Any
+        self.detector = None if "prompts" in cfg.model else Detector(cfg, Path(file), choose_device(device))
+        if self.detector is not None:
+            self.model = self.detector.model
+        else:
+            self.model = instantiate(cfg.model).to(choose_device(device)).eval()
+            Checkpointer(self.model).load(file)
         logger.info("Predicting with %s", file)
 
     @torch.no_grad()
@@ -88,8 +96,11 @@ class Predictor:
             image: a file, (H0, W0, 3) uint8 in the order RGB, or a Pillow image.
 
         Raises:
-            UserError: the image cannot be read or is too thin for the canvas, or the array is another one.
+            UserError: the image cannot be read or is too thin for the canvas, or the array is another one, or the
+                model takes no prompts.
         """
+        if self.detector is not None:
+            raise UserError("Predictor: this model takes no prompts; call it with the image alone.")
         array = _pixels(image, self.model.input_format)
         original = (array.shape[0], array.shape[1])
         require_resizable(original, self.model.canvas, str(image) if isinstance(image, str | Path) else "image")
@@ -108,7 +119,7 @@ class Predictor:
         labels: Any = None,
         multimask: bool = False,
     ) -> Instances:
-        """Return the mask of each prompt.
+        """Return the mask of each prompt; of a detector, which takes none, everything that it finds.
 
         Prompts are arrays, tensors or nested lists in pixels of the image as it was given. With boxes and points
         both, row i of either is one prompt.
@@ -128,11 +139,18 @@ class Predictor:
         Returns:
             Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
             ``scores`` (N,) and ``prompt_index`` (N,), the prompt's row. SAM knows no classes, so there are none.
+            A detector's have ``pred_classes`` (N,) and no ``prompt_index``, in falling order of ``scores``.
 
         Raises:
-            UserError: neither boxes nor points are given, or one of them has another shape, is not a number or
-                lies outside of the image, or the weights never learned the masks of ``multimask``.
+            UserError: neither boxes nor points are given, or a detector is given some; one of them has another shape,
+                is not a number or lies outside of the image; the weights never learned the masks of ``multimask``.
         """
+        if self.detector is not None:
+            if not (boxes is None and points is None and labels is None and not multimask):
+                raise UserError("Predictor: this model takes no prompts; call it with the image alone.")
+            if isinstance(image, EncodedImage):
+                raise UserError("Predictor: a detector takes the image itself.")
+            return self.detector(_pixels(image, self.detector.input_format))
         if boxes is None and points is None:
             raise UserError("Predictor: give boxes=... or points=....")
         if not isinstance(image, EncodedImage):

@@ -365,11 +365,11 @@ class TestConstruction:
         with pytest.raises(UserError, match="does not fit the model"):
             Predictor(apply_overrides(cfg.copy(), ["model.image_encoder.depth=2"]), weights)
 
-    def test_a_model_without_prompts(self, cfg):
+    def test_a_model_without_prompts_needs_weights(self, cfg):
         other = cfg.copy()
         del other.model["prompts"]
-        with pytest.raises(UserError, match="takes no prompts"):
-            Predictor(other, "weights.pth")
+        with pytest.raises(UserError, match="names no weights"):
+            Predictor(other)
 
     def test_an_unknown_device(self, cfg, weights):
         with pytest.raises(UserError, match="'abacus' cannot be used"):

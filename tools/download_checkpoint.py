@@ -1,4 +1,4 @@
-"""Download published weights into the checkpoints folder and verify them.
+"""Download published weights into the checkpoints folder, and verify them where their sha256 is published.
 
 A download that was interrupted goes on where it stopped.
 """
@@ -16,14 +16,14 @@ from sam_d2.engine.weights import FOLDER_VARIABLE, PUBLISHED, download_folder
 
 EXAMPLE = """example:
   python tools/download_checkpoint.py sam_vit_b
-Exit code: 0 the file is there and verified, 2 it is not."""
+Exit code: 0 the file is there and, where its sha256 is published, verified; 2 it is not."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="short name or file name; --list shows them")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="short name, file name or URL; --list shows them")
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help=f"default: {FOLDER_VARIABLE}, else the checkpoints folder"
     )
@@ -36,8 +36,9 @@ def print_list(folder: Path) -> None:
     for column in ("name", "file", "MB", "licence", "there"):
         table.add_column(column, justify="right" if column == "MB" else "left")
     for file_name, published in PUBLISHED.items():
+        size = "-" if published.size is None else f"{published.size / 1e6:,.0f}"
         there = "yes" if (folder / file_name).is_file() else "no"
-        table.add_row(published.name, file_name, f"{published.size / 1e6:,.0f}", published.licence, there)
+        table.add_row(published.name, file_name, size, published.licence, there)
     Console().print(table)
 
 
@@ -52,7 +53,9 @@ def main() -> int:
         print_list(folder)
         return 0
     file = download(args.name, folder)
-    print(f"{file}: {file.stat().st_size:,} bytes" + (", sha256 verified" if file.name in PUBLISHED else ""))
+    published = PUBLISHED.get(file.name)
+    verified = "sha256 verified" if published and published.sha256 else "not verified: no sha256 is published for it"
+    print(f"{file}: {file.stat().st_size:,} bytes, {verified}")
     return 0
 
 

@@ -5,6 +5,7 @@ train = dict(
     output_dir="",  # empty: experiments/output/<config>_<dataset>_<prompt>
     init_checkpoint="",  # path, or file name in checkpoints/; empty: random weights
     max_iter=5000,  # optimizer steps
+    max_epoch=None,  # passes over the training images, such as 20, instead of max_iter; null: max_iter counts
     device="auto",  # auto: the GPU where there is one, else the CPU
     seed=0,  # of data order, augmentation and prompts
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
@@ -20,5 +21,6 @@ train = dict(
         metric="segm/AP",  # or validation_loss, prompt/mIoU, ...
     ),
     log_period=50,  # steps between log lines and points of the curves
+    expected_results=[],  # [task, metric, value, tolerance] that an evaluation must give, such as [segm, AP, 38.6, 0.1]
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
 )

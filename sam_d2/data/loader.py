@@ -109,6 +109,38 @@ class PositionSampler(Sampler):
             position += self.world_size
 
 
+class GroupedBatches(Sampler):
+    """Batches of a training stream whose images are all landscape, or all portrait or square.
+
+    Positions are put into the batch of their group in the stream's order, and a batch is given out when it is full. So
+    the batches depend on the stream alone, and those before ``start`` can be passed over without reading an image.
+
+    Args:
+        stream: of this process, from the beginning of the run.
+        landscape: of each image of the dataset, whether it is wider than high.
+        batch_size: images of a batch of this process.
+        start: batches to pass over.
+    """
+
+    def __init__(self, stream: PositionSampler, landscape: np.ndarray, batch_size: int, *, start: int = 0) -> None:
+        self.stream = stream
+        self.landscape = landscape
+        self.batch_size = batch_size
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        groups: tuple[list[tuple[int, int]], ...] = ([], [])
+        given = 0
+        for key in self.stream:
+            group = groups[self.landscape[key[1]]]
+            group.append(key)
+            if len(group) == self.batch_size:
+                if given >= self.start:
+                    yield list(group)
+                given += 1
+                group.clear()
+
+
 class TrainLoader:
     """Endless batches of mapped samples; set ``start_iteration`` before the first batch to go on with a run.
 
@@ -119,6 +151,8 @@ class TrainLoader:
         num_workers: processes that read and augment; 0 does it in the training process.
         seed: of the run.
         shuffle: draw a new order each epoch.
+        aspect_ratio_grouping: no batch has landscape images beside others; a batch is padded to its largest image.
+            The dataset's ``width`` and ``height`` decide.
 
     Raises:
         UserError: the batch cannot be shared evenly between the processes, or there are no images.
@@ -133,6 +167,7 @@ class TrainLoader:
         num_workers: int = 2,
         seed: int = 0,
         shuffle: bool = True,
+        aspect_ratio_grouping: bool = False,
     ) -> None:
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
@@ -148,22 +183,18 @@ class TrainLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.start_iteration = 0
+        self._landscape = (
+            np.array([record["width"] > record["height"] for record in dataset], dtype=np.int64)
+            if aspect_ratio_grouping
+            else None
+        )
         self._dataset = SeededDataset(DatasetFromList(dataset, serialize=True), mapper, seed)
 
     def __iter__(self) -> Iterator[list[DatasetDict]]:
-        sampler = PositionSampler(
-            self.size,
-            seed=self.seed,
-            shuffle=self.shuffle,
-            start=self.start_iteration * self.total_batch_size,
-            rank=comm.get_rank(),
-            world_size=comm.get_world_size(),
-        )
-        batch_size = self.total_batch_size // comm.get_world_size()
         return iter(
             DataLoader(
                 self._dataset,
-                batch_sampler=BatchSampler(sampler, batch_size, drop_last=True),
+                batch_sampler=self._batches(),
                 num_workers=self.num_workers,
                 collate_fn=trivial_batch_collator,
                 worker_init_fn=_one_thread,
@@ -171,6 +202,21 @@ class TrainLoader:
                 generator=torch.Generator(),
             )
         )
+
+    def _batches(self) -> Sampler:
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        batch_size = self.total_batch_size // world_size
+        stream = PositionSampler(
+            self.size,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            start=self.start_iteration * self.total_batch_size if self._landscape is None else 0,
+            rank=rank,
+            world_size=world_size,
+        )
+        if self._landscape is None:
+            return BatchSampler(stream, batch_size, drop_last=True)
+        return GroupedBatches(stream, self._landscape, batch_size, start=self.start_iteration)
 
 
 def _one_thread(worker: int) -> None:

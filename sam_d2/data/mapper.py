@@ -12,9 +12,16 @@ import torch
 
 import detectron2.data.transforms as T
 from detectron2.data import detection_utils
-from detectron2.structures import BoxMode, Instances, PolygonMasks
+from detectron2.structures import BoxMode, Instances
+from sam_d2.data.annotated_image import (
+    annotated_instances,
+    image_label,
+    mask_format,
+    pop_instances,
+    read_annotated_image,
+    untouched_instances,
+)
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
-from sam_d2.data.image import read_image
 from sam_d2.errors import UserError
 
 
@@ -74,23 +81,10 @@ class PromptableMapper:
                 resize would leave nothing of it.
         """
         sample = copy.copy(dataset_dict)
-        image = read_image(sample["file_name"], self.image_format)
-        name = f"{sample['file_name']} (image id {sample.get('image_id')})"
+        image = read_annotated_image(sample, self.image_format)
+        name = image_label(sample)
         original_size = image.shape[:2]
-        try:
-            detection_utils.check_image_size(sample, image)
-        except detection_utils.SizeMismatchError as error:
-            height, width = original_size
-            raise UserError(
-                f"{name}: the file has {width} x {height} pixels (width x height, turned as its EXIF orientation "
-                f"says), the annotations say {sample['width']} x {sample['height']}. Correct width and height there, "
-                "or put back the image that was annotated."
-            ) from error
-        annotations = [
-            annotation
-            for annotation in sample.pop("annotations", [])
-            if not annotation.get("iscrowd", 0) and annotation.get("segmentation")
-        ]
+        annotations = pop_instances(sample)
         if self.recompute_boxes:
             annotations = [_with_tight_box(annotation, original_size) for annotation in annotations]
         augmented = T.AugInput(image)
@@ -102,7 +96,7 @@ class PromptableMapper:
         if self.is_train:
             sample["instances"] = self._drawn(annotations, augmented.image.shape[:2], transforms)
         else:
-            sample["instances"] = _instances(annotations, original_size, T.TransformList([]), _mask_format(annotations))
+            sample["instances"] = untouched_instances(annotations, original_size)
         return sample
 
     def _drawn(
@@ -113,17 +107,17 @@ class PromptableMapper:
         As few as possible are transformed, which is what an RLE costs; only where there are too many is a random
         number drawn.
         """
-        mask_format = _mask_format(annotations)
+        masks = mask_format(annotations)
         cap = len(annotations) if self.max_instances is None else self.max_instances
         if len(annotations) <= cap:
-            return detection_utils.filter_empty_instances(_instances(annotations, size, transforms, mask_format))
+            return detection_utils.filter_empty_instances(annotated_instances(annotations, size, transforms, masks))
         order = np.random.permutation(len(annotations))
         parts: list[Instances] = []
         missing = cap
         # The places of those that turn out to be moved out of the image go to the next in the order.
         while missing and len(order):
             rows, order = np.sort(order[:missing]), order[missing:]
-            part = _instances([annotations[row] for row in rows], size, transforms, mask_format)
+            part = annotated_instances([annotations[row] for row in rows], size, transforms, masks)
             part.row = torch.as_tensor(rows)
             parts.append(detection_utils.filter_empty_instances(part))
             missing -= len(parts[-1])
@@ -148,30 +142,3 @@ def _with_tight_box(annotation: dict[str, Any], size: tuple[int, int]) -> dict[s
     if not width * height:
         return annotation
     return {**annotation, "bbox": [x, y, x + width, y + height], "bbox_mode": BoxMode.XYXY_ABS}
-
-
-def _mask_format(annotations: list[dict[str, Any]]) -> str:
-    """Return Detectron2's name of a format for all masks of an image: one RLE makes bitmaps of the polygons too."""
-    return "polygon" if all(isinstance(annotation["segmentation"], list) for annotation in annotations) else "bitmask"
-
-
-def _instances(
-    annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, mask_format: str
-) -> Instances:
-    """Return the annotations as Instances of an image of ``size`` (height, width) after ``transforms``."""
-    moved = [
-        detection_utils.transform_instance_annotations(_copied(annotation), transforms, size)
-        for annotation in annotations
-    ]
-    instances = detection_utils.annotations_to_instances(moved, size, mask_format=mask_format)
-    if not annotations:
-        instances.gt_masks = PolygonMasks([])
-    return instances
-
-
-def _copied(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Copy an annotation for the transforms, which work in place and would cut whole numbers off after a resize."""
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):
-        segmentation = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
-    return {**annotation, "bbox": [float(edge) for edge in annotation["bbox"]], "segmentation": segmentation}

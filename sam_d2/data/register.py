@@ -79,6 +79,11 @@ def register_dataset(
     _registered[name] = source
 
 
+def registered_names() -> list[str]:
+    """Return the keys of the catalogs that :func:`register_dataset` has registered in this process."""
+    return list(_registered)
+
+
 def cached_dataset_file(
     json_file: str | Path, image_root: ImageRoot = None, classes: Sequence[str] | None = None
 ) -> DatasetFile:

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam_d2.data.coco_2017 import NAME as COCO_2017
+from sam_d2.data.coco_2017 import find_coco_2017, forget_builtin
 from sam_d2.data.dataset_file import common_classes, inspect_dataset_file
 from sam_d2.data.folder_layouts import SplitFiles, find_splits, suggest_registration
 from sam_d2.data.image_root import names_folder
@@ -17,7 +19,7 @@ from sam_d2.data.manifest import (
     manifest_path,
     read_manifest,
 )
-from sam_d2.data.register import cached_dataset_file, register_dataset
+from sam_d2.data.register import cached_dataset_file, register_dataset, registered_names
 from sam_d2.data.split import Split
 from sam_d2.errors import UserError
 
@@ -53,7 +55,7 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
 
     Args:
         argument: a name of the manifest, or of Detectron2's catalogs without its `_train`; `quickstart` for
-            generated scenes; a folder in one of the layouts of
+            generated scenes; `coco_2017` in Detectron2's standard folders; a folder in one of the layouts of
             :func:`sam_d2.data.folder_layouts.find_splits`; or a dataset file, which is split by image, 0.8
             for training.
         manifest: instead of `SAM_D2_DATASETS` or data/datasets.json.
@@ -71,6 +73,8 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
     known = read_manifest(manifest).datasets
     if argument in known:
         return _resolve_entry(argument, known[argument], manifest)
+    if argument == COCO_2017:
+        return _resolve_coco_2017(manifest)
     if argument == RESERVED_NAME:
         from sam_d2.data.scenes import ensure_quickstart
 
@@ -80,6 +84,12 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
     if path.is_file():
         return _resolve_file(path.resolve())
     return _resolve_catalog(argument, sorted(known), manifest)
+
+
+def _resolve_coco_2017(manifest: Path) -> ResolvedDataset:
+    files = find_coco_2017(manifest.parent)
+    forget_builtin([f"{COCO_2017}_{split}" for split in files], set(registered_names()))
+    return _register_parts(COCO_2017, _Part("train", files["train"]), _Part("val", files["val"]), None)
 
 
 def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> ResolvedDataset:

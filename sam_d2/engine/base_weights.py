@@ -70,7 +70,9 @@ def base_to_begin_with(path: Path, state: dict[str, Tensor]) -> BaseWeights | No
     """
     path = path.resolve()
     in_folder = path.parent in checkpoint_folders()
-    if not in_folder and path.stat().st_size not in {published.size for published in PUBLISHED.values()}:
+    if not in_folder and path.stat().st_size not in {
+        published.size for published in PUBLISHED.values() if published.sha256
+    }:
         return None
     seen, sha256 = _identity(path), sha256_of(path)
     if not in_folder and _published_name(sha256) is None:

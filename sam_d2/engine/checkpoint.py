@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.engine import hooks
+from sam_d2.engine.array_pickle import load_array_pickle
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in
+from sam_d2.engine.fit_weights import fit_weights
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
 from sam_d2.modeling.heads import MultimaskHeads
@@ -45,8 +49,11 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with atomic writes, safe reads and strict loading.
 
     Detectron2 warns about missing keys and drops those of another shape; a model evaluated that way is partly
-    random. Here either is an error, except for what is made from the config (the pixel statistics) and for position
-    embeddings of another canvas, which are resampled (:mod:`sam_d2.modeling.canvas`).
+    random. Here either is an error, except for what is made from the config (the pixel statistics), for position
+    embeddings of another canvas, which are resampled (:mod:`sam_d2.modeling.canvas`), and for what a training may
+    begin with (:mod:`sam_d2.engine.fit_weights`): an ImageNet backbone, or a detector of other classes.
+
+    Files are ``.pth``, and Detectron2's ``.pkl`` and pycls' ``.pyth`` with the names matched as Detectron2 does.
 
     Where a training begins with a base file, checkpoints hold what differs from it
     (:mod:`sam_d2.engine.base_weights`). The final and the best one are weights to use: what a training needs to go on
@@ -56,6 +63,9 @@ class Checkpointer(DetectionCheckpointer):
     base: BaseWeights | None = None
     record: dict[str, Any] | None = None
     """What the run was started with, kept in every file (:mod:`sam_d2.engine.resume`)."""
+    _begins = False
+    """Whether what is being loaded begins a training."""
+    _file = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` with model, checkpointables and ``kwargs`` to a temporary file and rename it.
@@ -122,7 +132,11 @@ class Checkpointer(DetectionCheckpointer):
                 f"{file} holds weights, but no state of the {', '.join(sorted(missing))} to go on from. Write the name "
                 f"of a model_*.pth with a number into {Path(self.save_dir) / 'last_checkpoint'}."
             )
-        return super().resume_or_load(path, resume=resume)
+        self._begins = not file
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._begins = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load as Detectron2 does; the model learns which of its mask outputs the file says are trained."""
@@ -133,6 +147,10 @@ class Checkpointer(DetectionCheckpointer):
         return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        self._file = filename
+        if Path(filename).suffix in (".pkl", ".pyth"):
+            self.base = None  # their names may be others than the model's
+            return self._load_zoo_file(filename)
         data = load_checkpoint_file(filename)
         start = time.perf_counter()
         if ENTRY in data:
@@ -152,32 +170,35 @@ class Checkpointer(DetectionCheckpointer):
             )
         return data
 
+    def _load_zoo_file(self, filename: str) -> dict[str, Any]:
+        """Read a file of Detectron2's model zoo, or of Caffe2's or pycls' backbones, after a look at what it holds.
+
+        An installed Detectron2 reads ``.pkl`` by bare pickle, which runs what the file says.
+        """
+        try:
+            if filename.endswith(".pkl"):
+                with Path(filename).open("rb") as file:
+                    load_array_pickle(file, filename)
+            else:
+                load_checkpoint_file(filename)
+            data = super()._load_file(filename)
+        except (pickle.UnpicklingError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{filename}: not a file of weights as Detectron2's zoo has them ({error}).") from error
+        self._convert_ndarray_to_tensor(data["model"])
+        return {**data, "model": weights_in(data, filename)}
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        state = checkpoint["model"]
-        own = self.model.state_dict()
+        if hasattr(self.model, "convert_state"):  # the model knows other names of its weights
+            checkpoint["model"] = self.model.convert_state(checkpoint["model"])
+        state, own = checkpoint["model"], self.model.state_dict()
+        matched = checkpoint.pop("matching_heuristics", False)
+        if matched:
+            state = align_and_update_state_dicts(own, state, checkpoint.get("__author__") == "Caffe2")
         adapters = lora_keys(own)
         if not adapters & state.keys():  # weights from before LoRA: its matrices stay as they begin, without effect
             state.update({key: own[key] for key in adapters})
         state.update(resample_positions(state, self.model))
-        problems = {
-            "missing from the file": [key for key in own if key not in state],
-            "in the file only": [key for key in state if key not in own],
-            "of another shape": [
-                f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-                for key, value in own.items()
-                if key in state and state[key].shape != value.shape
-            ],
-        }
-        found = [
-            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for kind, keys in problems.items()
-            if keys
-        ]
-        if found:
-            raise UserError(
-                f"The checkpoint does not fit the model: keys {'; '.join(found)}. Take the config that it was "
-                "trained with (config.yaml beside it), or another checkpoint."
-            )
+        checkpoint["model"] = fit_weights(state, own, begins=self._begins, matched=matched, file=self._file)
         return super()._load_model(checkpoint)
 
 

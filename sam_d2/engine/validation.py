@@ -15,10 +15,14 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from sam_d2.data.loader import SeededDataset
+from detectron2.utils.events import EventStorage
+from sam_d2.data.loader import SeededDataset, seeded
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_LOSS_GIVING = {"proposal_generator", "roi_heads", "detection"}
+"""Packages of Detectron2 and torchvision whose modules decide for themselves whether to give losses."""
 
 
 class _Numbered:
@@ -80,9 +84,12 @@ class ValidationLoss:
             model: returns a dict of scalar losses where its ``training`` is set; it is left in the mode it is in.
         """
         sums: dict[str, float] = {}
-        with torch.no_grad(), _losses_only(model):
+        # A detector writes how many regions it has drawn; those of a test are no part of the training's curves.
+        with torch.no_grad(), _losses_only(model), EventStorage():
             for batch in self.loader:
-                for name, loss in model(batch).items():
+                with seeded(batch[0]["seed"]):
+                    losses = model(batch)
+                for name, loss in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(loss)
         shares = comm.all_gather(sums)
         names = dict.fromkeys(name for share in shares for name in share)
@@ -101,6 +108,9 @@ def _losses_only(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     model.training = True
+    for module in model.modules():
+        if not _LOSS_GIVING.isdisjoint(type(module).__module__.split(".")):
+            module.training = True
     try:
         yield
     finally:

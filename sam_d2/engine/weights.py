@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from sam_d2.errors import UserError
 
 FOLDER_VARIABLE = "SAM_D2_CHECKPOINTS"
+_NOT_STATED = "not stated"
+DETECTRON2_FILES = "https://dl.fbaipublicfiles.com/detectron2/"
+"""What ``detectron2://`` stands for."""
+_COCO_MASKS = "COCO-InstanceSegmentation/mask_rcnn_R"
 
 
 @dataclass(frozen=True)
@@ -19,21 +24,35 @@ class PublishedWeights:
     Attributes:
         name: short, as ``tools/download_checkpoint.py`` takes it.
         url: official address.
-        sha256: of the file, 64 hexadecimal digits.
-        size: bytes.
-        licence: SPDX name.
+        sha256: of the file, 64 hexadecimal digits; None where nobody states it.
+        size: bytes; None where nobody states it.
+        licence: SPDX name, or what is known of it.
+        coco_ap: published AP of boxes and of masks on COCO val2017, 0-100, with the decimals that were published.
     """
 
     name: str
     url: str
-    sha256: str
-    size: int
+    sha256: str | None
+    size: int | None
     licence: str
+    coco_ap: tuple[float, float] | None = None
 
 
 def _segment_anything(name: str, file_name: str, size: int, sha256: str) -> tuple[str, PublishedWeights]:
     url = f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}"
     return file_name, PublishedWeights(name, url, sha256, size, "Apache-2.0")
+
+
+def _detectron2(
+    name: str, path: str, licence: str = "CC-BY-SA-3.0", coco_ap: tuple[float, float] | None = None
+) -> tuple[str, PublishedWeights]:
+    url = f"{DETECTRON2_FILES}{path}"
+    return path.rpartition("/")[2], PublishedWeights(name, url, None, None, licence, coco_ap)
+
+
+def _torchvision(name: str, file_name: str, coco_ap: tuple[float, float] | None = None) -> tuple[str, PublishedWeights]:
+    url = f"https://download.pytorch.org/models/{file_name}"
+    return file_name, PublishedWeights(name, url, None, None, "BSD-3-Clause", coco_ap)
 
 
 # Meta publishes these files without hashes; checkpoints/README.md says where the hashes are from.
@@ -57,6 +76,35 @@ PUBLISHED = dict(
             2_564_550_879,
             "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
+        _detectron2("R-50", "ImageNetPretrained/MSRA/R-50.pkl"),
+        _detectron2("R-101", "ImageNetPretrained/MSRA/R-101.pkl"),
+        _detectron2(
+            "mask_rcnn_R_50_FPN_1x", f"{_COCO_MASKS}_50_FPN_1x/137260431/model_final_a54504.pkl", coco_ap=(38.6, 35.2)
+        ),
+        _detectron2(
+            "mask_rcnn_R_50_FPN_3x", f"{_COCO_MASKS}_50_FPN_3x/137849600/model_final_f10217.pkl", coco_ap=(41.0, 37.2)
+        ),
+        _detectron2(
+            "mask_rcnn_R_101_FPN_3x",
+            f"{_COCO_MASKS}_101_FPN_3x/138205316/model_final_a3ec72.pkl",
+            coco_ap=(42.932, 38.634),
+        ),
+        _detectron2("MViTv2_T_in1k", "ImageNetPretrained/mvitv2/MViTv2_T_in1k.pyth", _NOT_STATED),
+        _detectron2(
+            "mvitv2_mask_rcnn",
+            "MViTv2/mask_rcnn_mvitv2_t_3x/f307611773/model_final_1a1c30.pkl",
+            _NOT_STATED,
+            (48.3, 43.8),
+        ),
+        _detectron2(
+            "cascade_mask_rcnn_mvitv2_t",
+            "MViTv2/cascade_mask_rcnn_mvitv2_t_3x/f308344828/model_final_c6967a.pkl",
+            _NOT_STATED,
+            (52.2, 45.0),
+        ),
+        _torchvision("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", (37.9, 34.6)),
+        _torchvision("maskrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", (47.4, 41.8)),
+        _torchvision("resnet50", "resnet50-0676ba61.pth"),
     ]
 )
 """Published files by file name."""
@@ -79,11 +127,18 @@ def download_folder() -> Path:
 
 
 def find_weights(name: str) -> Path:
-    """Return the file that ``train.init_checkpoint`` names: a path, or a file name in a checkpoints folder.
+    """Return the file that ``train.init_checkpoint`` names.
+
+    Args:
+        name: a path, a file name in a checkpoints folder, or a URL (http, https or detectron2), whose file is looked
+            for there; nothing is downloaded.
 
     Raises:
         UserError: there is no such file; where it is a published one the message says how to get it.
     """
+    url = name.replace("detectron2://", DETECTRON2_FILES) if "://" in name else ""
+    if url:
+        name = PurePosixPath(urlsplit(url).path).name
     candidates = [Path(name), *(folder / name for folder in checkpoint_folders())]
     for candidate in candidates:
         if candidate.is_file():
@@ -95,6 +150,11 @@ def find_weights(name: str) -> Path:
         raise UserError(
             f"{message} Download {published.url} into {download_folder()}/ (python tools/download_checkpoint.py "
             f"{published.name} does), or set train.init_checkpoint='' to begin with random weights."
+        )
+    if url:
+        raise UserError(
+            f"{message} Download it: python tools/download_checkpoint.py {url} (or set train.init_checkpoint='' to "
+            "begin with random weights)."
         )
     raise UserError(f"{message} Set train.init_checkpoint to an existing file, or to '' for random weights.")
 

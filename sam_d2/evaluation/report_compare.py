@@ -17,7 +17,7 @@ from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import chart_grid, escape, page, table
 from sam_d2.evaluation.report_tables import metric_head, source_of
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.results import NO_PROMPT, Result
 from sam_d2.evaluation.table import counts_text, grouped, metric_text
 
 _CURVES = (
@@ -165,6 +165,8 @@ def _truth_text(row: Result) -> str:
 def _prompts(row: Result) -> str:
     if row.method in _REFERENCES:
         return "true box"
+    if row.prompt == NO_PROMPT:
+        return row.prompt
     if row.prompt_source != "ground_truth":
         return f"{row.prompt}, {source_of(row)}"
     return f"{row.prompt} (oracle{', boxes of the masks' if row.prompt_boxes == 'mask' else ''})"

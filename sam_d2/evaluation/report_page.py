@@ -17,7 +17,7 @@ from sam_d2.evaluation.report_charts import (
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
 from sam_d2.evaluation.report_html import chart_grid, data_uri, definitions, escape, escape_lines, page
 from sam_d2.evaluation.report_tables import class_table, method_table, source_of
-from sam_d2.evaluation.results import Result, write_atomically
+from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, write_atomically
 from sam_d2.evaluation.table import grouped, metric_text, shortfalls
 
 FILE_NAME = "report.html"
@@ -48,8 +48,8 @@ def write_page(folder: str | Path) -> Path:
 def run_page(run: Run) -> str:
     """The page of one run, as HTML that loads nothing."""
     groups = grouped(run.results)
-    prompts = ", ".join(dict.fromkeys(row.prompt for row in run.results))
-    title = f"{run.name}: {prompts} prompts{' (oracle)' if run.oracle else ''}"
+    prompts = prompts_text(", ".join(dict.fromkeys(row.prompt for row in run.results)))
+    title = f"{run.name}: {prompts}{' (oracle)' if run.oracle else ''}"
     parts = [_header(run, title), _cards(groups[0], several=len(groups) > 1)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
     parts.append("<h2>Results</h2>")
@@ -92,6 +92,8 @@ def _cards(rows: Sequence[Result], *, several: bool) -> str:
     by_method = {row.method: row for row in rows}
     shown = by_method.get("model") or rows[0]
     cards = [("AP50", "AP50 (0-100)"), ("AP", "AP (0-100)"), ("mIoU", "mean IoU (0-1)")]
+    if shown.prompt == NO_PROMPT:
+        cards.pop()  # without prompts no prediction belongs to an instance
     items = [(metric_text(name, shown.metric(name)), words) for name, words in reversed(cards)]
     measure = "AP" if math.isnan(shown.metric("mIoU")) else "mIoU"
     for method, words in (("base", "the base"), ("box_as_mask", "the box"), ("ellipse", "the ellipse")):
@@ -101,7 +103,11 @@ def _cards(rows: Sequence[Result], *, several: bool) -> str:
                 text = metric_text(measure, abs(gap))
                 items.append((f"{'+' if gap >= 0 else '&minus;'}{text}", f"{measure} against {words}"))
     cells = "".join(f'<div class="card sheet"><b>{value}</b><span>{words}</span></div>' for value, words in items)
-    which = f'<p class="soft">With {escape(rows[0].prompt)} prompts on {escape(rows[0].split)}:</p>' if several else ""
+    which = (
+        f'<p class="soft">With {escape(prompts_text(rows[0].prompt))} on {escape(rows[0].split)}:</p>'
+        if several
+        else ""
+    )
     return f'{which}<div class="cards">{cells}</div>'
 
 
@@ -174,12 +180,12 @@ def _instances(evaluation: Evaluation) -> str:
             "predictions on no instance are not in these charts.</p>"
         )
     )
-    return f"<h2>Instances, {escape(evaluation.info.prompt)} prompts</h2>{words}{chart_grid(charts)}"
+    return f"<h2>Instances, {escape(prompts_text(evaluation.info.prompt))}</h2>{words}{chart_grid(charts)}"
 
 
 def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
     info = evaluation.info
-    heading = f"<h2>Gallery, {escape(info.prompt)} prompts</h2>"
+    heading = f"<h2>Gallery, {escape(prompts_text(info.prompt))}</h2>"
     if not info.tiles:
         return ""
     if not shown:
@@ -211,7 +217,10 @@ def _settings(run: Run) -> str:
     for evaluation in run.evaluations:
         info = evaluation.info
         facts = [
-            ("prompts", f"{info.prompt} ({info.prompt_source.replace('_', ' ')})"),
+            (
+                "prompts",
+                info.prompt if info.prompt == NO_PROMPT else f"{info.prompt} ({info.prompt_source.replace('_', ' ')})",
+            ),
             ("dataset", info.split),
             ("images", f"{len(info.image_names)}"),
             ("instances", f"{len(evaluation.iou)}"),
@@ -227,7 +236,7 @@ def _settings(run: Run) -> str:
     configs = {"Config of the run": run.config}
     for evaluation in run.evaluations:
         if evaluation.info.config != run.config:
-            configs[f"Config of the evaluation with {evaluation.info.prompt} prompts"] = evaluation.info.config
+            configs[f"Config of the evaluation with {prompts_text(evaluation.info.prompt)}"] = evaluation.info.config
     for words, text in configs.items():
         if text:
             shown = f'<pre tabindex="0">{escape_lines(text)}</pre>'

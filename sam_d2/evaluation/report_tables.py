@@ -10,7 +10,7 @@ import numpy as np
 from sam_d2.evaluation.report_charts import METHOD_NAMES
 from sam_d2.evaluation.report_data import Evaluation
 from sam_d2.evaluation.report_html import escape, table
-from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text
 from sam_d2.evaluation.table import COLUMNS, counts_text, metric_text
 
 _WORDS = {"base": "base, before training"}
@@ -32,6 +32,8 @@ def metric_head(name: str) -> str:
 
 def source_of(row: Result) -> str:
     """Where the prompts came from, in words."""
+    if row.prompt == NO_PROMPT:
+        return "a detector"
     if row.prompt_source == "ground_truth":
         return "oracle: from the ground truth" + (", the masks' own boxes" if row.prompt_boxes == "mask" else "")
     return _SOURCES.get(row.prompt_source, row.prompt_source)
@@ -42,7 +44,7 @@ def method_table(rows: Sequence[Result]) -> str:
     names = metric_names(rows)
     first = rows[0]
     scores = " / ".join(dict.fromkeys(row.score for row in rows if row.score != "constant")) or "constant"
-    words = [first.split, first.task, f"{first.prompt} prompts, {source_of(first)}", f"ranked by {scores}"]
+    words = [first.split, first.task, f"{prompts_text(first.prompt)}, {source_of(first)}", f"ranked by {scores}"]
     if any(row.pseudo_ground_truth for row in rows):
         words.append("PSEUDO ground truth, made by a model")
     if first.images is not None:
@@ -95,8 +97,7 @@ def class_table(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> st
         lines.append([escape(name), *line])
     heads = [f"AP of {escape(METHOD_NAMES.get(row.method, row.method))}" for row in references]
     header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
-    words = (
-        f"{first.split} · {first.task} · {first.prompt} prompts · {shown.method}, {len(names)} classes by falling AP"
-    )
+    prompts = prompts_text(first.prompt)
+    words = f"{first.split} · {first.task} · {prompts} · {shown.method}, {len(names)} classes by falling AP"
     drawn = table(header, lines, caption=escape(words), tall=True)
-    return f'<h2>AP per class, {escape(first.prompt)} prompts</h2><div class="sheet">{drawn}</div>'
+    return f'<h2>AP per class, {escape(prompts)}</h2><div class="sheet">{drawn}</div>'

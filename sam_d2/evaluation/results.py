@@ -12,6 +12,13 @@ import msgspec
 from sam_d2.errors import UserError
 
 VERSION = 1
+NO_PROMPT = "none"
+"""Kind of prompt of a model that takes none."""
+
+
+def prompts_text(prompt: str) -> str:
+    """Name a kind of prompt in a sentence: ``box prompts``, ``no prompts``."""
+    return "no prompts" if prompt == NO_PROMPT else f"{prompt} prompts"
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -23,8 +30,8 @@ class Result(msgspec.Struct, kw_only=True):
         instances: To be found by the task, in all images; likewise.
         ground_truth: What tells it from another dataset of the name, or from this one after a change of its
             annotations: :attr:`~sam_d2.evaluation.ground_truth.GroundTruth.digest`; likewise.
-        prompt: Kind of prompt, such as ``box`` or ``point``.
-        prompt_source: ``ground_truth`` (an oracle), ``detector`` or ``file``.
+        prompt: Kind of prompt, such as ``box`` or ``point``; ``none`` of a model that takes none.
+        prompt_source: ``ground_truth`` (an oracle), ``detector`` (also of a detector itself) or ``file``.
         prompt_boxes: Boxes that ground-truth prompts are made from: ``file`` (as annotated; also of a row that does
             not say) or ``mask`` (recomputed, tight); None where prompts are from elsewhere. For the baselines, which
             know the mask's box alone, that of the model beside them.

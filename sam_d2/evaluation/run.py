@@ -31,7 +31,7 @@ from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
 from sam_d2.evaluation.report_page import write_page
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import Result, read_report, write_report
+from sam_d2.evaluation.results import Result, prompts_text, read_report, write_report
 from sam_d2.evaluation.table import log_results
 
 ZOOM_SIDE = 960
@@ -132,7 +132,7 @@ class PromptedEvaluation:
             source = "ground-truth " if self.evaluator.oracle else ""
             several = f"_{prompt}" if len(self._detections) > 1 else ""
             path = self.output_dir / f"gallery{several}.png"
-            write_gallery(path, rows, f"{self.evaluator.split}: {source}{prompt} prompts")
+            write_gallery(path, rows, f"{self.evaluator.split}: {source}{prompts_text(prompt)}")
             logger.info("Wrote %s", path)
 
     def _info(

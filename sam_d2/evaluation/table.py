@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.results import NO_PROMPT, Result
 from sam_d2.evaluation.short_training import short_training_hint, training_losses
 
 COLUMNS = ("AP", "AP50", "AP75", "AR", "mIoU")
@@ -173,7 +173,8 @@ def _title(rows: list[Result]) -> str:
         source += ", the masks' own boxes"
     # the baselines have no score of their own: the name shown is the models'
     scores = dict.fromkeys(row.score for row in rows if row.score != "constant") or {"constant": None}
-    parts = [first.split, first.task, f"prompt {first.prompt}", source, f"score {' / '.join(scores)}"]
+    prompt = ["no prompts"] if first.prompt == NO_PROMPT else [f"prompt {first.prompt}", source]
+    parts = [first.split, first.task, *prompt, f"score {' / '.join(scores)}"]
     if any(row.pseudo_ground_truth for row in rows):
         parts.append("PSEUDO ground truth, made by a model")
     if first.images is not None:

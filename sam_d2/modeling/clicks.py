@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from sam_d2.modeling.masks import InstanceMasks, rasterise_crop
@@ -60,10 +59,10 @@ def innermost_correction(predicted: np.ndarray, true: np.ndarray) -> tuple[int, 
     """
     missed, taken = true & ~predicted, predicted & ~true
     if not missed.any() and not taken.any():
-        region, label = (true, 1) if true.any() else (~true, 0)
-    else:
-        region, label = (missed, 1) if _depth(missed) >= _depth(taken) else (taken, 0)
-    y, x = divmod(innermost_pixel(region), region.shape[1])
+        x, y, _ = innermost_pixel(true if true.any() else ~true)
+        return x, y, int(true.any())
+    (*in_missed, missed_depth), (*in_taken, taken_depth) = innermost_pixel(missed), innermost_pixel(taken)
+    (x, y), label = (in_missed, 1) if missed_depth >= taken_depth else (in_taken, 0)
     return x, y, label
 
 
@@ -87,7 +86,3 @@ def innermost_corrections(predicted: Tensor, truth: InstanceMasks, resized: tupl
     )[:, None]
     prompts = Prompts(points=clicks[..., :2].float(), labels=clicks[..., 2]).rescaled(size, resized)
     return prompts.points.to(predicted.device), prompts.labels.to(predicted.device)  # type: ignore[union-attr]
-
-
-def _depth(region: np.ndarray) -> float:
-    return float(distance_transform_edt(np.pad(region, 1)).max())

@@ -118,23 +118,28 @@ def _place(region: np.ndarray, draws: Sequence[float | None]) -> list[tuple[int,
     for draw in draws:
         if draw is not None:
             candidates = np.flatnonzero(region)
-            position = int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)])
-        elif free.any():
-            position = innermost_pixel(free)
+            y, x = divmod(int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)]), region.shape[1])
         else:
-            position = innermost_pixel(region)
-        y, x = divmod(position, region.shape[1])
+            x, y, _ = innermost_pixel(free if free.any() else region)
         free[y, x] = False
         points.append((x, y))
     return points
 
 
-def innermost_pixel(region: np.ndarray) -> int:
-    """Return the flat index of the pixel farthest from the edge of an (h, w) bool region, the first in row order.
+def innermost_pixel(region: np.ndarray) -> tuple[int, int, float]:
+    """Return the pixel farthest from the edge of an (h, w) bool region, the first in row order: x, y, distance.
 
-    The border of the array is an edge too: beyond it lies another object or the end of the image.
+    The border of the array is an edge too: beyond it lies another object or the end of the image. The distance of
+    an empty region is 0.
     """
-    return int(np.argmax(distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]))
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if len(rows) == 0:
+        return 0, 0, 0.0
+    # No pixel beyond the region's bounds is nearer than those beside them: the rest of an image need not be looked at.
+    crop = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    distances = distance_transform_edt(np.pad(crop, 1))[1:-1, 1:-1]
+    y, x = divmod(int(distances.argmax()), crop.shape[1])
+    return int(columns[0]) + x, int(rows[0]) + y, float(distances[y, x])
 
 
 class MixedSampler:

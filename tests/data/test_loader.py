@@ -12,7 +12,7 @@ from PIL import Image
 
 import detectron2.data.transforms as T
 from detectron2.utils import comm
-from sam_d2.data.loader import PositionSampler, TrainLoader, sample_seed, seeded
+from sam_d2.data.loader import GroupedBatches, PositionSampler, TrainLoader, sample_seed, seeded
 from sam_d2.data.mapper import PromptableMapper
 from sam_d2.errors import UserError
 
@@ -195,3 +195,46 @@ def start_method(name):
         yield
     finally:
         multiprocessing.set_start_method(before, force=True)
+
+
+class TestGroupedBatches:
+    # 7 images, of which 0, 2 and 5 are landscape
+    LANDSCAPE = np.array([1, 0, 1, 0, 0, 1, 0])
+
+    def batches(self, count, start=0, **options):
+        stream = PositionSampler(7, seed=5, **options)
+        return take(GroupedBatches(stream, self.LANDSCAPE, 2, start=start), count)
+
+    def test_in_the_datasets_order(self):
+        # stream 0 1 2 3 | 4 5 6 0 ...: 0+2 are full at position 2, 1+3 at 3, 4+6 at 6, 5+0 at 7
+        keys = self.batches(4, shuffle=False)
+        assert [[index for _, index in batch] for batch in keys] == [[0, 2], [1, 3], [4, 6], [5, 0]]
+        assert [[position for position, _ in batch] for batch in keys] == [[0, 2], [1, 3], [4, 6], [5, 7]]
+
+    def test_no_batch_is_mixed_and_every_image_comes_equally_often(self):
+        batches = self.batches(70)
+        assert all(len({self.LANDSCAPE[index] for _, index in batch}) == 1 for batch in batches)
+        seen = np.bincount([index for batch in batches for _, index in batch], minlength=7)
+        assert seen.min() >= 19 and seen.max() <= 20, "140 images are 20 epochs; one of each group may wait"
+
+    @pytest.mark.parametrize("start", [1, 9, 23])
+    def test_a_later_start_goes_on_with_the_same_batches(self, start):
+        assert self.batches(30, start=start) == self.batches(30 + start)[start:]
+
+    def test_ranks_share_the_stream(self):
+        positions = [
+            position for rank in (0, 1) for batch in self.batches(40, rank=rank, world_size=2) for position, _ in batch
+        ]
+        assert len(positions) == len(set(positions))
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_the_loader_groups_by_the_datasets_sizes(self, records, workers):
+        for record in records[1::2]:
+            rotated = Image.open(record["file_name"]).transpose(Image.Transpose.ROTATE_90)
+            rotated.save(record["file_name"])
+            record.update(width=16, height=24)
+        batches = take(loader(records, workers, aspect_ratio_grouping=True), 12)
+        assert {len({sample["image"].shape for sample in batch}) for batch in batches} == {1}
+        later = loader(records, workers, aspect_ratio_grouping=True)
+        later.start_iteration = 5
+        assert [fingerprint(batch) for batch in take(later, 7)] == [fingerprint(batch) for batch in batches[5:]]

@@ -391,16 +391,24 @@ class TestDisk:
 
 class TestPublished:
     def test_each_has_all_that_a_download_needs(self):
-        assert {weights.name for weights in PUBLISHED.values()} == {"sam_vit_b", "sam_vit_l", "sam_vit_h"}
+        names = [weights.name for weights in PUBLISHED.values()]
+        assert len(set(names)) == len(names) and {"sam_vit_b", "R-50", "mask_rcnn_R_101_FPN_3x"} <= set(names)
         for file_name, published in PUBLISHED.items():
             assert published.url.startswith("https://") and published.url.endswith(f"/{file_name}")
-            assert len(published.sha256) == 64 and set(published.sha256) <= set("0123456789abcdef")
+            if published.sha256 is None:  # Detectron2 publishes none
+                assert "/detectron2/" in published.url and published.size is None
+            else:
+                assert len(published.sha256) == 64 and set(published.sha256) <= set("0123456789abcdef")
 
     def test_what_the_readme_says(self, root):
         readme = (root / "checkpoints" / "README.md").read_text()
         for file_name, published in PUBLISHED.items():
             (row,) = [line for line in readme.splitlines() if line.startswith("|") and file_name in line]
-            assert published.url in row and published.sha256 in row and f"{published.size:,}" in row
+            assert published.url in row
+            if published.sha256 is not None:
+                assert published.sha256 in row and f"{published.size:,}" in row
+            if published.coco_ap is not None:
+                assert " / ".join(map(str, published.coco_ap)) in row
 
     def test_sha256_of(self, tmp_path):
         (tmp_path / "a").write_bytes(b"abc")  # the example of FIPS 180-4
@@ -441,6 +449,10 @@ class TestTool:
             (False, True, False, True),
             (False, False, True, False),
         ]
+
+    def test_what_cannot_be_verified_is_said(self, server, root, tmp_path):
+        code, out, _ = self.run(root, server.url, "--output", str(tmp_path))
+        assert code == 0 and out.rstrip().endswith("not verified: no sha256 is published for it")
 
     def test_an_error_is_one_line_and_code_2(self, root, tmp_path):
         code, out, err = self.run(root, "sam_vit_x", "--output", str(tmp_path))

@@ -52,4 +52,17 @@ def test_a_folder_is_not_a_checkpoint(tmp_path):
 
 
 def test_licences_are_known():
-    assert {weights.licence for weights in PUBLISHED.values()} == {"Apache-2.0"}
+    licences = {weights.name: weights.licence for weights in PUBLISHED.values()}
+    assert licences["sam_vit_b"] == "Apache-2.0" and licences["mask_rcnn_R_50_FPN_3x"] == "CC-BY-SA-3.0"
+    assert set(licences.values()) == {"Apache-2.0", "CC-BY-SA-3.0", "not stated"}
+
+
+@pytest.mark.parametrize("scheme", ["detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"])
+def test_an_address_is_looked_for_by_the_name_of_its_file(tmp_path, monkeypatch, scheme):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=r"R-50.pkl is not found .*python tools/download_checkpoint.py R-50 does"):
+        find_weights(f"{scheme}ImageNetPretrained/MSRA/R-50.pkl")
+    with pytest.raises(UserError, match=r"download_checkpoint.py https://dl.fbai\S+/detectron2/a/b/model_0.pkl"):
+        find_weights(f"{scheme}a/b/model_0.pkl")
+    (tmp_path / "R-50.pkl").touch()
+    assert find_weights(f"{scheme}ImageNetPretrained/MSRA/R-50.pkl") == tmp_path / "R-50.pkl"

@@ -110,3 +110,9 @@ def test_the_legend_stands_under_the_table(caplog):
     caplog.set_level(logging.INFO)
     log_results([row("base", 1.0)])
     assert caplog.messages[0].endswith(legend([row("base", 1.0)]))
+
+
+def test_a_model_without_prompts_is_no_oracle():
+    detector = {"prompt": "none", "prompt_source": "detector", "score": "class_score"}
+    title = results_table([row("model", 1.0, **detector)]).splitlines()[0]
+    assert title == "iwp_test | segm | no prompts | score class_score"

@@ -1,0 +1,213 @@
+"""tools/demo.py and the Predictor of detectors, on a small Mask R-CNN with random weights and on a tiny SAM."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import pytest
+import torch
+from PIL import Image
+
+import sam_d2
+from detectron2.config import instantiate
+from sam_d2.cli import run_main
+from sam_d2.config import apply_overrides, load_config, save_config
+from sam_d2.data.image import read_image
+from sam_d2.engine.checkpoint import Checkpointer
+from sam_d2.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "model.backbone.out_channels=32",
+    "model.roi_heads.num_classes=3",
+    "model.roi_heads.box_head.fc_dims=[32]",
+    "model.roi_heads.box_predictor.input_shape.channels=32",
+    "model.roi_heads.box_predictor.test_score_thresh=0.0",
+    "model.roi_heads.box_predictor.test_topk_per_image=6",
+    "model.roi_heads.mask_head.conv_dims=[32,32]",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder of a detector's run: config.yaml and model_final.pth of random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = load_config(ROOT / "configs" / "mask_rcnn_R_18_FPN.py")
+    cfg = apply_overrides(cfg, SMALL)
+    cfg.dataloader.test.mapper.augmentations[0].update(short_edge_length=48, max_size=64)
+    save_config(cfg, folder / "config.yaml")
+    torch.manual_seed(0)
+    Checkpointer(instantiate(cfg.model), str(folder)).save("model_final")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three images; the name of the last but one is a number, the last is broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (60, 80)), ("000139.png", (90, 50))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+def demo(monkeypatch, *words) -> int:
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "demo", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        run_main(module.main)
+    return end.value.code
+
+
+def test_a_detector_on_images(run, photos, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "found"
+    line = ["--config-file", run / "config.yaml", "--input", photos, "--output", output, "--confidence", 0]
+    assert demo(monkeypatch, *line) == 1
+    printed = capsys.readouterr()
+    assert "skipped: " in printed.err and "broken.jpg: not a readable image" in printed.err
+    assert f"2 of 3 images, 12 instances: {output / 'results.json'}" in printed.out
+    assert {file.name for file in output.iterdir()} == {"results.json", "a.jpg", "000139.jpg"}
+    assert Image.open(output / "000139.jpg").size == (50, 90)
+
+    rows = json.loads((output / "results.json").read_text())
+    of_a = [row for row in rows if row["file_name"] == str(photos / "a.png")]
+    assert [row.get("image_id") for row in rows if row not in of_a] == [139] * 6
+    assert len(of_a) == 6 and not any("image_id" in row for row in of_a)
+    instances = sam_d2.Predictor(run)(photos / "a.png")
+    for index, row in enumerate(of_a):
+        x0, y0, x1, y1 = instances.pred_boxes.tensor[index].tolist()
+        assert row["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
+        assert row["score"] == pytest.approx(float(instances.scores[index]))
+        assert row["category_id"] == int(instances.pred_classes[index])  # no data set: from 0 on
+        assert np.array_equal(mask_utils.decode(row["segmentation"]).astype(bool), instances.pred_masks[index].numpy())
+
+
+def test_confidence_leaves_out_the_less_sure(run, photos, tmp_path, monkeypatch):
+    scores = sam_d2.Predictor(run)(photos / "a.png").scores
+    middle = float(scores[2:4].mean())
+    line = ["--config-file", run / "config.yaml", "--input", photos / "a.png", "--output", tmp_path]
+    assert demo(monkeypatch, *line, "--confidence", middle) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 3
+
+
+def test_predictor_gives_the_models_own_detections(run, photos):
+    predictor = sam_d2.Predictor(run)
+    rgb = read_image(photos / "a.png")
+    found = predictor(rgb)
+    assert torch.equal(found.scores, predictor(photos / "a.png").scores)
+    assert torch.equal(found.scores, predictor(Image.fromarray(rgb)).scores)
+    # 60 x 80 comes to 48 x 64, in BGR, as config.yaml says
+    resized = np.asarray(Image.fromarray(rgb[:, :, ::-1]).resize((64, 48), Image.Resampling.BILINEAR))
+    image = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        direct = predictor.model([{"image": image, "height": 60, "width": 80}])[0]["instances"]
+    torch.testing.assert_close(found.pred_boxes.tensor, direct.pred_boxes.tensor)
+    assert torch.equal(found.pred_masks, direct.pred_masks) and found.pred_masks.shape == (6, 60, 80)
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_predictor_of_a_detector_takes_no_prompts(run, photos):
+    predictor = sam_d2.Predictor(run)
+    with pytest.raises(UserError, match="takes no prompts"):
+        predictor(photos / "a.png", boxes=[[0, 0, 10, 10]])
+    with pytest.raises(UserError, match="takes no prompts"):
+        predictor.encode(photos / "a.png")
+
+
+def test_the_weights_say_the_number_of_classes(run, tmp_path):
+    cfg = load_config(run / "config.yaml")
+    cfg.model.roi_heads.num_classes = None
+    assert sam_d2.Predictor(cfg, run / "model_final.pth").detector.num_classes == 3
+    cfg.model.roi_heads.num_classes = 4
+    with pytest.raises(UserError, match=r"knows 3 classes, the config says model.roi_heads.num_classes=4"):
+        sam_d2.Predictor(cfg, run / "model_final.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match="holds no whole detector"):
+        sam_d2.Predictor(cfg, tmp_path / "backbone.pth")
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory, tiny_overrides):
+    folder = tmp_path_factory.mktemp("sam")
+    cfg = apply_overrides(load_config(ROOT / "configs" / "sam_tiny.py"), tiny_overrides)
+    save_config(cfg, folder / "config.yaml")
+    torch.manual_seed(0)
+    Checkpointer(instantiate(cfg.model), str(folder)).save("model_final")
+    return folder
+
+
+def test_sam_in_the_boxes_of_a_file(sam, photos, tmp_path, monkeypatch):
+    rows = [
+        {"file_name": "photos/a.png", "bbox": [1, 2, 1, 1], "category_id": 9},  # of another folder's a.png
+        {"file_name": f"{photos.name}/a.png", "bbox": [10, 5, 30, 20], "category_id": 4, "score": 0.9},
+        {"image_id": 139, "bbox": [5, 6, 20, 30], "category_id": 7, "score": 0.8},
+        {"image_id": 139, "bbox": [1, 1, 40, 60], "category_id": 2, "score": 0.7},
+    ]
+    (tmp_path / "boxes.json").write_text(json.dumps(rows))
+    images = [photos / "a.png", photos / "000139.png"]
+    line = ["--config-file", sam / "config.yaml", "--input", *images, "--output", tmp_path / "masks"]
+    assert demo(monkeypatch, *line, "--prompt-boxes", tmp_path / "boxes.json", "--confidence", 0) == 0
+    found = json.loads((tmp_path / "masks" / "results.json").read_text())
+    assert [(row.get("image_id"), row["category_id"]) for row in found] == [(None, 4), (139, 7), (139, 2)]
+    expected = sam_d2.Predictor(sam)(photos / "000139.png", boxes=[[5, 6, 25, 36], [1, 1, 41, 61]])
+    for row, mask in zip(found[1:], expected.pred_masks, strict=True):
+        assert np.array_equal(mask_utils.decode(row["segmentation"]).astype(bool), mask.numpy())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--config-file {sam}/config.yaml --input {photos}/a.png", "Add --prompt-boxes FILE"),
+        ("--config-file {run}/config.yaml --input {photos}/a.png --prompt-boxes x.json", "takes no prompts"),
+        ("--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/none.json", "cannot be read"),
+        (
+            "--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/dict.json",
+            "no COCO results list",
+        ),
+        ("--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/turned.json", "bbox"),
+        ("--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/bare.json", "row 0 has neither"),
+        (
+            "--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/other.json",
+            "none of its 1 rows",
+        ),
+        ("--config-file {run}/config.yaml --input {tmp}", "the folder holds no .bmp"),
+        ("--config-file {run}/config.yaml --input {photos}/a.png --weights none.pth", "none.pth is not found"),
+        ("--config-file {run}/none.yaml --input {photos}/a.png", "does not exist"),
+    ],
+)
+def test_wrong_input(words, message, sam, run, photos, tmp_path, monkeypatch, capsys):
+    for name, content in (
+        ("dict", {"annotations": []}),
+        ("turned", [{"file_name": "a.png", "bbox": [9, 9, -4, 2]}]),
+        ("bare", [{"bbox": [0, 0, 1, 1]}]),
+        ("other", [{"file_name": "b.png", "bbox": [0, 0, 1, 1]}]),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    words = words.format(sam=sam, run=run, photos=photos, tmp=tmp_path).split()
+    assert demo(monkeypatch, *words, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_confidence_is_a_share(monkeypatch, tmp_path, capsys):
+    line = ["--config-file", "x.py", "--input", "a.png", "--output", tmp_path, "--confidence", 50]
+    assert demo(monkeypatch, *line) == 2
+    assert "--confidence must be 0 to 1" in capsys.readouterr().err
+
+
+def test_images_of_one_name_have_overlays_of_their_own(run, photos, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (30, 20)).save(other / "a.png")
+    line = ["--config-file", run / "config.yaml", "--input", photos / "a.png", other, "--output", tmp_path / "out"]
+    assert demo(monkeypatch, *line) == 0
+    assert Image.open(tmp_path / "out" / "a.jpg").size == (80, 60)
+    assert Image.open(tmp_path / "out" / "a_2.jpg").size == (30, 20)

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Run a model on images: overlays, and all results as one COCO results JSON.
+
+  a run's model, of any family without prompts:
+    python tools/demo.py --config-file RUN/config.yaml --input photos/*.jpg --output found
+  SAM, in the boxes that it has found:
+    python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks
+      --prompt-boxes found/results.json
+
+DIR/results.json holds what is sure enough: bbox XYWH in pixels of the image, segmentation as RLE, file_name, and
+image_id where the file's name is a number or --prompt-boxes has one. category_id is the data set's where the config's
+data set is found, and counts from 0 elsewhere. An image that cannot be read is reported and skipped.
+Exit code: 0 all images done, 1 some skipped, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam_d2.cli import check_output, run_main
+from sam_d2.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from detectron2.structures import Instances
+    from sam_d2.data.prompt_boxes import PromptBox, PromptBoxes
+    from sam_d2.predictor import Predictor
+
+RESULTS = "results.json"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+
+
+@dataclass
+class Classes:
+    """What the classes of a model are called, and their ids in the data set; by class, from 0 on."""
+
+    names: list[str]
+    ids: list[int]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, type=Path, metavar="FILE", help="a .py or a run's config.yaml")
+    parser.add_argument(
+        "--input", required=True, nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="default: model_final.pth beside config.yaml, else the config's train.init_checkpoint",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="least score, 0-1; 0 keeps all (default: %(default)s)",
+    )
+    parser.add_argument("--prompt-boxes", metavar="FILE", help="for SAM: a COCO results JSON with a box per mask")
+    args = parser.parse_args()
+    if not 0 <= args.confidence <= 1:
+        parser.error("--confidence must be 0 to 1")
+    return args
+
+
+def image_files(inputs: list[Path]) -> list[Path]:
+    """Return the files that are named, and in their places the images of the folders that are."""
+    files: list[Path] = []
+    for path in inputs:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"--input {path}: the folder holds no {', '.join(sorted(SUFFIXES))}.")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def overlay_paths(files: list[Path], folder: Path) -> dict[Path, Path]:
+    """Return where the overlay of each file goes; images of one name from several folders get a number."""
+    paths: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name.lower())
+        paths[file] = folder / f"{name}.jpg"
+    return paths
+
+
+def load_predictor(args: argparse.Namespace, cfg: DictConfig) -> Predictor:
+    from sam_d2.engine.checkpoint import FINAL
+    from sam_d2.predictor import Predictor
+
+    final = args.config_file.parent / f"{FINAL}.pth"
+    beside = str(final) if args.config_file.suffix != ".py" and final.is_file() else None
+    return Predictor(cfg, args.weights or beside)
+
+
+def classes_of(cfg: DictConfig, count: int) -> Classes:
+    """Return the classes of the config's data set where it is found and has as many; COCO's for 80; else numbers."""
+    from detectron2.data import MetadataCatalog
+    from sam_d2.data import resolve_dataset
+    from sam_d2.modeling.torchvision_rcnn import coco_categories
+
+    if cfg.train.dataset:
+        try:
+            metadata = MetadataCatalog.get(resolve_dataset(cfg.train.dataset).test)
+        except UserError as error:
+            print(f"The names of the classes are not known: {error}", file=sys.stderr)
+        else:
+            names = list(metadata.get("thing_classes", []))
+            to_class = metadata.get("thing_dataset_id_to_contiguous_id", {}) or {i: i for i in range(len(names))}
+            if len(names) == count:
+                return Classes(names, sorted(to_class, key=to_class.__getitem__))
+    categories = coco_categories()
+    if count == len(categories):
+        return Classes(list(categories.values()), list(categories))
+    return Classes([f"class {index}" for index in range(count)], list(range(count)))
+
+
+def detect(predictor: Predictor, image: Any, boxes: list[PromptBox] | None) -> tuple[Instances, list[PromptBox]]:
+    """Return the instances of an image, and of SAM's the box that each is of."""
+    if boxes is None:
+        return predictor(image), []
+    instances = predictor(image, boxes=[box.xyxy for box in boxes])
+    if "class_score" in predictor.model.score_factors:
+        import torch
+
+        instances.scores = instances.scores * torch.tensor([box.score for box in boxes])
+    return instances, boxes
+
+
+def result_rows(
+    file: Path, instances: Instances, category_ids: list[int], prompts: list[PromptBox]
+) -> Iterator[dict[str, Any]]:
+    """Return COCO results of an image."""
+    from sam_d2.data.prompt_boxes import image_id_of
+    from sam_d2.evaluation.coco_evaluator import encode_masks
+
+    image_id = next((box.image_id for box in prompts if box.image_id is not None), image_id_of(file))
+    rles = encode_masks(instances.pred_masks)
+    for row, (x0, y0, x1, y1) in enumerate(instances.pred_boxes.tensor.tolist()):
+        rle = rles[row]
+        yield {
+            **({} if image_id is None else {"image_id": image_id}),
+            "file_name": str(file),
+            "category_id": category_ids[row],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": float(instances.scores[row]),
+            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+        }
+
+
+def process(
+    predictor: Predictor, file: Path, boxes: PromptBoxes | None, classes: Classes | None, confidence: float, path: Path
+) -> list[dict[str, Any]]:
+    """Predict on one image and write its overlay; returns its results."""
+    import cv2
+
+    from sam_d2.data.image import read_image
+    from sam_d2.evaluation.overlay import draw_instances
+    from sam_d2.evaluation.results import write_atomically
+
+    image = read_image(file)
+    instances, prompts = detect(predictor, image, None if boxes is None else boxes.of(file))
+    # A predicted IoU may be below 0: SAM does not bound it.
+    sure = (instances.scores >= (confidence or -float("inf"))).nonzero()[:, 0]
+    instances = instances[sure]
+    prompts = [prompts[row] for row in sure.tolist()] if prompts else []
+    if classes is None:
+        ids = [box.category_id for box in prompts]
+        names = [str(number) for number in ids]
+    else:
+        found = instances.pred_classes.tolist()
+        ids, names = [classes.ids[index] for index in found], [classes.names[index] for index in found]
+    labels = [f"{name} {score:.2f}" for name, score in zip(names, instances.scores.tolist(), strict=True)]
+    drawn = draw_instances(image, instances, labels)
+    write_atomically(path, cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+    return list(result_rows(file, instances, ids, prompts))
+
+
+def main() -> int:
+    args = parse_args()
+    check_output(args.output / RESULTS)
+    files = image_files(args.input)
+    import msgspec
+    from rich.console import Console
+    from rich.progress import track
+
+    from sam_d2.config import load_config
+    from sam_d2.data.prompt_boxes import PromptBoxes
+    from sam_d2.evaluation.results import write_atomically
+
+    cfg = load_config(args.config_file)
+    if "prompts" in cfg.model and args.prompt_boxes is None:
+        raise UserError(f"{args.config_file}: SAM needs to be told where to look. Add --prompt-boxes FILE.")
+    if "prompts" not in cfg.model and args.prompt_boxes is not None:
+        raise UserError(f"--prompt-boxes: the model of {args.config_file} takes no prompts. Leave it out.")
+    boxes = PromptBoxes(args.prompt_boxes) if args.prompt_boxes else None
+    if boxes is not None and not any(boxes.of(file) for file in files):
+        raise UserError(
+            f"--prompt-boxes {args.prompt_boxes}: none of its {len(boxes.rows)} rows is of an --input image."
+        )
+    predictor = load_predictor(args, cfg)
+    classes = None if predictor.detector is None else classes_of(cfg, predictor.detector.num_classes)
+    print(f"Predicting with {predictor.weights}")
+    paths = overlay_paths(files, args.output)
+    results: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    for file in track(files, "images", console=Console(stderr=True)):
+        try:
+            results += process(predictor, file, boxes, classes, args.confidence, paths[file])
+        except UserError as error:
+            skipped.append(str(error))
+    write_atomically(args.output / RESULTS, msgspec.json.encode(results))
+    for message in skipped:
+        print(f"skipped: {message}", file=sys.stderr)
+    print(f"{len(files) - len(skipped)} of {len(files)} images, {len(results)} instances: {args.output / RESULTS}")
+    return 1 if skipped else 0
+
+
+if __name__ == "__main__":
+    run_main(main)
