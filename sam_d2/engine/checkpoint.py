@@ -182,9 +182,9 @@ class Checkpointer(DetectionCheckpointer):
             else:
                 load_checkpoint_file(filename)
             data = super()._load_file(filename)
-        except (pickle.UnpicklingError, KeyError, AttributeError, TypeError) as error:
+            self._convert_ndarray_to_tensor(data["model"])
+        except (pickle.UnpicklingError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{filename}: not a file of weights as Detectron2's zoo has them ({error}).") from error
-        self._convert_ndarray_to_tensor(data["model"])
         return {**data, "model": weights_in(data, filename)}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
