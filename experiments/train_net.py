@@ -141,6 +141,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         amp_dtype=choose_amp_dtype(cfg.train.amp.enabled, cfg.train.amp.dtype, next(model.parameters()).device),
         clip_gradient_norm=cfg.train.clip_gradient_norm,
         accumulate=cfg.train.accumulate,
+        seed=cfg.train.seed,
     )
     average = WeightAverage(model, cfg.train.ema.decay)
     checkpointer = AverageCheckpointer(

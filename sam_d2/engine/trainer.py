@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from sam_d2.data.loader import sample_seed
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class Trainer(SimpleTrainer):
         amp_dtype: ``torch.bfloat16`` or ``torch.float16``; None trains in full precision.
         clip_gradient_norm: largest norm of the gradient over all parameters; None does not clip.
         accumulate: batches of the loader per step; the step takes the mean of their gradients.
+        seed: of the run. What a model draws by itself, such as the regions that a detector's losses are sampled from
+            or the paths that are dropped, then depends on the step and the process alone, so a resume is exact.
 
     Attributes:
         stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
@@ -54,11 +57,13 @@ class Trainer(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         clip_gradient_norm: float | None = None,
         accumulate: int = 1,
+        seed: int = 0,
     ) -> None:
         if accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected at least 1, the batches of a step.")
         super().__init__(model, data_loader, optimizer)
         self.accumulate = accumulate
+        self.seed = seed
         self.stopped = False
         self.device = next(model.parameters()).device
         self.amp_dtype = amp_dtype
@@ -113,6 +118,7 @@ class Trainer(SimpleTrainer):
             FloatingPointError: a loss is infinite or NaN; no step is taken.
         """
         self.optimizer.zero_grad()
+        torch.manual_seed(sample_seed(self.seed, self.iter * comm.get_world_size() + comm.get_rank()))
         means: dict[str, Tensor] = {}
         data_time, images = 0.0, 0
         for part in range(self.accumulate):

@@ -161,6 +161,49 @@ def test_its_state_goes_on_where_it_was():
     assert_same_weights(second.model, whole.model.state_dict())
 
 
+class TestDropout:
+    """What a model draws by itself is a function of seed, step and process, whatever was drawn before."""
+
+    def trainer(self, start=0, **options):
+        trainer = make_trainer(batches(8)[2 * start :], accumulate=2, **options)
+        trainer.model.layers.insert(1, nn.Dropout(0.5))
+        return trainer
+
+    def test_a_resume_is_exact(self):
+        torch.manual_seed(5)
+        whole = self.trainer()
+        whole.train(0, 4)
+        first = self.trainer()
+        first.train(0, 2)
+        second = self.trainer(start=2)
+        second.model.load_state_dict(first.model.state_dict())
+        second.load_state_dict(first.state_dict())
+        torch.manual_seed(99)  # another process has drawn something else by then
+        second.train(2, 4)
+        assert_same_weights(second.model, whole.model.state_dict())
+
+    def test_steps_batches_processes_and_seeds_differ(self, monkeypatch):
+        drawn = []
+
+        def draws(rank=0, **options):
+            monkeypatch.setattr(comm, "get_rank", lambda: rank)
+            trainer = self.trainer(**options)
+            found = []
+            trainer.model.layers[1].register_forward_hook(lambda *_: found.append(torch.rand(1).item()))
+            trainer.train(0, 2)
+            drawn.extend(found)
+            return found
+
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "gather", lambda value: [value])
+        monkeypatch.setattr(comm, "synchronize", lambda: None)
+        draws()
+        draws(seed=1)
+        draws(rank=1)
+        # 2 steps of 2 batches of 3 trainings
+        assert len(drawn) == len(set(drawn)) == 12
+
+
 class TestErrors:
     """What a step raises passes through; the log has a traceback for faults of ours only."""
 
