@@ -129,7 +129,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
-    record = run_record(cfg, loader.size)
+    record = run_record(cfg, loader.dataset)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)

@@ -148,7 +148,8 @@ class TrainLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.start_iteration = 0
-        self._dataset = SeededDataset(DatasetFromList(dataset, serialize=True), mapper, seed)
+        self.dataset = DatasetFromList(dataset, serialize=True)
+        self._samples = SeededDataset(self.dataset, mapper, seed)
 
     def __iter__(self) -> Iterator[list[DatasetDict]]:
         sampler = PositionSampler(
@@ -162,7 +163,7 @@ class TrainLoader:
         batch_size = self.total_batch_size // comm.get_world_size()
         return iter(
             DataLoader(
-                self._dataset,
+                self._samples,
                 batch_sampler=BatchSampler(sampler, batch_size, drop_last=True),
                 num_workers=self.num_workers,
                 collate_fn=trivial_batch_collator,
