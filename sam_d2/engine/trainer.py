@@ -45,7 +45,7 @@ class Trainer(SimpleTrainer):
         stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
 
     Raises:
-        UserError: ``accumulate`` is less than 1.
+        UserError: ``accumulate`` is less than 1, or ``clip_gradient_norm`` is not positive.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class Trainer(SimpleTrainer):
     ) -> None:
         if accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected at least 1, the batches of a step.")
+        if clip_gradient_norm is not None and not clip_gradient_norm > 0:
+            raise UserError(f"train.clip_gradient_norm={clip_gradient_norm}: expected more than 0, or null for none.")
         super().__init__(model, data_loader, optimizer)
         self.accumulate = accumulate
         self.seed = seed

@@ -124,6 +124,12 @@ def test_gradient_clipping():
     assert_same_weights(unclipped.model, by_hand(3)[0])
 
 
+@pytest.mark.parametrize("limit", [-1.0, 0, float("nan")])
+def test_a_limit_that_would_turn_gradients_round_is_refused(limit):
+    with pytest.raises(UserError, match=r"train\.clip_gradient_norm=.*: expected more than 0"):
+        make_trainer(clip_gradient_norm=limit)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_loss_ends_training_before_it_reaches_the_weights(bad):
     data = batches()
