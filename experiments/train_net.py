@@ -124,6 +124,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
+    from sam_d2.engine.stop_metric import require_metric
     from sam_d2.engine.trainer import Trainer
 
     output = Path(cfg.train.output_dir)
@@ -134,6 +135,10 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)
     validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
+    if cfg.train.early_stop.patience is not None:
+        require_metric(
+            cfg.train.early_stop.metric, evaluation.evaluator, model, validation_loss=cfg.train.validation_loss
+        )
     trainer = Trainer(
         distribute(model, **cfg.train.ddp),
         loader,
