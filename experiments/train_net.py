@@ -41,6 +41,7 @@ def custom_cfg(cfg: DictConfig, args: argparse.Namespace) -> None:
 def build_cfg(args: argparse.Namespace) -> DictConfig:
     """Load the config and apply, in this order: custom_cfg, the named options, key=value."""
     from sam_d2.config import apply_overrides, load_config
+    from sam_d2.config_numbers import check_numbers
     from sam_d2.config_prompts import check_prompt
     from sam_d2.data import resolve_dataset
     from sam_d2.errors import UserError
@@ -58,6 +59,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
         cfg.model.prompt = args.prompt
     cfg = apply_overrides(cfg, args.opts)
     check_prompt(cfg, args.config_file)
+    check_numbers(cfg)
     if not cfg.train.dataset:
         raise UserError("No dataset. Add --dataset NAME, FOLDER or FILE; --dataset quickstart needs no data.")
     dataset = resolve_dataset(cfg.train.dataset)

@@ -276,6 +276,13 @@ class TestRefusals:
         self.expect(train_net, tmp_path / "run", "--prompt", "bx", match="--prompt bx: .*Did you mean 'box'")
         self.expect(train_net, tmp_path / "run", "--prompt", "clicks_1", match="for a test only")
 
+    def test_numbers_out_of_range(self, train_net, tmp_path):
+        self.expect(train_net, tmp_path / "run", "train.max_iter=0", match="max_iter=0: expected a whole number")
+
+    def test_nothing_to_train(self, train_net, tmp_path):
+        with pytest.raises(UserError, match=r"no parameter to train\. Take a part out of model\.freeze"):
+            train_net(tmp_path / "run", "model.freeze=[image_encoder,prompt_encoder,mask_decoder]")
+
     def test_missing_checkpoint_with_its_address(self, train_net, tmp_path, monkeypatch, root):
         monkeypatch.setenv("SAM_D2_CHECKPOINTS", str(tmp_path))
         name = "sam_vit_b_01ec64.pth"

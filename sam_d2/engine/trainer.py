@@ -16,6 +16,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from sam_d2.data.loader import sample_seed
+from sam_d2.engine.not_finite import not_finite_text
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Trainer(SimpleTrainer):
         """Take ``accumulate`` batches through forward and backward, then the optimizer's step.
 
         Raises:
-            FloatingPointError: a loss is infinite or NaN; no step is taken.
+            UserError: a loss is infinite or NaN; no step is taken.
         """
         self.optimizer.zero_grad()
         torch.manual_seed(sample_seed(self.seed, self.iter * comm.get_world_size() + comm.get_rank()))
@@ -137,7 +138,11 @@ class Trainer(SimpleTrainer):
             torch.nn.utils.clip_grad_norm_(trained, self.clip_gradient_norm)
         self.after_backward()
         # Before the step: a NaN loss must not reach the weights.
-        self._write_metrics(means, data_time)
+        try:
+            self.write_metrics(means, data_time, self.iter)
+        except FloatingPointError as error:
+            limit = self.clip_gradient_norm
+            raise UserError(not_finite_text(self.iter + 1, means, self.optimizer, limit, self._hooks)) from error
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         get_event_storage().put_scalar("images", images * comm.get_world_size(), smoothing_hint=False)
