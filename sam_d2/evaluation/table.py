@@ -141,11 +141,12 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
     return lines
 
 
-def log_results(results: Iterable[Result]) -> None:
+def log_results(results: Iterable[Result], *, pretrained: bool = False) -> None:
     """Log the table with its legend, as a warning each reference that the model does not beat, and a hint why.
 
     Args:
         results: Rows of a report, in any order.
+        pretrained: Whether the training that runs now began with weights of a file.
     """
     rows = list(results)
     if rows:
@@ -153,7 +154,7 @@ def log_results(results: Iterable[Result]) -> None:
     for line in shortfalls(rows):
         _log.warning("*** %s ***", line)
     losses = training_losses()
-    hints = (short_training_hint(group, losses) for group in grouped(rows))
+    hints = (short_training_hint(group, losses, pretrained=pretrained) for group in grouped(rows))
     for hint in dict.fromkeys(hint for hint in hints if hint is not None):
         _log.info(hint)
 
