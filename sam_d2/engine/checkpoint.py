@@ -126,6 +126,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load as Detectron2 does; the model learns which of its mask outputs the file says are trained."""
+        if not path:
+            self.logger.info("The model begins with random weights: train.init_checkpoint is empty")
         rest = super().load(path, checkpointables)
         recorded = rest.pop(MultimaskHeads.ENTRY, None)
         if path and self._multimask_heads is not None:
