@@ -127,7 +127,6 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.engine import hooks
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
-    from detectron2.utils.events import JSONWriter, TensorboardXWriter
     from sam_d2.config_dataset import log_dataset_settings
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
@@ -139,6 +138,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.run import has_checkpoint, initial_weights
     from sam_d2.engine.stop_metric import require_metric
     from sam_d2.engine.trainer import Trainer
+    from sam_d2.engine.writers import curve_writers
     from sam_d2.evaluation.expected import check_expected
 
     output = Path(cfg.train.output_dir)
@@ -174,10 +174,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         PeriodicCheckpoint(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
         BestCheckpoint(cfg.train.eval_period, checkpointer, "segm/AP"),
         ProgressLine(cfg.train.log_period),
-        hooks.PeriodicWriter(
-            [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output))],
-            period=cfg.train.log_period,
-        ),
+        hooks.PeriodicWriter(curve_writers(cfg, output) if comm.is_main_process() else [], period=cfg.train.log_period),
     ]
 
     results: dict[str, Any] = {}

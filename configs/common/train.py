@@ -21,6 +21,7 @@ train = dict(
         metric="segm/AP",  # or validation_loss, prompt/mIoU, ...
     ),
     log_period=50,  # steps between log lines and points of the curves
+    wandb=dict(enabled=False, project="sam_d2", name=None, mode=None),  # extra wandb; mode offline: into the run folder
     expected_results=[],  # [task, metric, value, tolerance] that an evaluation must give, such as [segm, AP, 38.6, 0.1]
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
 )

@@ -1,0 +1,28 @@
+"""Where the curves of a run are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from sam_d2.engine.wandb_writer import WandbWriter
+
+
+def curve_writers(cfg: DictConfig, output: Path) -> list[EventWriter]:
+    """Return the writers of ``metrics.json`` and TensorBoard, and of W&B where ``train.wandb.enabled`` says so.
+
+    Args:
+        cfg: of the run, pure data: a model that was put into it cannot be shown in W&B's table.
+        output: run folder.
+
+    Raises:
+        UserError: W&B is asked for and is not installed or cannot begin.
+    """
+    writers: list[EventWriter] = [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output))]
+    options = dict(cfg.train.wandb)
+    if options.pop("enabled"):
+        config = OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))
+        writers.append(WandbWriter(output, config=config, **options))
+    return writers
