@@ -42,6 +42,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     """Load the config and apply, in this order: custom_cfg, the named options, key=value."""
     from sam_d2.config import apply_overrides, load_config
     from sam_d2.config_dataset import set_max_iter, set_num_classes
+    from sam_d2.config_numbers import check_numbers
     from sam_d2.config_prompts import check_prompt
     from sam_d2.data import resolve_dataset
     from sam_d2.errors import UserError
@@ -59,6 +60,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
         cfg.model.prompt = args.prompt
     cfg = apply_overrides(cfg, args.opts)
     check_prompt(cfg, args.config_file)
+    check_numbers(cfg)
     if not cfg.train.dataset:
         raise UserError("No dataset. Add --dataset NAME, FOLDER or FILE; --dataset quickstart needs no data.")
     dataset = resolve_dataset(cfg.train.dataset)
@@ -136,18 +138,23 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
+    from sam_d2.engine.stop_metric import require_metric
     from sam_d2.engine.trainer import Trainer
     from sam_d2.evaluation.expected import check_expected
 
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
-    record = run_record(cfg, loader.size)
+    record = run_record(cfg, loader.dataset)
     log_dataset_settings(cfg, loader.size)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)
     validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
+    if cfg.train.early_stop.patience is not None:
+        require_metric(
+            cfg.train.early_stop.metric, evaluation.evaluator, model, validation_loss=cfg.train.validation_loss
+        )
     trainer = Trainer(
         distribute(model, **cfg.train.ddp),
         loader,

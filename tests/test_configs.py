@@ -1,17 +1,22 @@
 """Every config: short, pure data, the same again after YAML, and a model that can be built and trained."""
 
 import ast
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from segment_anything import sam_model_registry
 
+import detectron2
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances, PolygonMasks
-from sam_d2.config import CONFIG_NAMES, load_config, save_config
+from sam_d2.cli import parse_args
+from sam_d2.config import CONFIG_NAMES, apply_overrides, load_config, save_config
 from sam_d2.config_dataset import class_keys
 from sam_d2.modeling.sam import PromptableSAM
 
@@ -34,6 +39,8 @@ def leaf(request):
 
 @pytest.fixture
 def cfg(leaf):
+    if "mvit" in leaf.name and "sam_d2" not in detectron2.__version__:
+        pytest.importorskip("timm", reason="the installed Detectron2 takes MViT's layers from timm")
     return complete(load_config(leaf))
 
 
@@ -158,3 +165,21 @@ def test_small_ones_take_a_step(cfg):
     model.eval()
     result = model([sample])[0]["instances"]
     assert len(result) == 2 and result.pred_masks.shape[1:] == sample["image"].shape[1:]
+
+
+def test_the_sweep_runs_train_net_with_keys_of_the_config(tmp_path):
+    sweep = yaml.safe_load((CONFIGS / "sweeps" / "cartons.yaml").read_text())
+    drawn = [f"{key}={choice.get('values', [choice.get('min')])[0]}" for key, choice in sweep["parameters"].items()]
+    # As the agent does: ${env} is /usr/bin/env, and ${args_no_hyphens} stands for one key=value per parameter.
+    macros = {"${env}": ["/usr/bin/env"], "${program}": [sweep["program"]], "${args_no_hyphens}": drawn}
+    command = [word for part in sweep["command"] for word in macros.get(part, [part])]
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WANDB_RUN_ID": "abc1"}
+    words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words[0] == "experiments/train_net.py" and (CONFIGS.parent / words[0]).is_file()
+    args = parse_args(words[1:])
+    assert args.config_file == "configs/cartons.py" and args.output_dir.endswith("sweep_cartons_abc1")
+    assert "train.wandb.enabled=True" in args.opts
+    apply_overrides(load_config(CONFIGS.parent / args.config_file), drawn)  # refuses a key that the config lacks
+    assert set(drawn) <= set(args.opts)

@@ -93,6 +93,15 @@ def test_a_checkpoint_by_path_and_by_name(tiny, checkpoints, tmp_path, export):
         torch.testing.assert_close(load_as_official(tmp_path / name, sam_of(tiny)), dict(model.state_dict()))
 
 
+def test_weights_that_need_drawn_boxes_are_exported_with_a_warning(tiny, checkpoints, tmp_path, export):
+    fine_tuned(tiny, checkpoints, tmp_path / "plain")
+    assert "WARNING" not in export(tmp_path / "plain", "--output", tmp_path / "a.pth")
+    tiny.model.draw_boxes = True
+    fine_tuned(tiny, checkpoints, tmp_path / "drawn")
+    text = export(tmp_path / "drawn", "--output", tmp_path / "b.pth")
+    assert "WARNING" in text and "model.draw_boxes=true" in text and "mask_input" in text
+
+
 def test_a_finished_run(finished_run, tmp_path, export):
     export(finished_run, "--output", tmp_path / "out.pth")
     state = load_as_official(tmp_path / "out.pth", sam_of(load_config(finished_run / "config.yaml")))

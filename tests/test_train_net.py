@@ -174,6 +174,17 @@ class TestResume:
         for method in ("model", "base"):  # the base's row is of the first part
             assert resumed[method].metrics["mIoU"] == whole[method].metrics["mIoU"]
 
+    def test_a_run_with_dropout_too(self, tmp_path, train_net, root, monkeypatch):
+        pytest.importorskip("peft")
+        arguments = ["--config-file", str(root / "configs" / "sam_tiny_lora.py"), "model.image_encoder.dropout=0.5"]
+        arguments += ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0", "train.eval_base=false"]
+        train_net(tmp_path / "whole", *arguments)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            Stop(patch, 3)
+            train_net(tmp_path / "run", *arguments)
+        train_net(tmp_path / "run", *arguments, "--resume")
+        assert_equal_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
     def test_a_finished_run_is_scored_again_and_not_trained(self, finished_run, copied_run, train_net):
         (copied_run / "log.txt").unlink()
         train_net(copied_run, "--resume", "train.max_iter=6", "train.eval_period=3")
@@ -264,6 +275,13 @@ class TestRefusals:
     def test_unknown_prompt(self, train_net, tmp_path):
         self.expect(train_net, tmp_path / "run", "--prompt", "bx", match="--prompt bx: .*Did you mean 'box'")
         self.expect(train_net, tmp_path / "run", "--prompt", "clicks_1", match="for a test only")
+
+    def test_numbers_out_of_range(self, train_net, tmp_path):
+        self.expect(train_net, tmp_path / "run", "train.max_iter=0", match="max_iter=0: expected a whole number")
+
+    def test_nothing_to_train(self, train_net, tmp_path):
+        with pytest.raises(UserError, match=r"no parameter to train\. Take a part out of model\.freeze"):
+            train_net(tmp_path / "run", "model.freeze=[image_encoder,prompt_encoder,mask_decoder]")
 
     def test_missing_checkpoint_with_its_address(self, train_net, tmp_path, monkeypatch, root):
         monkeypatch.setenv("SAM_D2_CHECKPOINTS", str(tmp_path))

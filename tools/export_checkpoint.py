@@ -33,7 +33,7 @@ def main() -> int:
     check_output(args.output)
 
     from sam_d2.engine.checkpoint_file import save_checkpoint_file
-    from sam_d2.engine.export import checkpoint_of, official_state_dict, registry_name
+    from sam_d2.engine.export import checkpoint_of, official_state_dict, registry_name, wants_drawn_boxes
 
     checkpoint = checkpoint_of(args.checkpoint)
     state = official_state_dict(checkpoint, args.config_file)
@@ -44,6 +44,12 @@ def main() -> int:
         print("Its sizes are none of SAM's published ones: only a program that builds the same modules can load it.")
     else:
         print(f'Load it with sam_model_registry["{name}"](checkpoint="{args.output}"), or in a tool as SAM {name}.')
+    if wants_drawn_boxes(checkpoint):
+        print(
+            "WARNING: these weights were trained with model.draw_boxes=true. A program that gives a box alone gets "
+            "worthless masks: it must send each box as mask_input too, the mask logits that "
+            "sam_d2.modeling.prompts.Prompts.with_drawn_boxes makes of it."
+        )
     return 0
 
 

@@ -198,6 +198,7 @@ def main() -> int:
 
     from sam_d2.errors import UserError
     from sam_d2.evaluation.gallery import write_tiles
+    from sam_d2.evaluation.results import prompts_text
 
     if args.output is not None:
         check_output(args.output)
@@ -223,9 +224,8 @@ def main() -> int:
         for name in names
         for shape, face, edge in [marks[name]]
     ]
-    title = (
-        f"{registered}: what the model gets in {'training' if args.split == 'train' else 'a test'}, {prompt} prompts"
-    )
+    split = "training" if args.split == "train" else "a test"
+    title = f"{registered}: what the model gets in {split}, {prompts_text(prompt)}"
     write_tiles(output, [(draw(sample), caption(sample)) for sample in shown], title, handles, columns=4)
     print(f"Wrote {output}: {len(shown)} images, {sum(len(sample.record['instances']) for sample in shown)} instances")
     return 0

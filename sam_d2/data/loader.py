@@ -188,12 +188,13 @@ class TrainLoader:
             if aspect_ratio_grouping
             else None
         )
-        self._dataset = SeededDataset(DatasetFromList(dataset, serialize=True), mapper, seed)
+        self.dataset = DatasetFromList(dataset, serialize=True)
+        self._samples = SeededDataset(self.dataset, mapper, seed)
 
     def __iter__(self) -> Iterator[list[DatasetDict]]:
         return iter(
             DataLoader(
-                self._dataset,
+                self._samples,
                 batch_sampler=self._batches(),
                 num_workers=self.num_workers,
                 collate_fn=trivial_batch_collator,

@@ -16,8 +16,8 @@ from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_
 from sam_d2.engine.fit_weights import fit_weights
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
-from sam_d2.modeling.heads import MultimaskHeads
 from sam_d2.modeling.lora import lora_keys
+from sam_d2.modeling.weights_record import WeightsRecord
 
 __all__ = ["BEST", "FINAL", "RECORD", "Checkpointer", "PeriodicCheckpoint", "last_checkpoint", "load_checkpoint_file"]
 
@@ -97,16 +97,15 @@ class Checkpointer(DetectionCheckpointer):
         if self.base is not None and not self.base.intact:
             self.logger.warning(f"{self.base.path} has changed or is gone: from now on checkpoints hold all weights")
             self.base = None
-        heads = self._multimask_heads
-        record = {} if heads is None else {MultimaskHeads.ENTRY: heads.trained}
+        record = {} if self._weights_record is None else self._weights_record.entries()
         if self.base is None:
             return {"model": state, **record}
         changed, entry = self.base.leave_out(state)
         return {"model": changed, ENTRY: entry, **record}
 
     @property
-    def _multimask_heads(self) -> MultimaskHeads | None:
-        return getattr(self.model, "multimask_heads", None)
+    def _weights_record(self) -> WeightsRecord | None:
+        return getattr(self.model, "weights_record", None)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest checkpoint in ``last_checkpoint``, atomically."""
@@ -139,11 +138,14 @@ class Checkpointer(DetectionCheckpointer):
             self._begins = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load as Detectron2 does; the model learns which of its mask outputs the file says are trained."""
+        """Load as Detectron2 does; the model learns what the file says of its weights.
+
+        Raises:
+            UserError: the weights do not fit the model, or were trained to be asked otherwise than it asks.
+        """
         rest = super().load(path, checkpointables)
-        recorded = rest.pop(MultimaskHeads.ENTRY, None)
-        if path and self._multimask_heads is not None:
-            self._multimask_heads.came_from(str(path), recorded)
+        if path and self._weights_record is not None:
+            self._weights_record.came_from(str(path), rest, begins=self._begins)
         return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -182,9 +184,9 @@ class Checkpointer(DetectionCheckpointer):
             else:
                 load_checkpoint_file(filename)
             data = super()._load_file(filename)
-        except (pickle.UnpicklingError, KeyError, AttributeError, TypeError) as error:
+            self._convert_ndarray_to_tensor(data["model"])
+        except (pickle.UnpicklingError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{filename}: not a file of weights as Detectron2's zoo has them ({error}).") from error
-        self._convert_ndarray_to_tensor(data["model"])
         return {**data, "model": weights_in(data, filename)}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

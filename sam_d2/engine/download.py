@@ -33,7 +33,7 @@ def download(
     Args:
         name_or_url: of :data:`sam_d2.engine.weights.PUBLISHED` the short name or file name, or an http(s) URL.
         folder: made where it does not exist.
-        sha256: that the file of a URL must have; published weights have their own.
+        sha256: that the file of a URL must have, or the beginning of it; published weights have their own.
         attempts: failed requests in a row, none of which brought the file further, after which it gives up.
         pause: seconds before the second attempt; doubled before each further one.
 
@@ -55,7 +55,7 @@ def download(
         for second in (False, True):
             transfer.complete(attempts, pause)
             found = sha256_of(partial)
-            if source.sha256 in (None, found):
+            if found.startswith(source.sha256 or ""):
                 os.fsync(file.fileno())
                 partial.replace(target)
                 return target
@@ -94,7 +94,7 @@ def _check_existing(target: Path, source: Source) -> None:
     if source.sha256 is None:
         logger.warning("%s is there already; it cannot be verified without a sha256", target)
         return
-    if source.size in (None, target.stat().st_size) and sha256_of(target) == source.sha256:
+    if source.size in (None, target.stat().st_size) and sha256_of(target).startswith(source.sha256):
         return
     raise UserError(
         f"{target} exists, but is not what {source.url} is known to hold (sha256 {source.sha256}). Delete or rename "

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from sam_d2.engine.checkpoint import FINAL, Checkpointer
+from sam_d2.engine.stop_metric import less_is_better
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class EarlyStop(HookBase):
     Args:
         period: iterations between two evaluations.
         checkpointer: of the run folder.
-        metric: name in the storage. Of a metric with ``loss`` in its name less is better, of any other more.
+        metric: name in the storage. Of the validation loss and its terms less is better, of any other more.
         patience: evaluations in a row without improvement that end it; None never ends it.
 
     Raises:
@@ -40,7 +41,7 @@ class EarlyStop(HookBase):
         self.checkpointer = checkpointer
         self.metric = metric
         self.patience = patience
-        self._sign = -1.0 if "loss" in metric else 1.0
+        self._sign = -1.0 if less_is_better(metric) else 1.0
         self._best = -math.inf  # times the sign: more is better
         self._best_step = 0
         self._waited = 0
@@ -92,9 +93,8 @@ class EarlyStop(HookBase):
             return None
         latest = self.trainer.storage.latest()
         if self.metric not in latest:
-            known = ", ".join(name for name in ("segm/AP", "prompt/mIoU", "validation_loss") if name in latest)
-            hint = " Set train.validation_loss=true." if "validation_loss" in self.metric else ""
-            return f"train.early_stop.metric={self.metric}: no evaluation gives it, but {known}.{hint}"
+            known = ", ".join(sorted(name for name in latest if "/" in name or less_is_better(name)))
+            return f"train.early_stop.metric={self.metric}: the evaluation gave none, but {known}."
         return float(latest[self.metric][0])
 
     def _text(self) -> str:

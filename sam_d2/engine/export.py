@@ -17,6 +17,7 @@ from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
 from sam_d2.modeling.lora import lora_keys, merged_state_dict
 from sam_d2.modeling.sam import PARTS
+from sam_d2.modeling.weights_record import WeightsRecord
 
 _VARIANTS = ("vit_b", "vit_l", "vit_h")
 
@@ -67,6 +68,11 @@ def official_state_dict(checkpoint: Path, config_file: Path | None = None) -> di
         shown = f" (it holds {strange[0]})" if strange else ""
         raise UserError(f"{checkpoint} is not a SAM of {', '.join(PARTS)}{shown}; there is no such file of it.")
     return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def wants_drawn_boxes(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint's weights were trained with ``model.draw_boxes``, which no other program knows of."""
+    return bool(load_checkpoint_file(checkpoint, mmap=True).get(WeightsRecord.DRAW_BOXES))
 
 
 def registry_name(state: dict[str, Tensor]) -> str | None:

@@ -39,7 +39,7 @@ def parameter_groups(
         each in the model's order of parameters.
 
     Raises:
-        UserError: a name fits no parameter of the model, or a factor is not a positive number.
+        UserError: a name fits no parameter of the model, a factor is not a positive number, or nothing is trained.
     """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     factors = _checked(model, lr, lr_factors or {})
@@ -55,6 +55,8 @@ def parameter_groups(
             fitting = [prefix for prefix in factors if _is_in(full_name, prefix)]
             factor = factors[max(fitting, key=len)] if fitting else 1.0
             groups.setdefault((factor, decays), []).append(parameter)
+    if not groups:
+        raise UserError("The model has no parameter to train. Take a part out of model.freeze.")
     result = []
     for (factor, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True):
         group: dict[str, Any] = {"params": parameters, "weight_decay": weight_decay if decays else 0.0}

@@ -7,7 +7,7 @@ allowed and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ from detectron2.config import instantiate
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from sam_d2.config import config_text
+from sam_d2.data.dataset_digest import dataset_digest
 from sam_d2.engine.checkpoint import FINAL, RECORD, last_checkpoint
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
+from sam_d2.engine.distributed import choose_device
 from sam_d2.errors import UserError
 
-_WORLD_SIZE, _IMAGES = "world size", "training images"
+_WORLD_SIZE, _IMAGES, _DATA = "world size", "training images", "sha256 of the training annotations"
+_DEVICE, _TORCH = "device", "torch"
+_FACTS = (_WORLD_SIZE, _IMAGES, _DATA, _DEVICE, _TORCH)
 _GROUPS = ("model", "dataloader.train", "optimizer", "lr_multiplier", "train")
 _REFUSED = (
     _WORLD_SIZE,
     _IMAGES,
+    _DATA,
     "model.",
     "dataloader.train.",
     "optimizer._target_",
@@ -39,20 +44,37 @@ _FREE = ("dataloader.train.num_workers", "model.score")
 """Of these groups what changes no weight."""
 _MEMORY = ("model.instances_per_chunk", "model.activation_checkpointing")
 """And what a run that ended for want of memory needs to go on; sums are rounded otherwise."""
-_WARNED = (*_MEMORY, "optimizer.", "lr_multiplier.", "train.amp.", "train.clip_gradient_norm", "train.max_iter")
+_WARNED = (
+    _DEVICE,
+    _TORCH,
+    *_MEMORY,
+    "optimizer.",
+    "lr_multiplier.",
+    "train.amp.",
+    "train.clip_gradient_norm",
+    "train.max_iter",
+)
 _MOST_CHARACTERS = 60
 _Setting = tuple[Any, Any]
 _ABSENT: _Setting = ("absent", "absent")
 
 
-def run_record(cfg: DictConfig, images: int) -> dict[str, Any]:
-    """Return what a training is started with: numbers, and the config as YAML.
+def run_record(cfg: DictConfig, dataset: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a training is started with: processes, data, device and torch, and the config as YAML.
 
     Args:
         cfg: of the run, before a model is put into ``optimizer.params``.
-        images: of the training dataset.
+        dataset: its training dataset dicts.
     """
-    return {_WORLD_SIZE: comm.get_world_size(), _IMAGES: images, "config": config_text(cfg)}
+    device = choose_device(cfg.train.device)
+    return {
+        _WORLD_SIZE: comm.get_world_size(),
+        _IMAGES: len(dataset),
+        _DATA: dataset_digest(dataset),
+        _DEVICE: torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        _TORCH: str(torch.__version__),
+        "config": config_text(cfg),
+    }
 
 
 def check_resume(cfg: DictConfig) -> list[str]:
@@ -89,15 +111,17 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
             f"{file} does not say what the run was started with: it is of an earlier sam_d2 or another program. The "
             "resume is exact only if processes, dataset, seed and config are the same."
         ]
-    images = len(instantiate(cfg.dataloader.train.dataset))
-    before, now = _settings(record), _settings(run_record(cfg, images))
+    current = run_record(cfg, instantiate(cfg.dataloader.train.dataset))
+    # An earlier sam_d2 recorded less.
+    before, now = _settings(record), _settings({name: value for name, value in current.items() if name in record})
     pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now}}
     changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
     if refused := [key for key in changed if key.startswith(_REFUSED) and not key.startswith((*_FREE, *_MEMORY))]:
+        edited = " The annotations have been edited; put the run's back." if _DATA in refused else ""
         raise UserError(
             f"--resume: {folder} cannot go on as the same training with other settings: "
-            f"{_listed(refused, before, now)}. Repeat the command line of the run with as many processes (or take "
-            f"--config-file {folder / 'config.yaml'}), or begin another run with --output-dir DIR; "
+            f"{_listed(refused, before, now)}.{edited} Repeat the command line of the run with as many processes (or "
+            f"take --config-file {folder / 'config.yaml'}), or begin another run with --output-dir DIR; "
             f"train.init_checkpoint={file} lets it begin with these weights."
         )
     return [
@@ -109,7 +133,7 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
 
 
 def _settings(record: dict[str, Any]) -> dict[str, _Setting]:
-    """Return numbers and config values of a record by dotted key; a list is one value.
+    """Return facts and config values of a record by dotted key; a list is one value.
 
     Each stands as written and as it comes out: a value that is taken from another one, such as the loader's seed from
     the run's, changes only with that one, and written out it is the same.
@@ -123,7 +147,7 @@ def _settings(record: dict[str, Any]) -> dict[str, _Setting]:
             yield key, (written, value)
 
     cfg = OmegaConf.create(record["config"])
-    settings = {name: (record[name], record[name]) for name in (_WORLD_SIZE, _IMAGES)}
+    settings = {name: (record[name], record[name]) for name in _FACTS if name in record}
     for group in _GROUPS:
         written, value = (OmegaConf.to_container(OmegaConf.select(cfg, group), resolve=r) for r in (False, True))
         settings.update(walk(written, value, group))

@@ -16,6 +16,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from sam_d2.data.loader import sample_seed
+from sam_d2.engine.not_finite import not_finite_text
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Trainer(SimpleTrainer):
         stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
 
     Raises:
-        UserError: ``accumulate`` is less than 1.
+        UserError: ``accumulate`` is less than 1, or ``clip_gradient_norm`` is not positive.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class Trainer(SimpleTrainer):
     ) -> None:
         if accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected at least 1, the batches of a step.")
+        if clip_gradient_norm is not None and not clip_gradient_norm > 0:
+            raise UserError(f"train.clip_gradient_norm={clip_gradient_norm}: expected more than 0, or null for none.")
         super().__init__(model, data_loader, optimizer)
         self.accumulate = accumulate
         self.seed = seed
@@ -115,7 +118,7 @@ class Trainer(SimpleTrainer):
         """Take ``accumulate`` batches through forward and backward, then the optimizer's step.
 
         Raises:
-            FloatingPointError: a loss is infinite or NaN; no step is taken.
+            UserError: a loss is infinite or NaN; no step is taken.
         """
         self.optimizer.zero_grad()
         torch.manual_seed(sample_seed(self.seed, self.iter * comm.get_world_size() + comm.get_rank()))
@@ -135,7 +138,11 @@ class Trainer(SimpleTrainer):
             torch.nn.utils.clip_grad_norm_(trained, self.clip_gradient_norm)
         self.after_backward()
         # Before the step: a NaN loss must not reach the weights.
-        self._write_metrics(means, data_time)
+        try:
+            self.write_metrics(means, data_time, self.iter)
+        except FloatingPointError as error:
+            limit = self.clip_gradient_norm
+            raise UserError(not_finite_text(self.iter + 1, means, self.optimizer, limit, self._hooks)) from error
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         get_event_storage().put_scalar("images", images * comm.get_world_size(), smoothing_hint=False)

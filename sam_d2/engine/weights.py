@@ -24,7 +24,8 @@ class PublishedWeights:
     Attributes:
         name: short, as ``tools/download_checkpoint.py`` takes it.
         url: official address.
-        sha256: of the file, 64 hexadecimal digits; None where nobody states it.
+        sha256: of the file, 64 hexadecimal digits, or its first 8, which is what torchvision's file names end in; None
+            where nobody states it.
         size: bytes; None where nobody states it.
         licence: SPDX name, or what is known of it.
         coco_ap: published AP of boxes and of masks on COCO val2017, 0-100, with the decimals that were published.
@@ -52,7 +53,9 @@ def _detectron2(
 
 def _torchvision(name: str, file_name: str, coco_ap: tuple[float, float] | None = None) -> tuple[str, PublishedWeights]:
     url = f"https://download.pytorch.org/models/{file_name}"
-    return file_name, PublishedWeights(name, url, None, None, "BSD-3-Clause", coco_ap)
+    return file_name, PublishedWeights(
+        name, url, file_name[-len("bf2d0c1e.pth") : -len(".pth")], None, "BSD-3-Clause", coco_ap
+    )
 
 
 # Meta publishes these files without hashes; checkpoints/README.md says where the hashes are from.

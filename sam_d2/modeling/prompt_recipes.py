@@ -21,6 +21,9 @@ class PromptRecipe:
         train_corrections: rounds of training after the first: each adds a point where the mask is wrong, and the
             mask's logits as mask prompt (SAM, arXiv 2304.02643, appendix A).
         test_corrections: the same at a test, with the point innermost in the larger error.
+
+    Raises:
+        UserError: a number of corrections is negative.
     """
 
     train: PromptSampler | None = None
@@ -28,6 +31,14 @@ class PromptRecipe:
     tested_as: Sequence[str] = ()
     train_corrections: int = 0
     test_corrections: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a number of clicks that does not exist."""
+        if self.train_corrections < 0 or self.test_corrections < 0:
+            raise UserError(
+                f"model.prompts.*: train_corrections={self.train_corrections} and "
+                f"test_corrections={self.test_corrections}: expected at least 0."
+            )
 
 
 def prompt_recipes(**recipes: PromptRecipe) -> dict[str, PromptRecipe]:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
 from sam_d2.modeling.clicks import innermost_corrections
-from sam_d2.modeling.heads import MultimaskHeads, of_highest_iou
+from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe
 from sam_d2.modeling.prompts import Prompts
 from sam_d2.modeling.scoring import parse_score, score_masks
+from sam_d2.modeling.weights_record import WeightsRecord
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LOSSES = ("loss_focal", "loss_dice", "loss_iou")
@@ -101,8 +102,8 @@ class PromptableSAM(nn.Module):
         self.prompt = prompt
         self.test_prompt: str | None = None
         self.multimask = multimask
-        self.multimask_heads = MultimaskHeads()
         self.draw_boxes = draw_boxes
+        self.weights_record = WeightsRecord(draw_boxes=draw_boxes)
         self.loss_weights = dict(loss_weights)
         self.instances_per_chunk = instances_per_chunk
         self.activation_checkpointing = activation_checkpointing
@@ -190,7 +191,7 @@ class PromptableSAM(nn.Module):
             UserError: three masks are asked for at a test, and the loaded weights never learned them.
         """
         if multimask and not self.training:
-            self.multimask_heads.require_trained()
+            self.weights_record.require_multimask()
         if len(prompts) == 0:
             masks = 3 if multimask else 1
             return embedding.new_zeros((0, masks, self.low_res, self.low_res)), embedding.new_zeros((0, masks))
@@ -199,7 +200,7 @@ class PromptableSAM(nn.Module):
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
         if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
-            self.multimask_heads.trained = True
+            self.weights_record.multimask_trained = True
         return self.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),

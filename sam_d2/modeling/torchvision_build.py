@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -59,6 +60,8 @@ def build_mask_rcnn(
         if value not in allowed:
             raise UserError(f"model.{key}={value!r}: expected one of {', '.join(map(str, allowed))}.")
     known = _labels(num_classes, labels)
+    # A config's lists are of a type that torchvision takes for a single value.
+    options = {key: list(value) if isinstance(value, Sequence) else value for key, value in options.items()}
     outputs = max(known) + 1
     model = builders[architecture](weights=None, weights_backbone=None, num_classes=outputs, **options)
     if norm == "FrozenBN":

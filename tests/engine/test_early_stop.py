@@ -78,6 +78,11 @@ def test_of_a_loss_less_is_better(tmp_path):
     assert trainer.iter == 10
 
 
+def test_a_class_may_be_called_loss(tmp_path):
+    # more is better: best after step 4, and after 6 and 8 nothing better
+    assert training(tmp_path, [1, 5, 4, 3, 2, 1, 1, 1, 1, 1], 2, metric="segm/AP-hair loss").iter == 8
+
+
 def test_what_it_knows_survives_a_resume(tmp_path):
     values = [10, 20, 15, 19, 18, 40, 50, 60, 70, 80]
     state = training(tmp_path, values, 3, max_iter=7).state_dict()
@@ -116,7 +121,7 @@ class TestRefusals:
         trainer = Trainer(model, [[0]] * 9, torch.optim.SGD(model.parameters(), lr=0.1))
         stop = EarlyStop(2, Checkpointer(model, str(tmp_path)), "validation_loss", 1)
         trainer.register_hooks([Says("segm/AP", [1] * 9), stop])
-        with pytest.raises(UserError, match=r"no evaluation gives it, but segm/AP\. Set train\.validation_loss=true"):
+        with pytest.raises(UserError, match=r"validation_loss: the evaluation gave none, but segm/AP\."):
             trainer.train(0, 8)
 
 

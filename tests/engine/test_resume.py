@@ -19,7 +19,7 @@ CONFIG = {
     "model": {"prompt": "box", "score": "predicted_iou", "encoder": {"depth": 2}, "instances_per_chunk": 32},
     "dataloader": {
         "train": {
-            "dataset": {"names": "shapes_train"},  # instantiated it stays this dict, of one "image"
+            "dataset": {"names": "shapes_train"},  # an image for each key
             "total_batch_size": 4,
             "num_workers": 0,
             "seed": "${train.seed}",
@@ -28,8 +28,25 @@ CONFIG = {
     },
     "optimizer": {"lr": 0.1, "params": {"lr": "${..lr}"}},
     "lr_multiplier": {"warmup_length": 0.05},
-    "train": {"seed": 0, "accumulate": 1, "max_iter": 6, "ema": {"decay": None}, "log_period": 5, "output_dir": ""},
+    "train": {
+        "output_dir": "",
+        "seed": 0,
+        "accumulate": 1,
+        "max_iter": 6,
+        "ema": {"decay": None},
+        "log_period": 5,
+        "device": "cpu",
+    },
 }
+IMAGES = [{"file_name": f"{name}.png", "annotations": [{"bbox": [0, 0, 5, 5]}]} for name in "ab"]
+
+
+@pytest.fixture(autouse=True)
+def dataset(monkeypatch):
+    """The training dataset that is found at a resume; tests may change it."""
+    images = copy.deepcopy(IMAGES)
+    monkeypatch.setattr("sam_d2.engine.resume.instantiate", lambda node: images[: len(node)])
+    return images
 
 
 @pytest.fixture
@@ -37,7 +54,7 @@ def cfg(tmp_path):
     """Of a run with a checkpoint in its folder."""
     cfg = OmegaConf.create(copy.deepcopy(CONFIG))
     cfg.train.output_dir = str(tmp_path / "run")
-    write_checkpoint(tmp_path / "run", run_record(cfg, 1))
+    write_checkpoint(tmp_path / "run", run_record(cfg, IMAGES[:1]))
     return cfg
 
 
@@ -55,6 +72,7 @@ def test_the_record_is_in_every_file_as_plain_values(cfg, tmp_path):
     assert load_checkpoint_file(tmp_path / "run" / "model_best.pth").keys() == {"model", "iteration", RECORD}
     record = load_checkpoint_file(tmp_path / "run" / "model_best.pth")[RECORD]
     assert record["world size"] == 1 and record["training images"] == 1
+    assert record["device"] == "cpu" and type(record["torch"]) is str
     assert OmegaConf.create(record["config"]) == cfg
 
 
@@ -73,7 +91,7 @@ def test_the_same_settings_go_on(cfg):
         ("model.encoder.width", 8, "model.encoder.width absent -> 8."),
         ("dataloader.train.total_batch_size", 2, "dataloader.train.total_batch_size 4 -> 2."),
         ("dataloader.train.dataset.names", "x" * 99, f"dataset.names shapes_train -> {'x' * 60}...."),
-        ("dataloader.train.dataset", {"names": "shapes_train", "more": 1}, "training images 1 -> 2; dataloader"),
+        ("dataloader.train.dataset", {"names": "shapes_train", "more": 1}, "training images 1 -> 2; sha256 of"),
         ("optimizer.params.lr_factors", {"encoder": 0.1}, "optimizer.params.lr_factors.encoder absent -> 0.1."),
     ],
 )
@@ -82,10 +100,37 @@ def test_what_would_make_it_another_training_is_refused(cfg, tmp_path, key, valu
     with pytest.raises(UserError) as caught:
         check_resume(cfg)
     message = str(caught.value)
-    assert shown in message and message.count(" -> ") == shown.count(" -> ") + (key == "dataloader.train.dataset")
+    # another dataset: the number of images, their digest, and the config's key
+    assert shown in message and message.count(" -> ") == (3 if key == "dataloader.train.dataset" else 1)
     assert message.startswith(f"--resume: {tmp_path / 'run'} cannot go on")
     assert f"--config-file {tmp_path / 'run' / 'config.yaml'}" in message and "--output-dir DIR" in message
     assert str(tmp_path / "run" / "model_0000003.pth") in message and "\n" not in message
+
+
+def test_edited_annotations_are_refused(cfg, dataset):
+    dataset[0]["annotations"][0]["bbox"][2] = 6
+    with pytest.raises(UserError, match=r"sha256 of the training annotations (\w{16}) -> (?!\1)\w{16}\. .*edited; put"):
+        check_resume(cfg)
+    dataset[0]["annotations"][0]["bbox"][2] = 5
+    dataset[0]["file_name"] = "/moved/a.png"
+    assert check_resume(cfg) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("torch", "2.6.0")])
+def test_another_device_or_torch_is_said(cfg, tmp_path, name, value):
+    record = {**run_record(cfg, IMAGES[:1]), name: value}
+    write_checkpoint(tmp_path / "run", record)
+    (warning,) = check_resume(cfg)
+    assert warning.startswith(f"--resume: {name} {value} -> {run_record(cfg, IMAGES[:1])[name]}: from here on")
+
+
+def test_a_record_of_an_earlier_version_is_compared_as_far_as_it_goes(cfg, tmp_path):
+    record = run_record(cfg, IMAGES[:1])
+    write_checkpoint(tmp_path / "run", {name: record[name] for name in ("world size", "training images", "config")})
+    assert check_resume(cfg) == []
+    cfg.train.seed = 7
+    with pytest.raises(UserError, match=r"settings: train\.seed 0 -> 7\. Repeat"):
+        check_resume(cfg)
 
 
 def test_all_changes_are_named(cfg):
@@ -201,7 +246,7 @@ class TestOptions:
 class TestWeightsText:
     def text(self, file="run/model_final.pth", iteration=5, decay=None):
         cfg = OmegaConf.merge(CONFIG, {"train": {"ema": {"decay": decay}}})
-        return weights_text(file, {"iteration": iteration, RECORD: run_record(cfg, 1)})
+        return weights_text(file, {"iteration": iteration, RECORD: run_record(cfg, IMAGES[:1])})
 
     def test_the_steps_that_were_taken(self):
         assert self.text() == "run/model_final.pth, step 6"

@@ -124,13 +124,23 @@ def test_gradient_clipping():
     assert_same_weights(unclipped.model, by_hand(3)[0])
 
 
+@pytest.mark.parametrize("limit", [-1.0, 0, float("nan")])
+def test_a_limit_that_would_turn_gradients_round_is_refused(limit):
+    with pytest.raises(UserError, match=r"train\.clip_gradient_norm=.*: expected more than 0"):
+        make_trainer(clip_gradient_norm=limit)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_loss_ends_training_before_it_reaches_the_weights(bad):
     data = batches()
     data[1] = data[1] * bad
     trainer = make_trainer(data)
-    with pytest.raises(FloatingPointError, match="iteration=1"):
+    with pytest.raises(UserError) as caught:
         trainer.train(0, 3)
+    # the second step of rate 0.05; weights of either sign turn infinite pixels into inf - inf
+    assert str(caught.value).startswith("The loss of step 2 is not finite (loss_square nan, loss_mean nan)")
+    assert "lower optimizer.lr (the rate of this step is 0.05), or clip gradients" in str(caught.value)
+    assert str(caught.value).endswith("no checkpoint to go on from yet.")
     assert_same_weights(trainer.model, by_hand(1)[0])
     state = trainer.optimizer.state_dict()["state"]
     assert {int(entry["step"]) for entry in state.values()} == {1}
@@ -159,6 +169,49 @@ def test_its_state_goes_on_where_it_was():
     second.load_state_dict(state)
     second.train(2, 4)
     assert_same_weights(second.model, whole.model.state_dict())
+
+
+class TestDropout:
+    """What a model draws by itself is a function of seed, step and process, whatever was drawn before."""
+
+    def trainer(self, start=0, **options):
+        trainer = make_trainer(batches(8)[2 * start :], accumulate=2, **options)
+        trainer.model.layers.insert(1, nn.Dropout(0.5))
+        return trainer
+
+    def test_a_resume_is_exact(self):
+        torch.manual_seed(5)
+        whole = self.trainer()
+        whole.train(0, 4)
+        first = self.trainer()
+        first.train(0, 2)
+        second = self.trainer(start=2)
+        second.model.load_state_dict(first.model.state_dict())
+        second.load_state_dict(first.state_dict())
+        torch.manual_seed(99)  # another process has drawn something else by then
+        second.train(2, 4)
+        assert_same_weights(second.model, whole.model.state_dict())
+
+    def test_steps_batches_processes_and_seeds_differ(self, monkeypatch):
+        drawn = []
+
+        def draws(rank=0, **options):
+            monkeypatch.setattr(comm, "get_rank", lambda: rank)
+            trainer = self.trainer(**options)
+            found = []
+            trainer.model.layers[1].register_forward_hook(lambda *_: found.append(torch.rand(1).item()))
+            trainer.train(0, 2)
+            drawn.extend(found)
+            return found
+
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "gather", lambda value: [value])
+        monkeypatch.setattr(comm, "synchronize", lambda: None)
+        draws()
+        draws(seed=1)
+        draws(rank=1)
+        # 2 steps of 2 batches of 3 trainings
+        assert len(drawn) == len(set(drawn)) == 12
 
 
 class TestErrors:

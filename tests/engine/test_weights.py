@@ -54,7 +54,7 @@ def test_a_folder_is_not_a_checkpoint(tmp_path):
 def test_licences_are_known():
     licences = {weights.name: weights.licence for weights in PUBLISHED.values()}
     assert licences["sam_vit_b"] == "Apache-2.0" and licences["mask_rcnn_R_50_FPN_3x"] == "CC-BY-SA-3.0"
-    assert set(licences.values()) == {"Apache-2.0", "CC-BY-SA-3.0", "not stated"}
+    assert set(licences.values()) == {"Apache-2.0", "BSD-3-Clause", "CC-BY-SA-3.0", "not stated"}
 
 
 @pytest.mark.parametrize("scheme", ["detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"])

@@ -343,6 +343,7 @@ class TestSettings:
             ("model.score=iou", "model.score='iou'"),
             ("model.freeze=[encoder]", "model.freeze: encoder is not one of image_encoder"),
             ("+model.loss_weights.loss_edge=1.0", "model.loss_weights: expected loss_focal, loss_dice, loss_iou"),
+            ("model.prompts.clicks.train_corrections=-1", "train_corrections=-1 .*: expected at least 0"),
             ("model.instances_per_chunk=0", "model.instances_per_chunk=0: expected at least 1"),
             ("model.image_encoder.img_size=70", "70 is not a multiple of patch_size=8. Take 64 or 72"),
             ("model.image_encoder.patch_size=2", "patch_size must be a multiple of 4"),

@@ -13,7 +13,7 @@ model = L(torchvision_mask_rcnn)(
     norm="FrozenBN",  # or BN, which wants many images per GPU
     norm_eps=None,  # of FrozenBN; null: 0 with weights=COCO_V1, else 1e-5
     input_format="RGB",
-    min_size=800,  # pixels of the short side that the model resizes to; a list draws one of them in training
+    min_size=[800],  # pixels of the short side that the model resizes to: one of them in training, the last at a test
     max_size=1333,
     image_mean=[0.485, 0.456, 0.406],  # of pixels 0-1
     image_std=[0.229, 0.224, 0.225],

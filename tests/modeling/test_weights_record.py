@@ -1,4 +1,6 @@
-"""Best-of-three is for mask outputs that have been trained: what a checkpoint says of them, and who is refused."""
+"""What a checkpoint says of its weights: whether three masks were trained, whether boxes are drawn; who is refused."""
+
+import logging
 
 import pytest
 import torch
@@ -43,9 +45,9 @@ def load(model, file):
 
 
 @pytest.fixture
-def published(build, tmp_path):
+def published(build_model, tmp_path):
     """A file of weights as SAM's authors publish them, with nothing beside the weights."""
-    torch.save(build(False).state_dict(), tmp_path / "official.pth")
+    torch.save(build_model("model.multimask=False").state_dict(), tmp_path / "official.pth")
     return str(tmp_path / "official.pth")
 
 
@@ -137,3 +139,62 @@ def test_loading_nothing_says_nothing(build, batch):
     model = build(True)
     assert Checkpointer(model).load("") == {}
     assert len(model.eval()(batch)) == 2
+
+
+class TestDrawnBoxes:
+    @pytest.fixture
+    def build(self, build_model):
+        """``build(draw_boxes)``: a model of random weights with box prompts."""
+        return lambda drawn: build_model(f"model.draw_boxes={drawn}")
+
+    @pytest.fixture
+    def said(self, monkeypatch, caplog):
+        """``said(level)``: what the record logged."""
+        monkeypatch.setattr(logging.getLogger("sam_d2"), "propagate", True)
+        caplog.set_level(logging.INFO)
+        return lambda level: [record.getMessage() for record in caplog.records if record.levelno == level]
+
+    @staticmethod
+    def begin(model, file, folder):
+        Checkpointer(model, str(folder), save_to_disk=True).resume_or_load(file, resume=False)
+
+    @pytest.mark.parametrize("drawn", [False, True])
+    def test_the_same_config_loads_without_a_word(self, build, save, said, drawn):
+        file = save(build(drawn))
+        assert load_checkpoint_file(file)["draw_boxes"] is drawn
+        assert Checkpointer(build(drawn)).load(file) == {}
+        assert said(logging.WARNING) == []
+
+    def test_weights_that_need_them_are_refused_without(self, build, save, tmp_path):
+        file = save(build(True))
+        for attempt in (Checkpointer(build(False)).load, lambda file: self.begin(build(False), file, tmp_path / "new")):
+            with pytest.raises(UserError, match=r"model_final\.pth: .*trained with model\.draw_boxes=true") as caught:
+                attempt(file)
+            assert "Set model.draw_boxes=true" in str(caught.value)
+
+    def test_weights_without_are_refused_with_unless_a_training_teaches_them(self, build, save, said, tmp_path):
+        file = save(build(False))
+        with pytest.raises(UserError, match=r"model_final\.pth: .*trained without model\.draw_boxes"):
+            Checkpointer(build(True)).load(file)
+        model = build(True)
+        self.begin(model, file, tmp_path / "new")
+        assert any("this training teaches them" in line for line in said(logging.INFO))
+        assert load_checkpoint_file(save(model))["draw_boxes"] is True
+
+    def test_published_weights_do_not_say(self, build, published, said, tmp_path):
+        self.begin(build(True), published, tmp_path / "new")
+        assert said(logging.WARNING) == []
+        Checkpointer(build(False)).load(published)
+        assert said(logging.WARNING) == []
+        Checkpointer(build(True)).load(published)
+        assert ["does not say whether" in line for line in said(logging.WARNING)] == [True]
+
+    def test_a_refused_begin_leaves_a_checkpointer_that_is_strict(self, build, save, tmp_path):
+        file = save(build(False))
+        model = build(True)
+        checkpointer = Checkpointer(model, str(tmp_path / "new"), save_to_disk=True)
+        torch.save({"model": {}}, tmp_path / "empty.pth")
+        with pytest.raises(UserError, match="does not fit the model"):
+            checkpointer.resume_or_load(str(tmp_path / "empty.pth"), resume=False)
+        with pytest.raises(UserError, match="trained without"):
+            checkpointer.load(file)

@@ -1,0 +1,99 @@
+"""Settings that are numbers or one of a few words: their ranges, checked before a run begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sam_d2.errors import UserError
+
+_ENGINES = ("faster_coco_eval", "pycocotools")
+_TASKS = ("segm", "bbox")
+_SEEDS = 2**31
+"""Room for the processes' own seeds below what NumPy takes, 2**32."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    """What a setting may be, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(least: int, meaning: str = "", *, most: float = math.inf, none: str = "") -> _Range:
+    """Return the range of a whole number from ``least`` up to ``most``; ``none`` says what null means, if it may be."""
+    text = f"a whole number, at least {least}" if most == math.inf else f"a whole number from {least} to {most}"
+    return _Range(
+        text + (f": {meaning}" if meaning else "") + (f"; or null: {none}" if none else ""),
+        lambda value: (value is None and bool(none)) or (type(value) is int and least <= value <= most),
+    )
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _are_tasks(value: Any) -> bool:
+    return value is None or (isinstance(value, ListConfig) and len(value) > 0 and set(value) <= set(_TASKS))
+
+
+_STEPS = "steps"
+_RANGES = {
+    "train.max_iter": _whole(1, _STEPS),
+    "train.seed": _whole(0, most=_SEEDS - 1),
+    "train.accumulate": _whole(1, "batches of a step"),
+    "train.clip_gradient_norm": _Range(
+        "a number above 0, the largest norm of the gradient; or null: not clipped",
+        lambda value: value is None or _is_positive(value),
+    ),
+    "train.checkpointer.period": _whole(1, "steps between two checkpoints"),
+    "train.checkpointer.max_to_keep": _whole(1, "checkpoints", none="all are kept"),
+    "train.eval_period": _whole(0, "steps between two evaluations, 0 for the one after training alone"),
+    "train.log_period": _whole(1, _STEPS),
+    "dataloader.train.num_workers": _whole(0, "processes"),
+    "dataloader.test.num_workers": _whole(0, "processes"),
+    "dataloader.evaluator.max_dets": _whole(1, "detections of an image and class", none="as many as needed"),
+    "dataloader.evaluator.engine": _Range(" or ".join(_ENGINES), lambda value: value in _ENGINES),
+    "dataloader.evaluator.tasks": _Range(f"a list of {' and '.join(_TASKS)}, or null", _are_tasks),
+    "optimizer.lr": _Range("a number, at least 0", lambda value: value == 0 or _is_positive(value)),
+}
+_CORRECTIONS = _whole(0, "clicks after the first prompt")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse settings out of their range, before anything is read or built; a config need not have them all.
+
+    Raises:
+        UserError: a setting is out of its range. The message names all of them, and what they may be.
+    """
+    wrong = [
+        f"{key}={'null' if value is None else value}: expected {allowed.text}"
+        for key, allowed in _settings(cfg)
+        if not allowed.holds(value := OmegaConf.select(cfg, key))
+    ]
+    if wrong:
+        raise UserError("; ".join(wrong) + ".")
+    tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks") or []
+    source = OmegaConf.select(cfg, "dataloader.evaluator.prompt_source", default="ground_truth")
+    if "bbox" in tasks and source == "ground_truth":
+        raise UserError(
+            f"dataloader.evaluator.tasks={tasks}: with prompts from the ground truth a bbox AP would measure the "
+            "prompts. Take [segm]."
+        )
+
+
+def _settings(cfg: DictConfig) -> Iterator[tuple[str, _Range]]:
+    """Yield those settings that the config has, with their ranges."""
+    missing = object()
+    for key, allowed in _RANGES.items():
+        if OmegaConf.select(cfg, key, default=missing) is not missing:
+            yield key, allowed
+    for name, recipe in (OmegaConf.select(cfg, "model.prompts") or {}).items():
+        for kind in ("train_corrections", "test_corrections"):
+            if isinstance(recipe, DictConfig) and kind in recipe:
+                yield f"model.prompts.{name}.{kind}", _CORRECTIONS

@@ -1,0 +1,58 @@
+"""The metric that a training is ended by: which there are, and which way is better."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from detectron2.utils import comm
+from sam_d2.errors import UserError
+from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
+from sam_d2.evaluation.metric_names import metric_names
+
+_LOSS = "validation_loss"
+_MOST_SHOWN = 20
+
+
+def less_is_better(metric: str) -> bool:
+    """Tell whether a metric is the validation loss or a term of it; a class may well be called ``loss``."""
+    return metric == _LOSS or metric.startswith(f"{_LOSS}_")
+
+
+def require_metric(metric: str, evaluator: InstanceEvaluator, model: nn.Module, *, validation_loss: bool) -> None:
+    """Refuse a metric that no evaluation of the training will give; all processes take part.
+
+    Args:
+        metric: ``train.early_stop.metric``.
+        evaluator: of the test dataset.
+        model: its ``test_prompts``, where it has them, are what it is evaluated with, and ``loss_weights`` names the
+            terms of its loss.
+        validation_loss: whether the loss on the test images is computed.
+
+    Raises:
+        UserError: there is no such metric. The message has the nearest names, or those of COCO's own metrics.
+    """
+    problem = _problem(metric, evaluator, model, validation_loss) if comm.is_main_process() else ""
+    if message := comm.all_gather(problem)[0]:
+        raise UserError(message)
+
+
+def _problem(metric: str, evaluator: InstanceEvaluator, model: Any, validation_loss: bool) -> str:
+    names = metric_names(evaluator, getattr(model, "test_prompts", ()))
+    terms = [f"validation_{name}" for name in getattr(model, "loss_weights", ())]
+    if less_is_better(metric) and not validation_loss:
+        return f"train.early_stop.metric={metric}: it is not computed. Set train.validation_loss=true."
+    if validation_loss:
+        names += [_LOSS, *(terms or [metric] * less_is_better(metric))]
+    if metric in names:
+        return ""
+    ends = [name for name in names if name.endswith(f"/{metric}")]
+    near = ends or difflib.get_close_matches(metric, names, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    plain = [name for name in names if "AP-" not in name and "AR-" not in name][:_MOST_SHOWN]
+    return (
+        f"train.early_stop.metric={metric}: no evaluation gives it.{hint} There are {', '.join(plain)}, and of each "
+        "class segm/AP-<class>."
+    )
