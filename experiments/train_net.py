@@ -78,13 +78,14 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
 
 
 def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
-    """Build loader and evaluator; reads ``dataloader`` and ``train.output_dir``."""
+    """Build loader and evaluator; reads ``dataloader`` and of ``train``: ``output_dir, init_checkpoint``."""
     from detectron2.config import instantiate
     from sam_d2.evaluation.run import PromptedEvaluation
 
     evaluator = instantiate(cfg.dataloader.evaluator)
     evaluator.output_dir = Path(cfg.train.output_dir)
-    return PromptedEvaluation(evaluator, instantiate(cfg.dataloader.test), Path(cfg.train.output_dir))
+    loader, pretrained = instantiate(cfg.dataloader.test), bool(cfg.train.init_checkpoint)
+    return PromptedEvaluation(evaluator, loader, Path(cfg.train.output_dir), pretrained=pretrained)
 
 
 def build_model(cfg: DictConfig) -> nn.Module:

@@ -5,6 +5,7 @@ Importing this package makes ``import detectron2`` work: the installed Detectron
 that need no torch are instant.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from sam_d2.detectron2_source import provide_detectron2
@@ -21,6 +22,9 @@ provide_detectron2()
 def __getattr__(name: str) -> Any:
     if name != "Predictor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sam_d2.predictor import Predictor
+    with warnings.catch_warnings():
+        # fvcore compiles a function at import, and nothing that a user could change calls torch for it
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+        from sam_d2.predictor import Predictor
 
     return Predictor

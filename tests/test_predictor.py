@@ -395,3 +395,9 @@ def test_import_is_free_of_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "False False\n", done.stderr
     assert sam_d2.Predictor is Predictor and EncodedImage.__module__ == "sam_d2.predictor"
+
+
+def test_the_import_warns_of_nothing():
+    code = "import sam_d2; sam_d2.Predictor"
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert "torch.jit.script" not in done.stderr

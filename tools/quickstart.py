@@ -28,18 +28,31 @@ def run_folder(prompt: str) -> Path:
     return OUTPUT / f"sam_tiny_quickstart_{prompt}"
 
 
+def trained_steps(folder: Path) -> int | None:
+    """Steps of a finished run's training; None where its last checkpoint has no number."""
+    try:
+        number = (folder / "last_checkpoint").read_text().strip().removesuffix(".pth").rpartition("_")[2]
+        return int(number) + 1
+    except (OSError, ValueError):
+        return None
+
+
 def train_and_score(prompt: str, extra: list[str]) -> float:
     """Run train_net.py for one kind of prompt; returns its seconds."""
     folder = run_folder(prompt)
     command = [sys.executable, "experiments/train_net.py", "--config-file", "configs/sam_tiny.py"]
     command += ["--dataset", "quickstart", "--prompt", prompt]
+    heading = f"\n== {prompt} prompts =="
     if (folder / "model_final.pth").is_file():
         command.append("--eval-only")
+        steps = trained_steps(folder)
+        trained = "already trained" if steps is None else f"already trained ({steps} steps)"
+        heading += f"\n{trained}; scored again. Delete {folder} to train anew."
     elif folder.is_dir():
         command.append("--resume")
     command += extra
     shown = " ".join(shlex.quote(part) for part in ["python", *command[1:]])
-    print(f"\n== {prompt} prompts ==\n$ {shown}", flush=True)
+    print(f"{heading}\n$ {shown}", flush=True)
     start = time.perf_counter()
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:

@@ -183,7 +183,11 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
         else:
             table.new_boxes[row] = mask_box
             table.report(row, "warning", "bbox", found, "the bounds of the mask are used")
-    for row in np.flatnonzero(far & ~flat).tolist():
+    empty = (bounds[:, 2:] <= bounds[:, :2]).any(axis=1)
+    for row in np.flatnonzero(far & ~flat & empty).tolist():
+        found = f"the polygons' bounds {bounds[row].tolist()} have no area"
+        table.report(row, "warning", "segmentation", found, "the mask has no area; the box is used as it is")
+    for row in np.flatnonzero(far & ~flat & ~empty).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
         table.report(row, "warning", "bbox", found, "the box is used as it is; was XYXY written as XYWH?")
 

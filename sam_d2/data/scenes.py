@@ -119,7 +119,9 @@ def ensure_quickstart(folder: Path) -> Path:
     if _is_complete(folder, record):
         logger.info("Quickstart scenes: using %s", folder)
     else:
-        logger.info(
+        # Before a run's log is set up only warnings reach the terminal, and a silence this long looks like a fault.
+        logger.log(
+            logging.INFO if logger.isEnabledFor(logging.INFO) else logging.WARNING,
             "Quickstart scenes: writing %d training and %d test images to %s",
             record["num_train"],
             record["num_test"],

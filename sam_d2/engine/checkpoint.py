@@ -143,6 +143,8 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: the weights do not fit the model, or were trained to be asked otherwise than it asks.
         """
+        if not path:
+            self.logger.info("The model begins with random weights: train.init_checkpoint is empty")
         rest = super().load(path, checkpointables)
         if path and self._weights_record is not None:
             self._weights_record.came_from(str(path), rest, begins=self._begins)

@@ -9,16 +9,19 @@ import sys
 _INTERNAL = re.compile(
     r"Serializ(ing|ed) "  # how the dataset dicts are kept in memory
     r"|Distribution of instances among all "  # sam_d2.data says it in a line
-    r"|\[\w+\] Loading from +\.\.\."  # no weights: the line that follows says that they are random
+    r"|\[\w+\] Loading from +\.\.\.|No checkpoint found\. "  # no weights: sam_d2 says that they are random
+    r"|\[Checkpointer\] Loading from "  # fvcore's, after the same line of Detectron2's checkpointer
     r"|Total inference (pure compute )?time: |Overall training speed: "  # the results and the progress line have it
 )
 _SAID_ONCE = ("sam_d2.data.", "sam_d2.evaluation.coco_evaluator")
+_WARNED_ONCE = ("sam_d2.evaluation.coco_metrics",)
+"""Of the ground truth, so that each evaluation finds the same."""
 
 
 class ConsoleFilter(logging.Filter):
     """Keeps details of the machinery, and facts of the data that were said before, off the terminal.
 
-    Warnings always pass.
+    Warnings always pass, but for those that each evaluation repeats.
     """
 
     def __init__(self) -> None:
@@ -28,13 +31,12 @@ class ConsoleFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is shown."""
         text = record.getMessage()
-        if record.levelno > logging.INFO:
-            return True
-        if record.name.startswith(_SAID_ONCE):
+        warning = record.levelno > logging.INFO
+        if record.name.startswith(_WARNED_ONCE if warning else _SAID_ONCE):
             known = text in self._said
             self._said.add(text)
             return not known
-        return _INTERNAL.match(text) is None
+        return warning or _INTERNAL.match(text) is None
 
 
 def quiet_console() -> None:

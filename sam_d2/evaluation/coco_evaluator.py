@@ -223,14 +223,9 @@ class InstanceEvaluator(DatasetEvaluator):
 
     def _mean_iou(self, truth: GroundTruth) -> float:
         fit = mean_iou(truth, self.detections)
-        if fit.empty or fit.missing:
+        if fit.missing:
             _log.warning(
-                "%s: of %d instances %d have no prediction and count as IoU 0; "
-                "%d more have an empty mask and do not count",
-                self.split,
-                fit.instances,
-                fit.missing,
-                fit.empty,
+                "%s: of %d instances %d have no prediction and count as IoU 0", self.split, fit.instances, fit.missing
             )
         return fit.value
 

@@ -133,11 +133,12 @@ def _coco_records(
             record["id"] = identifier
     if set_aside:
         _log.warning(
-            "%s: %d instances have an empty %s, which nothing can match; they are left out of the %s AP",
+            "%s: %d instances have an empty %s, which nothing can match; they are left out of the %s AP%s",
             ground_truth.name,
             set_aside,
             "mask" if task == "segm" else "box",
             task,
+            " and of the mean IoU" if task == "segm" else "",
         )
     return truth, found
 

@@ -48,12 +48,21 @@ class PromptedEvaluation:
         loader: test loader of the same dataset.
         output_dir: run folder; ``report.json``, ``instances_<prompt>.npz``, ``gallery.png`` (one for
             each kind of prompt) and ``report.html`` are written there.
+        pretrained: whether the training begins with weights of a file; for the hint on a bad result.
     """
 
-    def __init__(self, evaluator: InstanceEvaluator, loader: Iterable[list[dict[str, Any]]], output_dir: Path) -> None:
+    def __init__(
+        self,
+        evaluator: InstanceEvaluator,
+        loader: Iterable[list[dict[str, Any]]],
+        output_dir: Path,
+        *,
+        pretrained: bool = False,
+    ) -> None:
         self.evaluator = evaluator
         self.loader = loader
         self.output_dir = output_dir
+        self.pretrained = pretrained
         self._baselines: list[Result] | None = None
         self._results: dict[tuple[str, str], list[Result]] = {}
         self._detections: dict[str, list[ImageDetections]] = {}
@@ -90,7 +99,7 @@ class PromptedEvaluation:
         ]
         report = self.output_dir / "report.json"
         write_report(report, results)
-        log_results([*results, *_base_from_before(results, read_report(report))])
+        log_results([*results, *_base_from_before(results, read_report(report))], pretrained=self.pretrained)
         if len(by_prompt) == 1:
             return OrderedDict(*by_prompt.values())
         merged = OrderedDict(

@@ -1,7 +1,8 @@
-"""What to say of a model that has learnt nothing yet: whether its training was short, as its loss has it."""
+"""What to say of a model that has learnt nothing yet, as its loss has it, or that has lost what it knew."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -11,7 +12,8 @@ from sam_d2.evaluation.results import Result
 NOTHING = 1.0
 """AP, 0-100, below which a model has learnt nothing that counts."""
 FAR = 5.0
-"""AP by which a trivial baseline must lead, so that the data are known to hold something to learn."""
+"""AP by which a trivial baseline must lead, so that the data are known to hold something to learn; or the base, which
+the training has then spoilt."""
 FEW_STEPS = 50
 """Steps, less than a warm-up, after which neither AP nor loss says anything."""
 _FALLING = 0.99
@@ -23,25 +25,37 @@ def training_losses() -> list[tuple[float, int]]:
     return histories["total_loss"].values() if "total_loss" in histories else []
 
 
-def short_training_hint(rows: Iterable[Result], losses: Sequence[tuple[float, int]]) -> str | None:
-    """Say why a model may have an AP of about 0 where trivial baselines are far above it.
+def short_training_hint(
+    rows: Iterable[Result], losses: Sequence[tuple[float, int]], *, pretrained: bool = False
+) -> str | None:
+    """Say why a model may be far below its base, or have an AP of about 0 where trivial baselines are far above it.
 
     Args:
         rows: results that can be compared with one another.
         losses: (total loss, iteration) of each step of this training.
+        pretrained: whether the training began with weights of a file.
 
     Returns:
         One line; None where the model has learnt something, no baseline leads far, or nothing was trained. The loss
         counts as falling where its mean over the last quarter of the steps is 1 % below that of the quarter before.
     """
-    by_method = {row.method: row.metric("AP") for row in rows}
-    best = max((by_method[name] for name in ("box_as_mask", "ellipse") if name in by_method), default=0.0)
-    if not losses or not by_method.get("model", NOTHING) < NOTHING or not best > by_method["model"] + FAR:
+    rows = list(rows)
+    if not losses:
         return None
+    score = next((row.score for row in rows if row.method == "model"), None)
+    by_method = {row.method: row.metric("AP") for row in rows if row.method != "base" or row.score == score}
     steps = losses[-1][1] + 1
-    after = f"Hint: after {steps} step{'s' if steps > 1 else ''} AP is about 0"
+    after = f"Hint: after {steps} step{'s' if steps > 1 else ''} AP"
+    if by_method.get("base", 0.0) > by_method.get("model", math.nan) + FAR:
+        fallen = f"fell from {by_method['base']:.1f} (base) to {by_method['model']:.1f}"
+        return f"{after} {fallen}. Its steps may be too large: try a lower optimizer.lr"
+    best = max((by_method[name] for name in ("box_as_mask", "ellipse") if name in by_method), default=0.0)
+    if not by_method.get("model", NOTHING) < NOTHING or not best > by_method["model"] + FAR:
+        return None
+    after += " is about 0"
     if steps < FEW_STEPS:
-        return f"{after}; so few say nothing yet. Raise train.max_iter, or begin with weights: train.init_checkpoint"
+        other = "" if pretrained else ", or begin with weights: train.init_checkpoint"
+        return f"{after}; so few say nothing yet. Raise train.max_iter{other}"
     if len(losses) < FEW_STEPS:
         return None  # resumed a moment ago
     quarter = len(losses) // 4

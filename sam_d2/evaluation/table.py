@@ -25,7 +25,7 @@ _SOURCES = {
     "file": "prompts from a file",
 }
 _REFERENCES = {
-    "base": "its base, the model before this training",
+    "base": "its base",
     "box_as_mask": "the box as mask",
     "ellipse": "the inscribed ellipse",
 }
@@ -121,19 +121,20 @@ def legend(results: Iterable[Result]) -> str:
 
 
 def shortfalls(results: Iterable[Result]) -> list[str]:
-    """One line for each reference (base, box as mask, ellipse) that the model does not beat.
+    """One line for each kind of prompt with which the model does not beat a reference (base, box as mask, ellipse).
 
     Args:
         results: Rows of a report, in any order.
 
     Returns:
-        Lines that name the split, the prompt, the metrics (AP, mIoU) and both values; none where the model
-        wins.
+        Lines that name the references, of each the metrics (AP, mIoU) and both values, and the split, prompt and
+        task; none where the model wins.
     """
     lines = []
     for rows in grouped(results):
         models = [row for row in rows if row.method == "model"]
         for model in models:
+            better = []
             for reference in rows:
                 if reference.method not in _REFERENCES or (
                     reference.method == "base" and reference.score != model.score
@@ -145,18 +146,20 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
                     if model.metric(name) < reference.metric(name)
                 ]
                 if worse:
-                    lines.append(
-                        f"WORSE than {_REFERENCES[reference.method]}: {model.split}, prompt {model.prompt}, "
-                        f"{model.task} {', '.join(worse)}"
-                    )
+                    better.append(f"{_REFERENCES[reference.method]} ({', '.join(worse)})")
+            if better:
+                *others, last = better
+                names = f"{', '.join(others)} and {last}" if others else last
+                lines.append(f"WORSE than {names}: {model.split}, prompt {model.prompt}, {model.task}")
     return lines
 
 
-def log_results(results: Iterable[Result]) -> None:
-    """Log the table with its legend, as a warning each reference that the model does not beat, and a hint why.
+def log_results(results: Iterable[Result], *, pretrained: bool = False) -> None:
+    """Log the table with its legend, as a warning the references that the model does not beat, and a hint why.
 
     Args:
         results: Rows of a report, in any order.
+        pretrained: Whether the training that runs now began with weights of a file.
     """
     rows = list(results)
     if rows:
@@ -164,7 +167,7 @@ def log_results(results: Iterable[Result]) -> None:
     for line in shortfalls(rows):
         _log.warning("*** %s ***", line)
     losses = training_losses()
-    hints = (short_training_hint(group, losses) for group in grouped(rows))
+    hints = (short_training_hint(group, losses, pretrained=pretrained) for group in grouped(rows))
     for hint in dict.fromkeys(hint for hint in hints if hint is not None):
         _log.info(hint)
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -297,6 +298,18 @@ def test_quickstart_is_written_once_and_again_when_it_is_out_of_date(tmp_path, m
     next((folder / "images/train").iterdir()).unlink()
     scenes.ensure_quickstart(folder)
     assert len(written) == 6
+
+
+@pytest.mark.parametrize(("level", "shown"), [(logging.NOTSET, "WARNING"), (logging.INFO, "INFO")])
+def test_the_first_write_is_said_even_before_a_log_is_set_up(level, shown, tmp_path, monkeypatch, caplog):
+    log = logging.getLogger("made.scenes")  # without a level of its own it has the root's, which lets warnings pass
+    monkeypatch.setattr(log, "level", level)
+    log.manager._clear_cache()
+    monkeypatch.setattr(scenes, "logger", log)
+    monkeypatch.setattr(scenes, "write_scenes", lambda folder: None)
+    scenes.ensure_quickstart(tmp_path / "quickstart")
+    assert [record.levelname for record in caplog.records] == [shown]
+    assert "writing 400 training and 60 test images" in caplog.text
 
 
 def test_files_of_another_origin_are_never_replaced(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, loaded strictly, and never run."""
 
+import logging
 import math
 import os
 import pickle
@@ -249,3 +250,9 @@ class TestBest:
         trainer.register_hooks([BestCheckpoint(2, SimpleNamespace(save_dir=str(tmp_path)), "segm/AP")])
         trainer.train(0, 4)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_said(caplog):
+    with caplog.at_level(logging.INFO, logger="fvcore"):
+        Checkpointer(nn.Linear(2, 2)).load("")
+    assert "begins with random weights" in caplog.text

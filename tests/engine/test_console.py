@@ -13,13 +13,14 @@ HIDDEN = [
     "Serialized dataset takes 3.88 MiB",
     "Distribution of instances among all 2 categories:\n|  category  | #instances   |",
     "[DetectionCheckpointer] Loading from  ...",
+    "No checkpoint found. Initializing model from scratch",
+    "[Checkpointer] Loading from checkpoints/sam_vit_b_01ec64.pth ...",
     "Total inference time: 0:00:02.532286 (0.046042 s / iter per device, on 1 devices)",
     "Total inference pure compute time: 0:00:01 (0.035138 s / iter per device, on 1 devices)",
     "Overall training speed: 3 iterations in 0:00:01 (0.3633 s / it)",
 ]
 SHOWN = [
     "[DetectionCheckpointer] Loading from checkpoints/sam_vit_b_01ec64.pth ...",
-    "No checkpoint found. Initializing model from scratch",
     "Inference done 11/60. Dataloading: 0.0062 s/iter.",
     "Total training time: 0:00:01 (0:00:00 on hooks)",
     "results: Distribution of instances among all",
@@ -45,6 +46,13 @@ def test_facts_of_the_data_are_said_once():
     assert said == [True, True, False]
     assert all(console.filter(record("a: 3 images", "sam_d2.data.register", logging.WARNING)) for _ in range(2))
     assert all(console.filter(record("results", "sam_d2.evaluation.table")) for _ in range(2))
+
+
+def test_warnings_that_each_evaluation_repeats_are_shown_once():
+    console = ConsoleFilter()
+    name = "sam_d2.evaluation.coco_metrics"
+    said = [console.filter(record(f"{count} empty", name, logging.WARNING)) for count in (3, 3, 4)]
+    assert said == [True, False, True]
 
 
 def test_the_terminal_is_filtered_and_the_file_is_whole(monkeypatch, tmp_path):

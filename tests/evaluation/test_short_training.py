@@ -1,5 +1,6 @@
 import logging
 
+import msgspec
 import pytest
 
 from detectron2.utils.events import EventStorage
@@ -25,6 +26,27 @@ def test_few_steps_say_nothing():
     hint = short_training_hint(rows(), losses(12.0, 11.0, 10.0))
     assert "after 3 steps AP is about 0" in hint and "so few say nothing yet" in hint
     assert "falls" not in hint
+
+
+def test_weights_are_not_advised_to_who_has_them():
+    assert "init_checkpoint" in short_training_hint(rows(), losses(3.0, 2.0))
+    hint = short_training_hint(rows(), losses(3.0, 2.0), pretrained=True)
+    assert "train.max_iter" in hint and "init_checkpoint" not in hint
+
+
+@pytest.mark.parametrize(
+    ("base", "score", "told"),
+    [(35.2, "predicted_iou", True), (35.0, "predicted_iou", False), (90.0, "stability", False)],
+)
+def test_a_model_far_below_its_base_had_too_large_steps(base, score, told):
+    # 30 + 5 is the limit; ranked by another score it is no comparison
+    before = msgspec.structs.replace(rows()[0], method="base", score=score, metrics={"AP": base})
+    hint = short_training_hint([*rows(model=30.0), before], losses(3.0, 2.0), pretrained=True)
+    assert (hint is not None) == told
+    if told:
+        assert "after 2 steps AP fell from 35.2 (base) to 30.0" in hint
+        assert "optimizer.lr" in hint and "max_iter" not in hint
+    assert short_training_hint([*rows(model=30.0), before], []) is None  # not trained now
 
 
 def test_a_falling_loss_asks_for_more_steps():

@@ -86,15 +86,20 @@ def test_shortfalls(caplog):
         row("box_as_mask", 35.0, 0.698),
         row("ellipse", 39.0, 0.771),
     ]
-    base, ellipse = shortfalls(rows)
-    assert "WORSE than its base" in base
-    assert "AP 40.00 < 41.00" in base
-    assert "mIoU" not in base
-    assert "WORSE than the inscribed ellipse" in ellipse
-    assert "mIoU 0.750 < 0.771" in ellipse
+    assert shortfalls(rows) == [
+        "WORSE than its base (AP 40.00 < 41.00) and the inscribed ellipse (mIoU 0.750 < 0.771): "
+        "iwp_test, prompt box, segm"
+    ]
+    of_points = [row("model", 1.0, prompt="point"), *(row(m, 2.0, prompt="point") for m in ("base", "box_as_mask"))]
+    of_points.append(row("ellipse", 2.0, 0.1, prompt="point"))
+    _, point = shortfalls([*rows, *of_points])  # a line for each kind of prompt
+    assert point == (
+        "WORSE than its base (AP 1.00 < 2.00), the box as mask (AP 1.00 < 2.00) and the inscribed ellipse "
+        "(AP 1.00 < 2.00): iwp_test, prompt point, segm"
+    )
     caplog.set_level(logging.INFO)
     log_results(rows)
-    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     # equal is not worse, undefined is not worse, and a base with another score or prompt is not compared
     assert not shortfalls([row("model", 40.0), row("base", 40.0), row("ellipse", math.nan)])
     assert not shortfalls([row("model", 40.0), row("base", 41.0, score="stability"), row("base", 41.0, prompt="point")])
