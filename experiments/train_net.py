@@ -104,12 +104,14 @@ def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.checkpoint import Checkpointer
     from sam_d2.engine.resume import weights_text
     from sam_d2.engine.run import checkpoint_to_evaluate
+    from sam_d2.engine.selection import selected_on
     from sam_d2.evaluation.expected import check_expected, published_results
 
     model = build_model(cfg)
     checkpoint = checkpoint_to_evaluate(cfg, args)
     saved = Checkpointer(model).load(str(checkpoint))
     evaluation = build_evaluation(cfg)
+    evaluation.evaluator.selected = selected_on(checkpoint, saved) == evaluation.evaluator.dataset_name
     results = evaluation(model)
     evaluation.finish(weights_text(checkpoint, saved), cfg)
     published = published_results(checkpoint, str(cfg.dataloader.test.dataset.names))
@@ -218,6 +220,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
         logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
         raise
+    if trainer.stopped:
+        evaluation.mark_selected()
     evaluation.finish(weights_text(f"{FINAL}.pth", {"iteration": trainer.iter - 1, RECORD: record}))
     check_expected(cfg.train.get("expected_results", []), results)
 

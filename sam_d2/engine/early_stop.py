@@ -47,7 +47,13 @@ class EarlyStop(HookBase):
         self._waited = 0
 
     def before_train(self) -> None:
-        """End a resumed training that was over before it was interrupted."""
+        """Say what the scores are then worth; end a resumed training that was over before it was interrupted."""
+        if self.patience is not None:
+            logger.info(
+                "Early stop looks at %s on the test images: they choose the weights, so scores on them flatter. "
+                "Figures to publish are of a split that chose nothing (docs/fine-tuning.md).",
+                self.metric,
+            )
         if self.patience is not None and self._waited >= self.patience:
             logger.warning("%s Set train.early_stop.patience higher to go on.", self._text())
             self.trainer.stop()

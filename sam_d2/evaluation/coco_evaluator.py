@@ -40,6 +40,8 @@ class InstanceEvaluator(DatasetEvaluator):
     Metrics are those of :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`.
 
     Attributes:
+        selected: Whether the weights were chosen by scores on this split, for the report; set it before
+            :meth:`evaluate`.
         results: After :meth:`evaluate`, in the main process: one :class:`Result` per task, for report.json;
             the segm row holds ``mIoU`` too.
         detections: After :meth:`evaluate`, in the main process: what was scored, for the gallery.
@@ -106,6 +108,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self.max_dets = max_dets
         self.split = dataset_name if split is None else split
         self.pseudo_ground_truth = pseudo_ground_truth
+        self.selected = False
         self.ground_truth = ground_truth
         self.results: list[Result] = []
         self.detections: list[ImageDetections] = []
@@ -252,6 +255,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     score=self.score,
                     max_dets=limit,
                     pseudo_ground_truth=self.pseudo_ground_truth,
+                    selected=self.selected,
                     seconds=seconds,
                     metrics=metrics,
                 )

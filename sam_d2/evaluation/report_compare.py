@@ -17,7 +17,7 @@ from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import chart_grid, escape, page, table
 from sam_d2.evaluation.report_tables import metric_head, source_of
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import NO_PROMPT, Result
+from sam_d2.evaluation.results import NO_PROMPT, Result, selected_text
 from sam_d2.evaluation.table import counts_text, grouped, metric_text
 
 _CURVES = (
@@ -79,7 +79,7 @@ def compare_text(runs: Sequence[Run]) -> list[Table]:
             shown.add_column(name, justify="right", no_wrap=True)
         best = _best([row for _, row in rows])
         for name, row in rows:
-            cells = [Text(clean(cell)) for cell in (name, _prompts(row), row.method)]
+            cells = [Text(clean(cell)) for cell in (name, _prompts(row), row.method + selected_text(row))]
             for metric in _METRICS:
                 value = row.metric(metric)
                 cells.append(Text(metric_text(metric, value), style="bold" if value == best[metric] else ""))
@@ -182,7 +182,11 @@ def _table_html(label: str, rows: Sequence[tuple[str, Result]]) -> str:
     best = _best([row for _, row in rows])
     lines = []
     for name, row in rows:
-        cells = [escape(name), escape(_prompts(row)), escape(METHOD_NAMES.get(row.method, row.method))]
+        cells = [
+            escape(name),
+            escape(_prompts(row)),
+            escape(METHOD_NAMES.get(row.method, row.method) + selected_text(row)),
+        ]
         for metric in _METRICS:
             value = row.metric(metric)
             text = metric_text(metric, value)

@@ -10,7 +10,7 @@ import numpy as np
 from sam_d2.evaluation.report_charts import METHOD_NAMES
 from sam_d2.evaluation.report_data import Evaluation
 from sam_d2.evaluation.report_html import escape, table
-from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text
+from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, selected_text
 from sam_d2.evaluation.table import COLUMNS, counts_text, metric_text
 
 _WORDS = {"base": "base, before training"}
@@ -51,7 +51,7 @@ def method_table(rows: Sequence[Result]) -> str:
         words.append(counts_text(first))
     lines = [
         [
-            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method))),
+            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method)) + selected_text(row)),
             *(metric_text(name, row.metric(name)) for name in names),
             str(row.max_dets),
             f"{row.seconds:.1f} s",

@@ -41,6 +41,8 @@ class Result(msgspec.Struct, kw_only=True):
         score: Name of the score that ranks the masks; ``constant`` for the baselines.
         max_dets: Detections that count per image and class.
         pseudo_ground_truth: Whether the truth itself was made by a model.
+        selected: Whether the weights were chosen by scores on this very split, as those of ``model_best.pth`` or where
+            early stop ended the training.
         seconds: Wall-clock time of prediction and evaluation.
         metrics: AP and AR 0-100, IoU 0-1; NaN where undefined, null in the file.
     """
@@ -57,6 +59,7 @@ class Result(msgspec.Struct, kw_only=True):
     score: str
     max_dets: int
     pseudo_ground_truth: bool
+    selected: bool = False
     seconds: float
     metrics: dict[str, float | None]
 
@@ -74,6 +77,11 @@ class Result(msgspec.Struct, kw_only=True):
         """A metric's value, NaN where the row does not have it."""
         value = self.metrics.get(name)
         return math.nan if value is None else value
+
+
+def selected_text(row: Result) -> str:
+    """What to put behind a row's method where its split chose the weights; else nothing."""
+    return " (selected on this split)" if row.selected else ""
 
 
 class _Report(msgspec.Struct):

@@ -115,6 +115,14 @@ class PromptedEvaluation:
             self._baselines = evaluate_baselines(truth, split=self.evaluator.split, max_dets=self.evaluator.max_dets)
         return self._baselines or []
 
+    def mark_selected(self) -> None:
+        """Say in the report that the last scores chose the weights, as where early stop ended a training."""
+        rows = [row for (method, _), rows in self._results.items() if method == "model" for row in rows]
+        if comm.is_main_process() and rows:
+            for row in rows:
+                row.selected = True
+            write_report(self.output_dir / "report.json", rows)
+
     def finish(self, checkpoint: str | Path, config: DictConfig | None = None) -> None:
         """Keep what the last evaluation found of each instance, draw its gallery, and rebuild ``report.html``.
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sam_d2.evaluation.results import NO_PROMPT, Result
+from sam_d2.evaluation.results import NO_PROMPT, Result, selected_text
 from sam_d2.evaluation.short_training import short_training_hint, training_losses
 
 COLUMNS = ("AP", "AP50", "AP75", "AR", "mIoU")
@@ -37,6 +37,7 @@ _TERMS = {
     "base": "base: the model before training",
     "box_as_mask": "box_as_mask: no model, the box filled",
     "ellipse": "ellipse: no model, the ellipse in the box",
+    "selected": "selected on this split: its scores chose the weights, so they flatter",
 }
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def results_table(results: Iterable[Result]) -> str:
             table.add_column(name, justify="right")
         for row in rows:
             cells = [metric_text(name, row.metric(name)) for name in columns]
-            table.add_row(row.method, *cells, str(row.max_dets), f"{row.seconds:.1f}")
+            table.add_row(row.method + selected_text(row), *cells, str(row.max_dets), f"{row.seconds:.1f}")
         console.print(_title(rows), soft_wrap=True, markup=False, highlight=False)
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -113,6 +114,8 @@ def legend(results: Iterable[Result]) -> str:
     """
     rows = list(results)
     used = {"AP", *(row.method for row in rows), *(name for row in rows for name in row.metrics)}
+    if any(row.selected for row in rows):
+        used.add("selected")
     terms = "; ".join(words for term, words in _TERMS.items() if term in used)
     return textwrap.fill(f"{terms}. More in docs/report.md", 120, break_on_hyphens=False)
 

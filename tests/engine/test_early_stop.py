@@ -12,6 +12,7 @@ from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.early_stop import EarlyStop
 from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
+from sam_d2.evaluation import read_report
 
 
 class Model(nn.Module):
@@ -136,4 +137,10 @@ def test_a_run(tmp_path, train_net):
     values = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert len(values) == 2 and values[0] == values[1]
     assert (folder / "model_final.pth").is_file() and (folder / "report.json").is_file()
-    assert "model_final.pth, step 4 of 20 (stopped early)<" in (folder / "report.html").read_text()
+    assert "Early stop looks at validation_loss on the test images" in log.partition("Stopped")[0]
+    report = (folder / "report.html").read_text()
+    assert "model_final.pth, step 4 of 20 (stopped early)<" in report
+    assert report.count("(selected on this split)") == 1  # the model's row, the baselines' are not
+    train_net(folder, "--eval-only")
+    [model] = [row for row in read_report(folder / "report.json") if row.method == "model"]
+    assert model.selected

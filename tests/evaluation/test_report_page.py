@@ -265,6 +265,14 @@ def test_comparison():
     ]  # fmt: skip
 
 
+def test_weights_that_the_split_chose_are_marked():
+    chosen = run(results=[row(selected=True), row("ellipse")])
+    assert run_page(chosen).count("model (selected on this split)") == 1
+    assert compare_page([chosen, run("two")]).count("model (selected on this split)") == 1
+    [table] = compare_text([chosen, run("two")])
+    assert str(next(iter(table.columns[2].cells))) == "model (selected on this split)"
+
+
 def test_comparison_tells_whose_boxes_the_prompts_were():
     runs = [run("one", results=[row()]), run("two", results=[row(prompt_boxes="mask")])]
     [table] = compare_text(runs)

@@ -44,6 +44,20 @@ def test_a_base_of_other_annotations_is_no_comparison(finished_run, tmp_path, tr
     assert "WORSE than its base" not in log and not re.search("^ +base ", log, re.MULTILINE)
 
 
+def test_the_best_checkpoint_is_selected_on_the_split_that_chose_it(finished_run, tmp_path, train_net):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+
+    def selected():
+        rows = json.loads((folder / "report.json").read_text())["results"]
+        return [row["method"] for row in rows if row["selected"]]
+
+    assert selected() == []
+    train_net(folder, "--eval-only", f"train.init_checkpoint={folder / 'model_best.pth'}")
+    assert selected() == ["model"]
+    train_net(folder, "--eval-only")
+    assert selected() == []
+
+
 def test_recomputed_boxes_are_said_and_replace_no_row(finished_run, tmp_path, train_net):
     folder = shutil.copytree(finished_run, tmp_path / "run")
     before = json.loads((folder / "report.json").read_text())["results"]

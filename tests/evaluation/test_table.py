@@ -56,6 +56,15 @@ def test_what_was_measured_on_is_counted_and_other_annotations_are_no_comparison
     assert not shortfalls(rows)
 
 
+def test_scores_that_chose_the_weights_say_so():
+    text = results_table([row("model", 40.0, selected=True), row("ellipse", 30.0)])
+    assert [line.strip().split("  ")[0] for line in text.splitlines()[-2:]] == [
+        "model (selected on this split)", "ellipse",
+    ]  # fmt: skip
+    assert "selected on this split: " in legend([row("model", 40.0, selected=True)])
+    assert "selected" not in legend([row("model", 40.0)])
+
+
 def test_ap_at_100_stands_beside():
     crowded = row("model", 50.0, max_dets=285)
     crowded.metrics["AP@100"] = 40.0
