@@ -187,7 +187,7 @@ class Checkpointer(DetectionCheckpointer):
                 load_checkpoint_file(filename)
             data = super()._load_file(filename)
             self._convert_ndarray_to_tensor(data["model"])
-        except (pickle.UnpicklingError, KeyError, AttributeError, TypeError, ValueError) as error:
+        except (pickle.UnpicklingError, AssertionError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{filename}: not a file of weights as Detectron2's zoo has them ({error}).") from error
         return {**data, "model": weights_in(data, filename)}
 

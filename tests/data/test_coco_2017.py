@@ -14,8 +14,18 @@ pytestmark = pytest.mark.usefixtures("catalogs")
 
 
 @pytest.fixture(autouse=True)
-def no_root(monkeypatch):
+def fresh(monkeypatch):
+    """Catalogs without COCO, which an installed Detectron2 registers and gets back."""
     monkeypatch.delenv(ROOT_VARIABLE, raising=False)
+    monkeypatch.setattr("sam_d2.data.register._registered", {})
+    names = ("coco_2017_train", "coco_2017_val")
+    kept = {name: (DatasetCatalog.pop(name), MetadataCatalog.pop(name)) for name in names if name in DatasetCatalog}
+    yield
+    for name in names:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+    for name, (function, metadata) in kept.items():
+        DatasetCatalog[name], MetadataCatalog[name] = function, metadata
 
 
 def write_coco(root, splits=("train", "val")):
@@ -48,10 +58,8 @@ def test_is_found_in_both_places(tmp_path, monkeypatch, place):
     assert resolve_dataset("coco_2017", tmp_path / "data" / "datasets.json") == found
 
 
-def test_detectron2s_own_registration_gives_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam_d2.data.register._registered", {})
-    if "coco_2017_train" not in DatasetCatalog.list():
-        DatasetCatalog.register("coco_2017_train", list)
+def test_detectron2s_own_registration_gives_way(tmp_path):
+    DatasetCatalog.register("coco_2017_train", list)
     MetadataCatalog.get("coco_2017_train").set(thing_classes=["builtin"])
     write_coco(tmp_path / "data")
     assert resolve_dataset("coco_2017", tmp_path / "data" / "datasets.json").classes == ["person", "car"]

@@ -201,3 +201,16 @@ def test_two_processes_give_what_one_gives(tmp_path):
     np.testing.assert_equal(json.loads((tmp_path / "metrics.json").read_text()), json.loads(json.dumps(expected)))
     results = "coco_instances_results.json"
     assert json.loads((tmp_path / results).read_text()) == json.loads((tmp_path / "alone" / results).read_text())
+
+
+def test_boxes_are_measured_in_double_precision(tmp_path):
+    evaluator = InstanceEvaluator(NAME, tmp_path, prompt="none", prompt_source="detector", tasks=["bbox"])
+    evaluator.reset()
+    found = Instances(SIZE)
+    left, right = np.float32(0.1), np.float32(59.3)
+    found.pred_boxes = Boxes(torch.tensor([[left, 1.0, right, 30.0]]))
+    found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([1])
+    evaluator.process([{"image_id": "a", "height": SIZE[0], "width": SIZE[1]}], [{"instances": found}])
+    evaluator.evaluate()
+    (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert row["bbox"][2] == float(right) - float(left) != float(right - left), "as numbers of 32 bits it is another"
