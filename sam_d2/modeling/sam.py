@@ -211,7 +211,7 @@ class PromptableSAM(nn.Module):
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
         if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
-            self.weights_record.multimask_trained = True
+            self.weights_record.multimask_reached = True
         return self.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),
