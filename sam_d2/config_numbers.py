@@ -69,7 +69,8 @@ def check_numbers(cfg: DictConfig) -> None:
     """Refuse settings out of their range, before anything is read or built; a config need not have them all.
 
     Raises:
-        UserError: a setting is out of its range. The message names all of them, and what they may be.
+        UserError: a setting is out of its range, or images would be resized to another size than the canvas. The
+            message names what is wrong, and what it may be.
     """
     wrong = [
         f"{key}={'null' if value is None else value}: expected {allowed.text}"
@@ -78,6 +79,7 @@ def check_numbers(cfg: DictConfig) -> None:
     ]
     if wrong:
         raise UserError("; ".join(wrong) + ".")
+    _check_canvas(cfg)
     tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks") or []
     source = OmegaConf.select(cfg, "dataloader.evaluator.prompt_source", default="ground_truth")
     if "bbox" in tasks and source == "ground_truth":
@@ -85,6 +87,18 @@ def check_numbers(cfg: DictConfig) -> None:
             f"dataloader.evaluator.tasks={tasks}: with prompts from the ground truth a bbox AP would measure the "
             "prompts. Take [segm]."
         )
+
+
+def _check_canvas(cfg: DictConfig) -> None:
+    """Refuse a mapper that fills only a part of the canvas: the model would be trained on another scale, unseen."""
+    canvas = OmegaConf.select(cfg, "model.image_encoder.img_size")
+    for part in ("train", "test", "validation"):
+        size = OmegaConf.select(cfg, f"dataloader.{part}.mapper.image_size")
+        if canvas is not None and size is not None and size != canvas:
+            raise UserError(
+                f"dataloader.{part}.mapper.image_size={size}: expected the canvas, "
+                f"model.image_encoder.img_size={canvas}. Change the canvas; the mappers follow it."
+            )
 
 
 def _settings(cfg: DictConfig) -> Iterator[tuple[str, _Range]]:

@@ -91,5 +91,13 @@ def test_boxes_of_prompts_from_the_ground_truth_are_not_scored(cfg):
     check_numbers(apply_overrides(cfg, ["+dataloader.evaluator.prompt_source=detector"]))
 
 
+@pytest.mark.parametrize("part", ["train", "test", "validation"])
+def test_the_mappers_fill_the_canvas(cfg, part):
+    with pytest.raises(UserError, match=rf"dataloader\.{part}\.mapper\.image_size=64: expected .*img_size=128"):
+        check_numbers(apply_overrides(cfg, [f"dataloader.{part}.mapper.image_size=64"]))
+    cfg = apply_overrides(cfg, ["model.image_encoder.img_size=64"])
+    check_numbers(cfg)
+
+
 def test_a_config_without_them_passes():
     check_numbers(OmegaConf.create({"model": {}, "train": {"seed": 1}}))

@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from sam_d2.data.loader import sample_seed
 from sam_d2.engine.not_finite import not_finite_text
 from sam_d2.errors import UserError
+from sam_d2.modeling.weights_record import note_step
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class Trainer(SimpleTrainer):
             raise UserError(not_finite_text(self.iter + 1, means, self.optimizer, limit, self._hooks)) from error
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        note_step(self.model)
         get_event_storage().put_scalar("images", images * comm.get_world_size(), smoothing_hint=False)
 
     def _backward_of(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from detectron2.structures import Instances
+from sam_d2.errors import UserError
 from sam_d2.modeling.masks import InstanceMasks, mask_extent, rasterise_crop
 from sam_d2.modeling.prompts import Prompts
 
@@ -65,12 +66,23 @@ class PointSampler:
         negative: points outside; where the mask leaves nothing free, positive ones take their place, so that every
             instance has the same number of points.
         margin: growth of the box on each side, as a share of its side, but at least a pixel.
+
+    Raises:
+        UserError: there is no positive point, or less than no negative one.
     """
 
     random: bool = False
     positive: int = 1
     negative: int = 0
     margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of points that would be no prompt."""
+        if self.positive < 1 or self.negative < 0:
+            raise UserError(
+                f"PointSampler in model.prompts: positive={self.positive}, negative={self.negative}: expected at least "
+                "1 positive point and 0 negative ones."
+            )
 
     def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
         """Return points (N, P, 2), xy pixel indices in the frame of ``instances``, with labels (N, P) in {1, 0}."""
@@ -160,3 +172,15 @@ class MixedSampler:
         """Return what the sampler that was drawn makes of ``instances``."""
         choice = int(torch.randint(len(self.samplers), (), generator=generator))
         return self.samplers[choice](instances, generator)
+
+
+def may_be_ambiguous(sampler: PromptSampler) -> bool:
+    """Tell whether a sampler may give single points, which ``model.multimask`` answers with three masks.
+
+    One of a class that is not known here may.
+    """
+    if isinstance(sampler, MixedSampler):
+        return any(may_be_ambiguous(one) for one in sampler.samplers)
+    if isinstance(sampler, PointSampler):
+        return sampler.positive + sampler.negative == 1
+    return not isinstance(sampler, BoxSampler)

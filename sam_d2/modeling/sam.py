@@ -6,6 +6,7 @@ SAM's names, so official checkpoints load without a mapping of keys.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe
+from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
 from sam_d2.modeling.scoring import parse_score, score_masks
 from sam_d2.modeling.weights_record import WeightsRecord
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LOSSES = ("loss_focal", "loss_dice", "loss_iou")
@@ -113,6 +117,13 @@ class PromptableSAM(nn.Module):
         self.canvas: int = self.image_encoder.img_size
         self.low_res: int = self.prompt_encoder.mask_input_size[0]
         self._freeze(tuple(freeze))
+        used = [prompts[prompt].train, *(prompts[name].test for name in self.test_prompts)]
+        if multimask and not any(may_be_ambiguous(sampler) for sampler in used if sampler is not None):
+            logger.warning(
+                "model.multimask=true has no effect: no prompt of model.prompt=%s is a single point, and every other "
+                "has one mask",
+                prompt,
+            )
 
     @property
     def test_prompts(self) -> list[str]:
@@ -200,7 +211,7 @@ class PromptableSAM(nn.Module):
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
         if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
-            self.weights_record.multimask_trained = True
+            self.weights_record.multimask_reached = True
         return self.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),

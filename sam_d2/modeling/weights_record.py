@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from torch import nn
+
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,7 @@ class WeightsRecord:
     Attributes:
         multimask_trained: whether mask outputs 1 to 3, which only ``model.multimask`` reaches, have ever been
             trained. Random weights have not.
+        multimask_reached: whether gradients on their way to the next step come from these outputs.
         file: that the model's weights are from, empty for random ones.
     """
 
@@ -32,6 +35,7 @@ class WeightsRecord:
     def __init__(self, *, draw_boxes: bool) -> None:
         self.draw_boxes = draw_boxes
         self.multimask_trained = False
+        self.multimask_reached = False
         self.file = ""
 
     def entries(self) -> dict[str, bool]:
@@ -89,3 +93,10 @@ class WeightsRecord:
                 "false). Take multimask=false for them, or train them: model.multimask=true, a prompt with single "
                 "points, train.eval_base=false. SAM's published weights have them trained."
             )
+
+
+def note_step(model: nn.Module) -> None:
+    """Let a model, wrapped for several processes or not, know that an optimizer has taken a step."""
+    record = getattr(getattr(model, "module", model), "weights_record", None)
+    if isinstance(record, WeightsRecord) and record.multimask_reached:
+        record.multimask_trained, record.multimask_reached = True, False

@@ -52,11 +52,12 @@ def test_biases_norms_embeddings_and_named_parameters_do_not_decay():
     assert set(names(model, kept)) == expected
 
 
-def test_a_model_that_names_nothing_and_groups_that_are_empty():
+def test_a_model_that_names_nothing_groups_that_are_empty_and_nothing_at_all():
     linear = nn.Linear(2, 3, bias=False)
     assert parameter_groups(linear, 0.1) == [{"params": [linear.weight], "weight_decay": 0.1}]
     assert parameter_groups(nn.LayerNorm(2), 0.1)[0]["weight_decay"] == 0.0
-    assert parameter_groups(linear.requires_grad_(False), 0.1) == []
+    with pytest.raises(UserError, match=r"no parameter to train\. Take a part out of model\.freeze"):
+        parameter_groups(linear.requires_grad_(False), 0.1)
 
 
 @pytest.mark.parametrize("freeze", ["[]", "[image_encoder,prompt_encoder]"])

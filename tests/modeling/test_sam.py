@@ -1,6 +1,7 @@
 """The meta-architecture with random weights."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -344,6 +345,8 @@ class TestSettings:
             ("model.freeze=[encoder]", "model.freeze: encoder is not one of image_encoder"),
             ("+model.loss_weights.loss_edge=1.0", "model.loss_weights: expected loss_focal, loss_dice, loss_iou"),
             ("model.prompts.clicks.train_corrections=-1", "train_corrections=-1 .*: expected at least 0"),
+            ("model.prompts.points.train.positive=0", "positive=0, negative=1: expected at least 1 positive"),
+            ("model.prompts.points.test.negative=-1", "positive=3, negative=-1: expected at least 1 positive"),
             ("model.instances_per_chunk=0", "model.instances_per_chunk=0: expected at least 1"),
             ("model.image_encoder.img_size=70", "70 is not a multiple of patch_size=8. Take 64 or 72"),
             ("model.image_encoder.patch_size=2", "patch_size must be a multiple of 4"),
@@ -352,6 +355,22 @@ class TestSettings:
     def test_are_checked_when_the_model_is_built(self, build_model, override, message):
         with pytest.raises(UserError, match=message):
             build_model(override)
+
+    @pytest.mark.parametrize(
+        ("prompt", "multimask", "warned"),
+        [
+            ("box", True, True),
+            ("points", True, True),
+            ("point", True, False),
+            ("mixed", True, False),
+            ("clicks", True, False),
+            ("box", False, False),
+        ],
+    )
+    def test_three_masks_that_no_prompt_asks_for(self, build_model, monkeypatch, caplog, prompt, multimask, warned):
+        monkeypatch.setattr(logging.getLogger("sam_d2"), "propagate", True)
+        build_model(f"model.prompt={prompt}", f"model.multimask={multimask}")
+        assert ("model.multimask=true has no effect" in caplog.text) == warned
 
 
 class TestDrawnBoxes:

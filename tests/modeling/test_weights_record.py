@@ -8,9 +8,11 @@ import torch
 import sam_d2  # noqa: F401
 from sam_d2.engine.base_weights import ENTRY
 from sam_d2.engine.checkpoint import FINAL, Checkpointer, load_checkpoint_file
+from sam_d2.engine.trainer import Trainer
 from sam_d2.engine.weights import FOLDER_VARIABLE
 from sam_d2.errors import UserError
 from sam_d2.modeling.prompts import Prompts
+from sam_d2.modeling.weights_record import note_step
 
 REFUSED = r"model_final\.pth: the three masks .* never trained"
 
@@ -36,6 +38,7 @@ def save(tmp_path):
 
 def train(model, batch):
     sum(model.train()(batch).values()).backward()
+    note_step(model)
     return model
 
 
@@ -93,6 +96,22 @@ def test_a_validation_loss_trains_none(build, batch, save):
         model(batch)
     with pytest.raises(UserError, match=REFUSED):
         load(build(True), save(model))(batch)
+
+
+def test_a_forward_without_a_step_trains_none(build, batch, save):
+    model = build(True)
+    sum(model.train()(batch).values()).backward()
+    assert not model.weights_record.multimask_trained
+    with pytest.raises(UserError, match=REFUSED):
+        load(build(True), save(model))(batch)
+    note_step(torch.nn.ModuleDict({"module": model}))  # as DDP holds it
+    assert model.weights_record.multimask_trained
+
+
+def test_the_trainers_step_trains_them(build, batch):
+    model = build(True)
+    Trainer(model, [batch], torch.optim.SGD(model.parameters(), lr=0.1)).train(0, 1)
+    assert model.weights_record.multimask_trained
 
 
 def test_later_training_with_three_makes_up_for_it(build, batch, save):
