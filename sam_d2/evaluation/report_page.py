@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam_d2.evaluation.gallery import FILL, RISING
 from sam_d2.evaluation.report_charts import (
     METHOD_COLOURS,
     METHOD_NAMES,
@@ -179,7 +180,8 @@ def _instances(evaluation: Evaluation) -> str:
 
 def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
     info = evaluation.info
-    heading = f"<h2>Gallery, {escape(info.prompt)} prompts</h2>"
+    order = "" if any(tile.label for tile in info.tiles) else f", {RISING}"
+    heading = f"<h2>Gallery, {escape(info.prompt)} prompts{order}</h2>"
     if not info.tiles:
         return ""
     if not shown:
@@ -189,17 +191,18 @@ def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
         name = Path(tile.file_name).name
         counts = f"{tile.instances} instances, {tile.predictions} predicted"
         iou = "" if tile.mean_iou is None else f"mean IoU {tile.mean_iou:.3f}, "
-        caption = escape(f"{tile.label}: {name} · {iou}{counts}")
+        caption = escape(f"{tile.label}: {name} · {iou}{counts}".removeprefix(": "))
+        label = f"<b>{escape(tile.label)}</b> " if tile.label else ""
         items.append(
             f'<li><button type="button" class="tile sheet" data-caption="{caption}">'
             f'<img src="{data_uri(overlay)}" alt="{caption}: outlines of prediction and ground truth">'
             f'<img src="{data_uri(plain)}" alt="{escape(name)}: the image itself" hidden>'
-            f"<span><b>{escape(tile.label)}</b> {escape(iou.removesuffix(', '))}<em>{escape(name)}</em>"
+            f"<span>{label}{escape(iou.removesuffix(', '))}<em>{escape(name)}</em>"
             f"<em>{counts}</em></span></button></li>"
         )
     legend = (
         '<ul class="legend"><li><span class="key area" style="color: var(--truth); background: '
-        'color-mix(in srgb, var(--truth) 40%, transparent)"></span>ground truth</li>'
+        f'color-mix(in srgb, var(--truth) {FILL:.0%}, transparent)"></span>ground truth</li>'
         '<li><span class="key" style="color: var(--prediction)"></span>prediction</li></ul>'
     )
     hint = '<p class="soft">Click an image to enlarge it beside the photograph; arrow keys go on.</p>'

@@ -144,6 +144,15 @@ def test_page_says_what_it_shows():
     assert page.all("button")[0]["class"] == "tile sheet"
 
 
+def test_tiles_without_a_label_have_one_heading():
+    found = with_tiles()
+    assert "worst to best" not in run_page(run(evaluations=[found]))
+    found.info.tiles[0].label = ""
+    text = run_page(run(evaluations=[found]))
+    assert text.count("worst to best") == 1 and "Gallery, box prompts, worst to best" in text
+    assert 'data-caption="a.png · mean IoU 0.250' in text and "<b></b>" not in text
+
+
 def test_prompts_of_a_detector_are_no_oracle():
     rows = [row(prompt_source="detector"), row(prompt_source="detector", task="bbox")]
     text = run_page(run(results=rows, evaluations=[evaluation(prompt_source="detector", paired=False)]))
