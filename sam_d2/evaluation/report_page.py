@@ -144,14 +144,14 @@ def _series(run: Run, metric: str, colour: int = 0) -> list[Series]:
 
 
 def _levels(run: Run, metric: str) -> list[Series]:
-    """The references of the run's first table as level lines."""
+    """The references of the run's first table: baselines as level lines, the base as the point before training."""
     rows = [row for row in grouped(run.results)[0] if row.method in ("base", "box_as_mask", "ellipse")]
     return [
         Series(
             f"{metric} of {METHOD_NAMES[row.method]}",
             [(0, row.metric(metric))],
             METHOD_COLOURS[row.method] if row.method == "base" else METHOD_COLOURS[row.method] + 3,
-            dashed=True,
+            dashed=row.method != "base",
         )
         for row in rows
         if not math.isnan(row.metric(metric))

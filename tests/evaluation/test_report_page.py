@@ -220,6 +220,31 @@ def test_chart_takes_its_colours_from_the_page():
     assert set(re.findall(r"(?:stroke|fill): (#\w+)", chart.svg)) == set()
 
 
+def marks(svg):
+    """x and y of each marker, in the SVG's units."""
+    return [
+        (float(x), float(y)) for x, y in re.findall(r'<use href="#m\w+" x="([\d.]+)" y="([\d.]+)" style="fill', svg)
+    ]
+
+
+def test_steps_begin_at_0_where_the_base_stands():
+    series = [Series("AP", [(100, 20.0), (200, 40.0)], 0), Series("base", [(0, 0.0)], 7)]
+    chart = line_chart("AP", series, "AP", from_zero=True)
+    assert chart.legend == [("AP", 0, "line"), ("base", 7, "dot")]
+    (x1, y1), (x2, y2), (x0, y0) = marks(chart.svg)[-3:]
+    # equal steps in x and in y: 0 to 100 to 200, and 0 to 20 to 40
+    assert x2 - x1 == pytest.approx(x1 - x0, abs=0.01) and x1 > x0
+    assert y1 - y2 == pytest.approx(y0 - y1, abs=0.01) and y0 > y1
+    axis = max(float(y) for y in re.findall(r'<path d="M [\d.]+ ([\d.]+) *\nL', chart.svg))
+    assert y0 < axis - 3  # 0 lies above the frame's lower edge
+
+
+def test_the_base_is_the_point_before_training():
+    chart = run_page(run(curves={"segm/AP": [(199, 50.0)]}))
+    keys = re.findall(r'<span class="key (\w+)"[^>]*></span>(AP[^<]*)<', chart)
+    assert keys == [("dot", "AP"), ("dot", "AP of base"), ("dashed", "AP of ellipse in the box")]
+
+
 def test_long_curve_is_thinned():
     chart = line_chart("loss", [Series("a", [(step, 1.0 + step % 2) for step in range(40_000)], 0)], "loss")
     assert len(chart.svg) < 60 * MOST_POINTS
