@@ -16,7 +16,7 @@ from sam_d2.evaluation.report_charts import (
     size_chart,
 )
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
-from sam_d2.evaluation.report_html import chart_grid, data_uri, definitions, escape, escape_lines, page
+from sam_d2.evaluation.report_html import breakable, chart_grid, data_uri, definitions, escape, escape_lines, page
 from sam_d2.evaluation.report_tables import class_table, method_table, source_of
 from sam_d2.evaluation.results import Result, write_atomically
 from sam_d2.evaluation.table import grouped, metric_text, shortfalls
@@ -85,7 +85,7 @@ def _header(run: Run, title: str) -> str:
     if run.evaluations:
         tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')
     oracle = f'<p class="soft">{_ORACLE}</p>' if run.oracle else ""
-    return f"<header><h1>{escape(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
+    return f"<header><h1>{breakable(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
 
 
 def _cards(rows: Sequence[Result], *, several: bool) -> str:

@@ -20,7 +20,7 @@ from sam_d2.evaluation.report_page import run_page
 from sam_d2.evaluation.report_text import clean
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\u202e$\\frac$'
-VOID = {"meta", "img", "br", "link", "path", "use"}
+VOID = {"meta", "img", "br", "wbr", "link", "path", "use"}
 
 
 class Page(HTMLParser):
@@ -151,6 +151,13 @@ def test_tiles_without_a_label_have_one_heading():
     text = run_page(run(evaluations=[found]))
     assert text.count("worst to best") == 1 and "Gallery, box prompts, worst to best" in text
     assert 'data-caption="a.png · mean IoU 0.250' in text and "<b></b>" not in text
+
+
+def test_long_names_of_runs_may_go_on_in_the_next_line():
+    runs = [run("a_<b>"), run("other", config="optimizer: {lr: 0.2}\n")]
+    # in the results, above the column of the classes, and above that of the settings
+    assert compare_page(runs).count("a_<wbr>&lt;b&gt;") >= 3
+    assert "a_<wbr>&lt;b&gt;: box prompts" in run_page(runs[0])
 
 
 def test_prompts_of_a_detector_are_no_oracle():
