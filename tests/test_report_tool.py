@@ -79,6 +79,12 @@ def test_nothing_to_report(report_tool, tmp_path, content, message):
     assert not (folder / "report.html").exists()
 
 
+def test_the_full_path_is_said(finished_run, report_tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report_tool(finished_run, finished_run) == 0
+    assert f"Wrote {tmp_path / 'comparison.html'}" in capsys.readouterr().out
+
+
 def test_output_is_a_folder(finished_run, report_tool, tmp_path):
     with pytest.raises(UserError, match="is a folder; name the file"):
         report_tool(finished_run, "--output", tmp_path)

@@ -98,6 +98,14 @@ def test_test_split(visualize, tmp_path, capsys, prompt):
     assert "4 images, 7 instances" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("prompt", "told"), [("clicks", True), ("point", False)])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_of_clicks_the_first_is_shown_which_is_said(visualize, tmp_path, capsys, prompt, split, told):
+    visualize(tmp_path / "x.png", "--split", split, "--prompt", prompt, "--count", "1")
+    # training adds 4 corrections; the longest test, clicks_5, as many
+    assert ("Only the first point is shown: up to 4 more follow" in capsys.readouterr().out) == told
+
+
 def test_output_is_no_png(visualize, tmp_path):
     with pytest.raises(UserError, match=r"FILE\.png"):
         visualize(tmp_path / "x.jpg")

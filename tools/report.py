@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         metavar="FILE",
         type=Path,
-        help="page to write (default: RUN/report.html of one run, comparison.html here of several)",
+        help="page to write (default: RUN/report.html of one run, comparison.html in the working directory of several)",
     )
     return parser
 
@@ -41,7 +41,7 @@ def main() -> int:
     content = run_page(runs[0]) if single else compare_page(runs)
     write_atomically(output, content.encode("utf-8"))
     print_comparison(runs)
-    print(f"Wrote {output}")
+    print(f"Wrote {output.resolve()}")
     return 0
 
 

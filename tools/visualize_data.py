@@ -113,6 +113,16 @@ def make_prompts(recipes: dict[str, Any], name: str, split: str, record: dict[st
     return prompts.rescaled(instances.image_size, tuple(record["image"].shape[-2:]))
 
 
+def corrections(cfg: DictConfig, split: str) -> int:
+    """Points that follow the first where the model's mask is wrong, for which there is no model here."""
+    if "prompts" not in cfg.model:
+        return 0
+    recipes, name = cfg.model.prompts, cfg.model.prompt
+    if split == "train":
+        return recipes[name].get("train_corrections", 0)
+    return max(recipes[test].get("test_corrections", 0) for test in recipes[name].get("tested_as") or [name])
+
+
 def instance_masks(instances: Instances, size: tuple[int, int]) -> np.ndarray:
     """The masks, (N, height, width) bool, scaled to ``size`` from the frame of the instances."""
     import cv2
@@ -226,8 +236,13 @@ def main() -> int:
     ]
     split = "training" if args.split == "train" else "a test"
     title = f"{registered}: what the model gets in {split}, {prompts_text(prompt)}"
+    further = corrections(cfg, args.split)
+    if further:
+        title += ", the first point of each"
     write_tiles(output, [(draw(sample), caption(sample)) for sample in shown], title, handles, columns=4)
     print(f"Wrote {output}: {len(shown)} images, {sum(len(sample.record['instances']) for sample in shown)} instances")
+    if further:
+        print(f"Only the first point is shown: up to {further} more follow where the model's mask is wrong.")
     return 0
 
 

@@ -4,7 +4,8 @@
         "train": {"json": "iwp/dataset_train.json", "images": "iwp"},
         "test": {"json": "iwp/dataset_test.json", "images": "iwp"}}}}}
 
-Paths are relative to the manifest. Where one file serves both, each split says which part it is:
+Paths are relative to the manifest, or absolute: so are those written that lie outside of the repository folder, because
+they hold where a clone is moved. Where one file serves both, each split says which part it is:
 `"split": {"part": "train", "fraction": 0.8, "seed": 0}`; nothing is copied.
 """
 
@@ -103,7 +104,7 @@ def add_to_manifest(path: Path, name: str, entry: ManifestDataset, replace: bool
     Args:
         path: the manifest; it and its folder are made where they do not exist.
         name: of the dataset.
-        entry: with paths relative to the manifest (:func:`relative_to_manifest`).
+        entry: with paths as :func:`relative_to_manifest` gives them.
         replace: overwrite another entry of that name.
 
     Raises:
@@ -138,8 +139,15 @@ def clean_name(name: str) -> str:
 
 
 def relative_to_manifest(target: Path, manifest: Path) -> str:
-    """Return a path as the manifest keeps it."""
-    return Path(os.path.relpath(target.resolve(), manifest.parent.resolve())).as_posix()
+    """Return a path as the manifest keeps it: relative to it, and absolute outside of the manifest's repository.
+
+    Where the manifest is in no repository, its own folder takes the repository's place.
+    """
+    target, folder = target.resolve(), manifest.parent.resolve()
+    repository = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), folder)
+    if not target.is_relative_to(repository):
+        return target.as_posix()
+    return Path(os.path.relpath(target, folder)).as_posix()
 
 
 def from_manifest(entry: str, manifest: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A picture of what the numbers mean: predicted outlines (purple) over the ground truth (blue)."""
+"""A picture of what the numbers mean: predicted outlines (purple) over those of the ground truth (blue)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ COLUMNS = 3
 _LINE_LENGTH = 64
 TRUTH_COLOUR = (40, 130, 255)
 PREDICTION_COLOUR = (175, 0, 215)
-_FILL = 0.4
-"""Opacity of the ground truth's area."""
+FILL = 0.25
+"""Opacity of the ground truth's area: enough to tell inside from outside, so little that the object is seen."""
+
+RISING = "worst to best"
+"""Heading of tiles that have no label of their own."""
 
 Colour = tuple[int, int, int]
 
@@ -43,10 +46,10 @@ class GalleryRow:
     """One tile of the gallery.
 
     Attributes:
-        label: Why the image is shown, such as ``worst``.
+        label: Why the image is shown, such as ``worst``; empty where all are, from worst to best.
         file_name: Of the image.
-        image: (h, w, 3) uint8 RGB thumbnail, grey with the outlines drawn.
-        plain: The same without outlines, in its own colours.
+        image: (h, w, 3) uint8 RGB thumbnail with the outlines drawn.
+        plain: The same without outlines.
         mean_iou: 0-1 over its instances; NaN where prompts and instances are not paired.
         instances: In the ground truth, crowd regions not counted.
         predictions: Masks that the model gave.
@@ -115,8 +118,7 @@ def draw_masks(image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: 
         (h, w, 3) uint8 RGB.
     """
     size = (image.shape[1], image.shape[0])
-    # grey lets the two colours stand out from any photograph
-    canvas: npt.NDArray[Any] = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    canvas: npt.NDArray[Any] = image.copy()
     covered = np.zeros(canvas.shape[:2], dtype=bool)
     outlines: list[tuple[Colour, Sequence[npt.NDArray[np.int32]]]] = []
     for colour, rles in ((TRUTH_COLOUR, truth), (PREDICTION_COLOUR, predictions)):
@@ -129,7 +131,7 @@ def draw_masks(image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: 
             contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
             outlines.append((colour, contours))
     tint = np.array(TRUTH_COLOUR, dtype=np.float32)
-    canvas[covered] = ((1 - _FILL) * canvas[covered] + _FILL * tint).astype(np.uint8)
+    canvas[covered] = ((1 - FILL) * canvas[covered] + FILL * tint).astype(np.uint8)
     for colour, contours in outlines:
         cv2.drawContours(canvas, contours, -1, colour, 1 if colour == TRUTH_COLOUR else 2, cv2.LINE_AA)
     return np.asarray(canvas, dtype=np.uint8)
@@ -152,9 +154,12 @@ def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "")
     for row in rows[:MAX_IMAGES]:
         iou = "" if np.isnan(row.mean_iou) else f", mean IoU {row.mean_iou:.3f}"
         counts = f"{row.instances} instances, {row.predictions} predicted"
-        tiles.append((row.image, f"{row.label}: {clean(Path(row.file_name).name)}\n{counts}{iou}"))
+        label = f"{row.label}: " if row.label else ""
+        tiles.append((row.image, f"{label}{clean(Path(row.file_name).name)}\n{counts}{iou}"))
+    if title and not any(row.label for row in rows):
+        title += f", {RISING}"
     handles = [
-        Patch(facecolor=(*_unit(TRUTH_COLOUR), _FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
+        Patch(facecolor=(*_unit(TRUTH_COLOUR), FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
         Line2D([], [], color=_unit(PREDICTION_COLOUR), linewidth=2, label="prediction"),
     ]
     write_tiles(path, tiles, title, handles)
@@ -201,13 +206,16 @@ def write_tiles(
 
 
 def _choose(means: npt.NDArray[np.float64], count: int) -> list[tuple[str, int]]:
-    """Labels and indices of the images to show: worst, median and best, or an even spread without figures."""
+    """Labels and indices of the images to show: worst, median and best, or an even spread without figures.
+
+    Few enough are shown from worst to best, without a label each.
+    """
     ranked = [int(index) for index in np.argsort(means, kind="stable") if not np.isnan(means[index])]
     if not ranked:
         spread = np.unique(np.linspace(0, len(means) - 1, min(count, len(means))).round().astype(int))
         return [("example", int(index)) for index in spread]
     if len(ranked) <= count:
-        return [("by rising mean IoU", index) for index in ranked]
+        return [("", index) for index in ranked]
     third = count // 3
     middle = (len(ranked) - third) // 2
     parts = (("worst", 0), ("median", middle), ("best", len(ranked) - third))

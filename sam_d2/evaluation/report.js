@@ -39,3 +39,11 @@ if (dialog && typeof dialog.showModal === "function") {
     image.addEventListener("click", () => dialog.classList.toggle("full"))
   );
 }
+
+// A table that goes on beyond its right edge fades out there.
+document.querySelectorAll(".scroll").forEach((box) => {
+  const mark = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  box.addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(box);
+  mark();
+});

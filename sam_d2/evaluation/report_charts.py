@@ -40,6 +40,9 @@ _SIZE = (4.7, 3.3)
 """Inches; 338 x 238 in the SVG's own units, so that 10 point text is readable on a telephone."""
 _COCO_SIZES = (32, 96)
 _QUANTILES = 12
+_FEW_POINTS = 10
+_MARGIN = 0.03
+"""Of an axis, beyond its first and last value, so that no mark is cut."""
 
 LegendKind = Literal["line", "dashed", "dot"]
 
@@ -81,16 +84,17 @@ class Chart:
 def line_chart(
     title: str, series: Sequence[Series], ylabel: str, *, log: bool = False, from_zero: bool = False
 ) -> Chart:
-    """Values over the steps of a training.
+    """Values over the steps of a training, from step 0.
 
-    A series of one point is drawn as a level over the whole width where it is dashed, as a dot elsewhere.
+    A series of one point is drawn as a level over the whole width where it is dashed, as a dot elsewhere; the fewer
+    points, the larger they are.
 
     Args:
         title: Above the chart.
         series: At least one with points.
         ylabel: With its unit.
         log: Whether the value axis is logarithmic; values from 0 down are then left out.
-        from_zero: Whether the value axis begins at 0.
+        from_zero: Whether the value axis begins at 0, with a margin that shows what lies there.
     """
     figure, axes = _axes("step", ylabel)
     for index, one in enumerate(series):
@@ -100,17 +104,22 @@ def line_chart(
             axes.axhline(y[0], linestyle=(0, (4, 3)), **style)  # type: ignore[arg-type]
         else:
             line = (0, (4, 3)) if one.dashed else ("-", (0, (6, 1.5)), (0, (1, 1)))[index // len(SERIES) % 3]
-            axes.plot(x, y, linestyle=line, marker="o" if len(x) <= 40 else "", markersize=3, **style)  # type: ignore[arg-type]
+            size = 7 if len(x) == 1 else 5 if len(x) <= _FEW_POINTS else 3
+            axes.plot(x, y, linestyle=line, marker="o" if len(x) <= 40 else "", markersize=size, **style)  # type: ignore[arg-type]
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    last = max(1.0, *(x for one in series for x, _ in one.points))
+    axes.set_xlim(-_MARGIN * last, (1 + _MARGIN) * last)
     if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if from_zero:
-        axes.set_ylim(0, max(0.05, *(y for one in series for _, y in one.points)) * 1.06)
+        top = max(0.05, *(y for one in series for _, y in one.points))
+        axes.set_ylim(-_MARGIN * top, 1.06 * top)
     legend: list[tuple[str, int, LegendKind]] = [
-        (one.label, one.colour % len(SERIES), "dashed" if one.dashed else "line") for one in series
+        (one.label, one.colour % len(SERIES), "dashed" if one.dashed else "dot" if len(one.points) == 1 else "line")
+        for one in series
     ]
     return Chart(title, _svg(figure, title), legend)
 

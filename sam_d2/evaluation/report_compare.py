@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sam_d2.evaluation.report_charts import METHOD_NAMES, Series, line_chart
 from sam_d2.evaluation.report_data import Run, flat_config
-from sam_d2.evaluation.report_html import chart_grid, escape, page, table
+from sam_d2.evaluation.report_html import breakable, chart_grid, escape, page, table
 from sam_d2.evaluation.report_tables import metric_head, source_of
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import NO_PROMPT, Result, selected_text
@@ -183,7 +183,7 @@ def _table_html(label: str, rows: Sequence[tuple[str, Result]]) -> str:
     lines = []
     for name, row in rows:
         cells = [
-            escape(name),
+            breakable(name),
             escape(_prompts(row)),
             escape(METHOD_NAMES.get(row.method, row.method) + selected_text(row)),
         ]
@@ -217,7 +217,7 @@ def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
             f"<b>{metric_text('AP', value)}</b>" if value == best else metric_text("AP", value) for value in values
         ]
         lines.append([escape(metric.removeprefix("AP-")), *cells])
-    drawn = table(["class", *map(escape, columns)], lines, caption="AP (0-100) of each class", tall=True)
+    drawn = table(["class", *map(breakable, columns)], lines, caption="AP (0-100) of each class", tall=True)
     return f'<h2>AP per class</h2><div class="sheet">{drawn}</div>'
 
 
@@ -232,6 +232,6 @@ def _differences_html(runs: Sequence[Run], names: Sequence[str]) -> str:
     lines = [
         [escape(key), *("-" if value is None else escape(value) for value in values)] for key, values in rows.items()
     ]
-    header = ["setting", *(escape(name) for name, _ in kept)]
+    header = ["setting", *(breakable(name) for name, _ in kept)]
     drawn = table(header, lines, caption="Keys of the config", text_columns=len(header), tall=True)
     return f'{heading}{note}<div class="sheet values">{drawn}</div>'

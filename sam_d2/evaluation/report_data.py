@@ -31,7 +31,7 @@ class Tile(msgspec.Struct, kw_only=True):
     """Caption of one image of the gallery; NaN is null in the file.
 
     Attributes:
-        label: Why it is shown, such as ``worst``.
+        label: Why it is shown, such as ``worst``; empty where all images are, from worst to best.
         file_name: Of the image.
         mean_iou: 0-1; None where prompts and instances are not paired.
         instances: In the ground truth.

@@ -21,6 +21,11 @@ def escape(text: object) -> str:
     return html.escape(clean(text), quote=True)
 
 
+def breakable(text: object) -> str:
+    """A name as HTML for an element, that may go on in the next line after an underscore."""
+    return escape(text).replace("_", "_<wbr>")
+
+
 def escape_lines(text: str) -> str:
     """The same for a text of several lines."""
     return "\n".join(escape(line) for line in text.splitlines())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam_d2.evaluation.gallery import FILL, RISING
 from sam_d2.evaluation.report_charts import (
     METHOD_COLOURS,
     METHOD_NAMES,
@@ -15,7 +16,7 @@ from sam_d2.evaluation.report_charts import (
     size_chart,
 )
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
-from sam_d2.evaluation.report_html import chart_grid, data_uri, definitions, escape, escape_lines, page
+from sam_d2.evaluation.report_html import breakable, chart_grid, data_uri, definitions, escape, escape_lines, page
 from sam_d2.evaluation.report_tables import class_table, method_table, source_of
 from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, write_atomically
 from sam_d2.evaluation.table import grouped, metric_text, shortfalls
@@ -84,7 +85,7 @@ def _header(run: Run, title: str) -> str:
     if run.evaluations:
         tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')
     oracle = f'<p class="soft">{_ORACLE}</p>' if run.oracle else ""
-    return f"<header><h1>{escape(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
+    return f"<header><h1>{breakable(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
 
 
 def _cards(rows: Sequence[Result], *, several: bool) -> str:
@@ -149,14 +150,14 @@ def _series(run: Run, metric: str, colour: int = 0) -> list[Series]:
 
 
 def _levels(run: Run, metric: str) -> list[Series]:
-    """The references of the run's first table as level lines."""
+    """The references of the run's first table: baselines as level lines, the base as the point before training."""
     rows = [row for row in grouped(run.results)[0] if row.method in ("base", "box_as_mask", "ellipse")]
     return [
         Series(
             f"{metric} of {METHOD_NAMES[row.method]}",
             [(0, row.metric(metric))],
             METHOD_COLOURS[row.method] if row.method == "base" else METHOD_COLOURS[row.method] + 3,
-            dashed=True,
+            dashed=row.method != "base",
         )
         for row in rows
         if not math.isnan(row.metric(metric))
@@ -185,7 +186,8 @@ def _instances(evaluation: Evaluation) -> str:
 
 def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
     info = evaluation.info
-    heading = f"<h2>Gallery, {escape(prompts_text(info.prompt))}</h2>"
+    order = "" if any(tile.label for tile in info.tiles) else f", {RISING}"
+    heading = f"<h2>Gallery, {escape(prompts_text(info.prompt))}{order}</h2>"
     if not info.tiles:
         return ""
     if not shown:
@@ -195,17 +197,18 @@ def _gallery(evaluation: Evaluation, *, shown: bool) -> str:
         name = Path(tile.file_name).name
         counts = f"{tile.instances} instances, {tile.predictions} predicted"
         iou = "" if tile.mean_iou is None else f"mean IoU {tile.mean_iou:.3f}, "
-        caption = escape(f"{tile.label}: {name} · {iou}{counts}")
+        caption = escape(f"{tile.label}: {name} · {iou}{counts}".removeprefix(": "))
+        label = f"<b>{escape(tile.label)}</b> " if tile.label else ""
         items.append(
             f'<li><button type="button" class="tile sheet" data-caption="{caption}">'
             f'<img src="{data_uri(overlay)}" alt="{caption}: outlines of prediction and ground truth">'
             f'<img src="{data_uri(plain)}" alt="{escape(name)}: the image itself" hidden>'
-            f"<span><b>{escape(tile.label)}</b> {escape(iou.removesuffix(', '))}<em>{escape(name)}</em>"
+            f"<span>{label}{escape(iou.removesuffix(', '))}<em>{escape(name)}</em>"
             f"<em>{counts}</em></span></button></li>"
         )
     legend = (
         '<ul class="legend"><li><span class="key area" style="color: var(--truth); background: '
-        'color-mix(in srgb, var(--truth) 40%, transparent)"></span>ground truth</li>'
+        f'color-mix(in srgb, var(--truth) {FILL:.0%}, transparent)"></span>ground truth</li>'
         '<li><span class="key" style="color: var(--prediction)"></span>prediction</li></ul>'
     )
     hint = '<p class="soft">Click an image to enlarge it beside the photograph; arrow keys go on.</p>'

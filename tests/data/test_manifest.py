@@ -103,12 +103,22 @@ def test_paths_are_relative_to_the_manifest(tmp_path):
     manifest = tmp_path / "project/data/datasets.json"
     manifest.parent.mkdir(parents=True)
     target = tmp_path / "elsewhere/images"
+    (tmp_path / ".git").mkdir()
     assert relative_to_manifest(target, manifest) == "../../elsewhere/images"
     assert from_manifest("../../elsewhere/images", manifest) == target
     assert from_manifest(str(target), manifest) == target
     # the manifest may be reached by a link; its paths are meant from where it really is
     (tmp_path / "link").symlink_to(manifest.parent)
     assert relative_to_manifest(target, tmp_path / "link/datasets.json") == "../../elsewhere/images"
+
+
+def test_paths_outside_of_the_repository_are_absolute(tmp_path):
+    manifest = tmp_path / "project/data/datasets.json"
+    manifest.parent.mkdir(parents=True)
+    near, sibling, far = manifest.parent / "iwp", tmp_path / "project/images", tmp_path / "elsewhere/images"
+    assert [relative_to_manifest(path, manifest) for path in (near, sibling, far)] == ["iwp", str(sibling), str(far)]
+    (tmp_path / "project/.git").touch()  # a file in a worktree, a folder in a clone
+    assert [relative_to_manifest(path, manifest) for path in (near, sibling, far)] == ["iwp", "../images", str(far)]
 
 
 def test_where_the_manifest_is(tmp_path, monkeypatch):

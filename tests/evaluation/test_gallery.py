@@ -25,12 +25,29 @@ def test_prediction_over_truth(make_truth, make_detections):
         return round(pixel * LONG_SIDE / 100)
 
     assert tuple(image[at(90), at(90)]) == (120, 120, 120)  # outside
-    # 0.4 of blue and 0.6 of the grey 120 within the truth, cut to an integer
-    assert tuple(image[at(20), at(25)]) == tuple(int(0.6 * 120 + 0.4 * channel) for channel in TRUTH_COLOUR)
+    # a quarter of blue and three of the grey 120 within the truth, cut to an integer
+    assert tuple(image[at(20), at(25)]) == tuple(int(0.75 * 120 + 0.25 * channel) for channel in TRUTH_COLOUR)
     distances = np.abs(image[at(20)].astype(int) - np.array(PREDICTION_COLOUR)).sum(axis=1)
     outline = np.flatnonzero(distances < 60)
     # the prediction's left and right edges, at 10 and 20, and nothing purple elsewhere on that row
     assert {round(x * 100 / LONG_SIDE) for x in outline} == {10, 20}
+
+
+def test_the_photograph_keeps_its_colours(make_truth, make_detections):
+    truth = make_truth({1: [(A, 0)]})
+    green = np.zeros((100, 100, 3), dtype=np.uint8)
+    green[:, :, 1] = 200
+    image = draw_masks(green, [one.rle for one in truth[1].instances], [])
+    assert tuple(image[90, 90]) == (0, 200, 0)
+    assert image[20, 20].argmax() == 1  # within the truth, too
+
+
+def test_few_images_are_shown_from_worst_to_best_and_labelled_once(make_truth, make_detections):
+    # IoU 20 x 20 / 20 x 20 and 10 x 20 / 20 x 20
+    truth = make_truth({1: [(A, 0)], 2: [(A, 0)]})
+    found = [make_detections(1, [(A, 0.9)], prompt_index=[0]), make_detections(2, [(HALF_A, 0.9)], prompt_index=[0])]
+    rows = gallery_rows(truth, found, read_image=grey)
+    assert [(row.label, row.file_name, row.mean_iou) for row in rows] == [("", "2.png", 0.5), ("", "1.png", 1.0)]
 
 
 def test_worst_median_best(make_truth, make_detections):

@@ -20,7 +20,7 @@ from sam_d2.evaluation.report_page import run_page
 from sam_d2.evaluation.report_text import clean
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\u202e$\\frac$'
-VOID = {"meta", "img", "br", "link", "path", "use"}
+VOID = {"meta", "img", "br", "wbr", "link", "path", "use"}
 
 
 class Page(HTMLParser):
@@ -144,6 +144,22 @@ def test_page_says_what_it_shows():
     assert page.all("button")[0]["class"] == "tile sheet"
 
 
+def test_tiles_without_a_label_have_one_heading():
+    found = with_tiles()
+    assert "worst to best" not in run_page(run(evaluations=[found]))
+    found.info.tiles[0].label = ""
+    text = run_page(run(evaluations=[found]))
+    assert text.count("worst to best") == 1 and "Gallery, box prompts, worst to best" in text
+    assert 'data-caption="a.png · mean IoU 0.250' in text and "<b></b>" not in text
+
+
+def test_long_names_of_runs_may_go_on_in_the_next_line():
+    runs = [run("a_<b>"), run("other", config="optimizer: {lr: 0.2}\n")]
+    # in the results, above the column of the classes, and above that of the settings
+    assert compare_page(runs).count("a_<wbr>&lt;b&gt;") >= 3
+    assert "a_<wbr>&lt;b&gt;: box prompts" in run_page(runs[0])
+
+
 def test_prompts_of_a_detector_are_no_oracle():
     rows = [row(prompt_source="detector"), row(prompt_source="detector", task="bbox")]
     text = run_page(run(results=rows, evaluations=[evaluation(prompt_source="detector", paired=False)]))
@@ -216,6 +232,31 @@ def test_chart_takes_its_colours_from_the_page():
     assert chart.legend == [("a", 0, "line"), ("b", 1, "dashed")]
     assert "var(--c0)" in chart.svg and "var(--c1)" in chart.svg and "currentColor" in chart.svg
     assert set(re.findall(r"(?:stroke|fill): (#\w+)", chart.svg)) == set()
+
+
+def marks(svg):
+    """x and y of each marker, in the SVG's units."""
+    return [
+        (float(x), float(y)) for x, y in re.findall(r'<use href="#m\w+" x="([\d.]+)" y="([\d.]+)" style="fill', svg)
+    ]
+
+
+def test_steps_begin_at_0_where_the_base_stands():
+    series = [Series("AP", [(100, 20.0), (200, 40.0)], 0), Series("base", [(0, 0.0)], 7)]
+    chart = line_chart("AP", series, "AP", from_zero=True)
+    assert chart.legend == [("AP", 0, "line"), ("base", 7, "dot")]
+    (x1, y1), (x2, y2), (x0, y0) = marks(chart.svg)[-3:]
+    # equal steps in x and in y: 0 to 100 to 200, and 0 to 20 to 40
+    assert x2 - x1 == pytest.approx(x1 - x0, abs=0.01) and x1 > x0
+    assert y1 - y2 == pytest.approx(y0 - y1, abs=0.01) and y0 > y1
+    axis = max(float(y) for y in re.findall(r'<path d="M [\d.]+ ([\d.]+) *\nL', chart.svg))
+    assert y0 < axis - 3  # 0 lies above the frame's lower edge
+
+
+def test_the_base_is_the_point_before_training():
+    chart = run_page(run(curves={"segm/AP": [(199, 50.0)]}))
+    keys = re.findall(r'<span class="key (\w+)"[^>]*></span>(AP[^<]*)<', chart)
+    assert keys == [("dot", "AP"), ("dot", "AP of base"), ("dashed", "AP of ellipse in the box")]
 
 
 def test_long_curve_is_thinned():
