@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,8 +15,8 @@ def curve_writers(cfg: DictConfig, output: Path) -> list[EventWriter]:
     """Return the writers of ``metrics.json`` and TensorBoard, and of W&B where ``train.wandb.enabled`` says so.
 
     Args:
-        cfg: of the run, pure data: a model that was put into it cannot be shown in W&B's table.
-        output: run folder.
+        cfg: of the run.
+        output: run folder, with the run's ``config.yaml``, which W&B shows.
 
     Raises:
         UserError: W&B is asked for and is not installed or cannot begin.
@@ -23,6 +24,6 @@ def curve_writers(cfg: DictConfig, output: Path) -> list[EventWriter]:
     writers: list[EventWriter] = [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output))]
     options = dict(cfg.train.wandb)
     if options.pop("enabled"):
-        config = OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))
-        writers.append(WandbWriter(output, config=config, **options))
+        saved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(output / "config.yaml")))
+        writers.append(WandbWriter(output, config=saved, **options))
     return writers

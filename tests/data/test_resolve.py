@@ -231,7 +231,7 @@ def test_a_file_without_its_images_says_how_to_register_it(coco, write, manifest
     words = ["cells_all", "--train-json", str(file), "--train-images", "DIR", "--split", "0.8", "--seed", "0"]
     assert line_to_register(error) == words
     assert "--dataset cells_all" in str(error.value)
-    file.with_name("else where").joinpath("a.png").rename(file.with_name("a.png"))
+    file.with_name("else where").joinpath("sam_d2_test_a.png").rename(file.with_name("sam_d2_test_a.png"))
     with pytest.raises(UserError, match="1 of 2 images are missing") as error:  # registering would not help
         resolve_dataset(str(file), manifest)
     assert "register" not in str(error.value)

@@ -7,10 +7,10 @@ from urllib.parse import parse_qs, urlparse
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from detectron2.checkpoint.array_pickle import load_array_pickle
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from sam_d2.engine.array_pickle import load_array_pickle
 
 _BUFFERS_FROM_CONFIG = ("pixel_mean", "pixel_std")
 _FORMER_BUFFERS = "anchor_generator.cell_anchors"
