@@ -42,6 +42,7 @@ class TestBeginRun:
     def test_an_empty_folder_is_a_new_one(self, cfg, tmp_path):
         (tmp_path / "run").mkdir()
         begin_run(cfg, arguments())
+        assert load_config(tmp_path / "run" / "config.yaml") == cfg
 
     def test_a_folder_with_a_run_is_left_alone_and_both_ways_out_are_named(self, cfg, tmp_path):
         (tmp_path / "run").mkdir()
