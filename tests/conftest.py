@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 import sam_d2  # noqa: F401
@@ -26,6 +28,29 @@ TINY = [
     "dataloader.test.num_workers=0",
 ]
 """Overrides of configs/sam_tiny.py for a model that trains a step in some ten milliseconds."""
+
+
+@pytest.fixture(scope="session")
+def with_random_weights() -> Callable[[Callable[[], Any], float], Any]:
+    """``with_random_weights(build, scale)``: a SAM whose every parameter has a value, also those that begin with zeros.
+
+    Its logits, times ``scale``, spread over a few units, so that masks have borders; as published ones are.
+    """
+
+    def make(build: Callable[[], Any], scale: float) -> Any:
+        torch.manual_seed(3)
+        sam = build()
+        with torch.no_grad():
+            for name, parameter in sam.named_parameters():
+                if "rel_pos" in name or "pos_embed" in name:
+                    torch.nn.init.normal_(parameter, std=0.2)
+                elif name.endswith("bias"):
+                    torch.nn.init.normal_(parameter, std=0.1)
+            for network in sam.mask_decoder.output_hypernetworks_mlps:
+                network.layers[-1].weight *= scale
+        return sam.eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -46,18 +46,8 @@ def cfg(root):
 
 
 @pytest.fixture(scope="module")
-def weights(cfg, tmp_path_factory):
-    """Random weights whose logits spread over a few units, so that masks have borders; as published ones are."""
-    torch.manual_seed(3)
-    model = instantiate(cfg.model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "rel_pos" in name or "pos_embed" in name:
-                torch.nn.init.normal_(parameter, std=0.2)
-            elif name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.1)
-        for network in model.mask_decoder.output_hypernetworks_mlps:
-            network.layers[-1].weight *= 100
+def weights(cfg, tmp_path_factory, with_random_weights):
+    model = with_random_weights(lambda: instantiate(cfg.model), 100)
     file = tmp_path_factory.mktemp("weights") / "tiny.pth"
     torch.save(model.state_dict(), file)
     return file

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from sam_d2.cli import check_output
 from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
@@ -31,9 +32,11 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
 
     Raises:
         UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, the weights
-            to begin with or to evaluate do not exist, or ``--resume`` would go on with another training.
+            to begin with or to evaluate do not exist, ``--resume`` would go on with another training, or nothing can
+            be written where the folder is to be.
     """
     folder = Path(cfg.train.output_dir)
+    check_output(folder / "config.yaml", "train.output_dir")
     # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
     if args.eval_only:
         checkpoint_to_evaluate(cfg, args)

@@ -44,6 +44,14 @@ class TestBeginRun:
         begin_run(cfg, arguments())
         assert load_config(tmp_path / "run" / "config.yaml") == cfg
 
+    @pytest.mark.parametrize("inside", ["", "deeper/run"])
+    def test_a_file_where_the_folder_is_to_be(self, cfg, tmp_path, inside):
+        (tmp_path / "run").write_text("mine")
+        cfg.train.output_dir = str(tmp_path / "run" / inside)
+        with pytest.raises(UserError, match=r"^train\.output_dir .*run is a file, not a folder\."):
+            begin_run(cfg, arguments())
+        assert (tmp_path / "run").read_text() == "mine"
+
     def test_a_folder_with_a_run_is_left_alone_and_both_ways_out_are_named(self, cfg, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "model_final.pth").touch()

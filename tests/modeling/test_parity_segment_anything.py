@@ -70,24 +70,9 @@ def tiny_sam() -> Sam:
     )
 
 
-def with_random_weights(build: Callable[[], Sam]) -> Sam:
-    """Give every parameter a value, also those that begin with zeros, and the logits a spread of a few units."""
-    torch.manual_seed(3)
-    sam = build()
-    with torch.no_grad():
-        for name, parameter in sam.named_parameters():
-            if "rel_pos" in name or "pos_embed" in name:
-                torch.nn.init.normal_(parameter, std=0.2)
-            elif name.endswith("bias"):
-                torch.nn.init.normal_(parameter, std=0.1)
-        for network in sam.mask_decoder.output_hypernetworks_mlps:
-            network.layers[-1].weight *= 30
-    return sam.eval()
-
-
 @pytest.fixture(scope="module")
-def tiny() -> tuple[Sam, torch.nn.Module]:
-    sam = with_random_weights(tiny_sam)
+def tiny(with_random_weights: Callable[[Callable[[], Sam], float], Sam]) -> tuple[Sam, torch.nn.Module]:
+    sam = with_random_weights(tiny_sam, 30)
     model = instantiate(apply_overrides(load_config(CONFIGS / "sam.py"), TINY).model)
     model.load_state_dict(sam.state_dict(), strict=True)
     return sam, model.eval()
@@ -190,8 +175,8 @@ def test_tiny(tiny, tmp_path, size, prompt):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1300, 900), (600, 800)], ids=["larger", "smaller"])
-def test_vit_b(tmp_path, size):
-    sam = with_random_weights(sam_model_registry["vit_b"])
+def test_vit_b(tmp_path, size, with_random_weights):
+    sam = with_random_weights(sam_model_registry["vit_b"], 30)
     model = instantiate(load_config(CONFIGS / "sam.py").model)
     model.load_state_dict(sam.state_dict(), strict=True)
     for prompt in ("box", "point"):
