@@ -15,14 +15,13 @@ from torch import Tensor
 
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
-from sam_d2.config import load_config
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import image_array, read_image
 from sam_d2.detector import Detector
-from sam_d2.engine.checkpoint import FINAL, Checkpointer
+from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.distributed import choose_device
-from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
+from sam_d2.model_source import find_model
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompts import Prompts
 from sam_d2.modeling.scoring import score_masks
@@ -70,22 +69,15 @@ class Predictor:
     def __init__(
         self, config: str | Path | DictConfig, weights: str | Path | None = None, device: str = "auto"
     ) -> None:
-        if isinstance(config, str | Path) and Path(config).is_dir():
-            weights = Path(config) / f"{FINAL}.pth" if weights is None else weights
-            config = Path(config) / "config.yaml"
-        cfg = config if isinstance(config, DictConfig) else load_config(config)
-        file = str(weights or cfg.train.init_checkpoint)
-        if not file:
-            raise UserError("Predictor: the config names no weights to begin with. Name a checkpoint: weights=FILE.")
-        file = str(find_weights(file))
-        self.weights = file
+        cfg, file = find_model(config, weights)
+        self.weights = str(file)
         self.model: Any
-        self.detector = None if "prompts" in cfg.model else Detector(cfg, Path(file), choose_device(device))
+        self.detector = None if "prompts" in cfg.model else Detector(cfg, file, choose_device(device))
         if self.detector is not None:
             self.model = self.detector.model
         else:
             self.model = instantiate(cfg.model).to(choose_device(device)).eval()
-            Checkpointer(self.model).load(file)
+            Checkpointer(self.model).load(str(file))
         logger.info("Predicting with %s", file)
 
     @torch.no_grad()

@@ -59,18 +59,22 @@ def mean_probability(logits: Tensor) -> Tensor:
     return total / inside.flatten(1).sum(1).clamp(min=1)
 
 
-def score_masks(factors: tuple[str, ...], logits: Tensor, predicted_iou: Tensor) -> Tensor:
-    """Return the scores of masks whose prompts came without a class score.
+def score_masks(
+    factors: tuple[str, ...], logits: Tensor, predicted_iou: Tensor, class_score: Tensor | None = None
+) -> Tensor:
+    """Return the scores of masks.
 
     Args:
         factors: as :func:`parse_score` returns them.
         logits: (N, H0, W0) mask logits, original frame.
         predicted_iou: (N,).
+        class_score: (N,) of what made the prompts; 1 where None.
 
     Returns:
         (N,) float32.
     """
-    values = {"predicted_iou": predicted_iou, "class_score": torch.ones_like(predicted_iou)}
+    given = torch.ones_like(predicted_iou) if class_score is None else class_score
+    values = {"predicted_iou": predicted_iou, "class_score": given}
     if "stability" in factors:
         values["stability"] = stability_score(logits)
     if "mean_probability" in factors:

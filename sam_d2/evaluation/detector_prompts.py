@@ -1,0 +1,147 @@
+"""Boxes of a detector or of a file as SAM's prompts at a test, image by image."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import sam_d2  # noqa: F401  (makes detectron2 importable)
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from sam_d2.evaluation.detections import ImageDetections
+from sam_d2.evaluation.ground_truth import ImageId
+
+Samples = list[dict[str, Any]]
+_COUNTS = {
+    "unsure": "less sure than dataloader.detector.min_score: left out",
+    "beyond": "beyond the dataloader.detector.max_boxes surest of their image: left out",
+    "empty": "without area in their image: left out",
+    "clipped": "clipped at the border of their image",
+}
+"""What is counted while boxes become prompts."""
+
+_log = logging.getLogger(__name__)
+
+
+class SampleLoader(Protocol):
+    """A test loader: batches of the mapper's samples, as many as its length."""
+
+    def __iter__(self) -> Iterator[Samples]: ...
+
+    def __len__(self) -> int: ...
+
+
+class DetectorPrompts:
+    """The boxes that prompt SAM in each image of a dataset; no ground truth enters them.
+
+    They are clipped to their image; those without area there are dropped, as are those below ``min_score``, and of
+    the rest the ``max_boxes`` surest are kept. What is dropped, cut or clipped is counted and logged.
+
+    Attributes:
+        source: ``detector`` or ``file``, for the report.
+        counts: How many boxes were ``unsure``, ``beyond``, ``empty`` or ``clipped``.
+
+    Args:
+        found: Boxes, scores and classes of each image, at most once per image; an image may be absent.
+        sizes: (H0, W0) of each image of the dataset.
+        source: ``detector`` or ``file``.
+        min_score: Least score of a prompt.
+        max_boxes: Of an image, by falling score, the first of equals; None for all.
+    """
+
+    def __init__(
+        self,
+        found: Iterable[ImageDetections],
+        sizes: Mapping[ImageId, tuple[int, int]],
+        *,
+        source: str,
+        min_score: float = 0.0,
+        max_boxes: int | None = None,
+    ) -> None:
+        self.source = source
+        self.counts: Counter[str] = Counter()
+        self._sizes = sizes
+        self._by_id: dict[ImageId, Instances] = {}
+        for image in found:
+            self._by_id[image.image_id] = self._prompts(image, sizes[image.image_id], min_score, max_boxes)
+        total = sum(map(len, self._by_id.values()))
+        _log.info("prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
+        for kind, words in _COUNTS.items():
+            if self.counts[kind]:
+                level = logging.INFO if kind == "unsure" else logging.WARNING
+                _log.log(level, "prompts: %d boxes %s", self.counts[kind], words)
+
+    def __getitem__(self, image_id: ImageId) -> Instances:
+        """The prompts of an image, by falling score: ``pred_boxes``, ``scores`` and ``pred_classes``, original frame.
+
+        An image in which nothing was found has none.
+        """
+        if image_id in self._by_id:
+            return self._by_id[image_id]
+        nothing = ImageDetections(image_id, np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, 4)), None)
+        return _instances(nothing, np.zeros(0, dtype=np.int64), nothing.boxes, self._sizes[image_id])
+
+    def attached_to(self, loader: SampleLoader) -> SampleLoader:
+        """The loader, each sample with its image's prompts as ``prompt_instances``."""
+        return _WithPrompts(loader, self)
+
+    def _prompts(
+        self, image: ImageDetections, size: tuple[int, int], min_score: float, max_boxes: int | None
+    ) -> Instances:
+        clipped = np.clip(image.boxes, 0, [size[1], size[0], size[1], size[0]])
+        boxes = clipped.astype(np.float32)  # as SAM gets them: what is no wider than its rounding has no area
+        order = np.argsort(-image.scores, kind="stable")
+        sure = image.scores[order] >= min_score
+        filled = (boxes[order, 2:] > boxes[order, :2]).all(axis=1)
+        kept = order[sure & filled]
+        self.counts["unsure"] += int((~sure).sum())
+        self.counts["empty"] += int((sure & ~filled).sum())
+        self.counts["beyond"] += len(kept) - len(kept[:max_boxes])
+        kept = kept[:max_boxes]
+        self.counts["clipped"] += int((clipped[kept] != image.boxes[kept]).any(axis=1).sum())
+        return _instances(image, kept, boxes, size)
+
+
+class _WithPrompts:
+    """A loader that adds each sample's prompts to it."""
+
+    def __init__(self, loader: SampleLoader, prompts: DetectorPrompts) -> None:
+        self._loader = loader
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Samples]:
+        for batch in self._loader:
+            yield [{**sample, "prompt_instances": self._prompts[image_id_of(sample)]} for sample in batch]
+
+
+def image_id_of(record: Mapping[str, Any]) -> ImageId:
+    """What an evaluation knows an image by: its id, or its file's name where it has none."""
+    return record.get("image_id", record.get("file_name", ""))
+
+
+def image_sizes(dataset_name: str) -> dict[ImageId, tuple[int, int]]:
+    """(H0, W0) of each image of a registered dataset."""
+    records = DatasetCatalog.get(dataset_name)
+    return {image_id_of(record): (int(record["height"]), int(record["width"])) for record in records}
+
+
+def _instances(
+    image: ImageDetections,
+    rows: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.floating[Any]],
+    size: tuple[int, int],
+) -> Instances:
+    prompts = Instances(size)
+    prompts.pred_boxes = Boxes(torch.from_numpy(boxes[rows].astype(np.float32)))
+    prompts.scores = torch.from_numpy(image.scores[rows].astype(np.float32))
+    prompts.pred_classes = torch.from_numpy(image.classes[rows])
+    return prompts
