@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.config import instantiate
@@ -152,7 +152,7 @@ def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBox
     Raises:
         UserError: The detector's config or weights do not exist, or it is no detector.
     """
-    asked = cfg.dataloader.get("detector") or {}
+    asked: Any = OmegaConf.select(cfg, "dataloader.detector") or {}
     limits = {"min_score": asked.get("min_score", 0.0), "max_boxes": asked.get("max_boxes")}
     if asked.get("file"):
         return FileBoxes(Path(asked.file), **limits)

@@ -33,10 +33,12 @@ from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluat
 from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
 from sam_d2.evaluation.report_page import write_page
+from sam_d2.evaluation.report_pair import gap_text
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result, prompts_text, read_report, write_report
 from sam_d2.evaluation.table import log_results
 from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH, PromptRecipe
+from sam_d2.modeling.sam import PromptableSAM
 
 ZOOM_SIDE = 960
 """Pixels of the long side of the page's gallery images."""
@@ -103,9 +105,10 @@ class PromptedEvaluation:
         self._device = next((parameter.device for parameter in model.parameters()), self._device)
         by_prompt: dict[str, OrderedDict[str, dict[str, float]]] = {}
         self.evaluator.method = method
-        for prompt in getattr(model, "test_prompts", [self.evaluator.prompt]):
+        prompts = model.test_prompts if isinstance(model, PromptableSAM) else [self.evaluator.prompt]
+        for prompt in prompts:
             loader = self.loader
-            if hasattr(model, "test_prompt"):
+            if isinstance(model, PromptableSAM):
                 model.test_prompt = prompt
                 loader = self._ask(prompt, model.prompts[prompt])
             by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
@@ -204,6 +207,8 @@ class PromptedEvaluation:
                 if (row.task, row.score) == ("segm", asked.score):
                     row.metrics.update(gap.metrics())
                     rows.append(row)
+        for row in rows:
+            logger.info(gap_text(row))
         write_report(self.output_dir / "report.json", rows)
 
     def _write_gallery(self, rows: Sequence[GalleryRow], prompt: str) -> None:
