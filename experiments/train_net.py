@@ -149,6 +149,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from sam_d2.config_dataset import log_dataset_settings
+    from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
@@ -167,6 +168,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.dataset)
     log_dataset_settings(cfg, loader.size)
+    if hasattr(model, "canvas"):
+        log_canvas_fit(loader.dataset, model.canvas)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)

@@ -84,20 +84,6 @@ def image_files(inputs: list[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def overlay_paths(files: list[Path], folder: Path) -> dict[Path, Path]:
-    """Return where the overlay of each file goes; images of one name from several folders get a number."""
-    paths: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = file.stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{file.stem}_{number}"
-        taken.add(name.lower())
-        paths[file] = folder / f"{name}.jpg"
-    return paths
-
-
 def load_predictor(args: argparse.Namespace, cfg: DictConfig) -> Predictor:
     from sam_d2.engine.checkpoint import FINAL
     from sam_d2.predictor import Predictor
@@ -166,11 +152,8 @@ def process(
     predictor: Predictor, file: Path, boxes: PromptBoxes | None, classes: Classes | None, confidence: float, path: Path
 ) -> list[dict[str, Any]]:
     """Predict on one image and write its overlay; returns its results."""
-    import cv2
-
     from sam_d2.data.image import read_image
-    from sam_d2.evaluation.overlay import draw_instances
-    from sam_d2.evaluation.results import write_atomically
+    from sam_d2.evaluation.overlay import draw_instances, write_jpeg
 
     image = read_image(file)
     instances, prompts = detect(predictor, image, None if boxes is None else boxes.of(file))
@@ -185,8 +168,7 @@ def process(
         found = instances.pred_classes.tolist()
         ids, names = [classes.ids[index] for index in found], [classes.names[index] for index in found]
     labels = [f"{name} {score:.2f}" for name, score in zip(names, instances.scores.tolist(), strict=True)]
-    drawn = draw_instances(image, instances, labels)
-    write_atomically(path, cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+    write_jpeg(path, draw_instances(image, instances, labels))
     return list(result_rows(file, instances, ids, prompts))
 
 
@@ -200,6 +182,7 @@ def main() -> int:
 
     from sam_d2.config import load_config
     from sam_d2.data.prompt_boxes import PromptBoxes
+    from sam_d2.evaluation.overlay import overlay_paths
     from sam_d2.evaluation.results import write_atomically
 
     cfg = load_config(args.config_file)
