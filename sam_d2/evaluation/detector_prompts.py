@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import sam_d2  # noqa: F401  (makes detectron2 importable)
@@ -69,7 +68,9 @@ class DetectorPrompts:
         self._sizes = sizes
         self._by_id: dict[ImageId, Instances] = {}
         for image in found:
-            self._by_id[image.image_id] = self._prompts(image, sizes[image.image_id], min_score, max_boxes)
+            prompts, counts = prompt_instances(image, sizes[image.image_id], min_score=min_score, max_boxes=max_boxes)
+            self._by_id[image.image_id] = prompts
+            self.counts += counts
         total = sum(map(len, self._by_id.values()))
         _log.info("prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
         for kind, words in _COUNTS.items():
@@ -85,27 +86,11 @@ class DetectorPrompts:
         if image_id in self._by_id:
             return self._by_id[image_id]
         nothing = ImageDetections(image_id, np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, 4)), None)
-        return _instances(nothing, np.zeros(0, dtype=np.int64), nothing.boxes, self._sizes[image_id])
+        return prompt_instances(nothing, self._sizes[image_id])[0]
 
     def attached_to(self, loader: SampleLoader) -> SampleLoader:
         """The loader, each sample with its image's prompts as ``prompt_instances``."""
         return _WithPrompts(loader, self)
-
-    def _prompts(
-        self, image: ImageDetections, size: tuple[int, int], min_score: float, max_boxes: int | None
-    ) -> Instances:
-        clipped = np.clip(image.boxes, 0, [size[1], size[0], size[1], size[0]])
-        boxes = clipped.astype(np.float32)  # as SAM gets them: what is no wider than its rounding has no area
-        order = np.argsort(-image.scores, kind="stable")
-        sure = image.scores[order] >= min_score
-        filled = (boxes[order, 2:] > boxes[order, :2]).all(axis=1)
-        kept = order[sure & filled]
-        self.counts["unsure"] += int((~sure).sum())
-        self.counts["empty"] += int((sure & ~filled).sum())
-        self.counts["beyond"] += len(kept) - len(kept[:max_boxes])
-        kept = kept[:max_boxes]
-        self.counts["clipped"] += int((clipped[kept] != image.boxes[kept]).any(axis=1).sum())
-        return _instances(image, kept, boxes, size)
 
 
 class _WithPrompts:
@@ -134,14 +119,36 @@ def image_sizes(dataset_name: str) -> dict[ImageId, tuple[int, int]]:
     return {image_id_of(record): (int(record["height"]), int(record["width"])) for record in records}
 
 
-def _instances(
-    image: ImageDetections,
-    rows: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.floating[Any]],
-    size: tuple[int, int],
-) -> Instances:
+def prompt_instances(
+    found: ImageDetections, size: tuple[int, int], *, min_score: float = 0.0, max_boxes: int | None = None
+) -> tuple[Instances, Counter[str]]:
+    """Make the prompts of one image from what was found in it, as :class:`DetectorPrompts` says.
+
+    Args:
+        found: N boxes with scores and classes.
+        size: (H0, W0) of the image.
+        min_score: Least score of a prompt.
+        max_boxes: Most prompts; None for all.
+
+    Returns:
+        By falling score ``pred_boxes`` (M, 4) float32 XYXY, ``scores`` (M,) and ``pred_classes`` (M,), and how many
+        of the N boxes were left out or clipped, by kind.
+    """
+    clipped = np.clip(found.boxes, 0, [size[1], size[0], size[1], size[0]])
+    boxes = clipped.astype(np.float32)  # as SAM gets them: what is no wider than its rounding has no area
+    order = np.argsort(-found.scores, kind="stable")
+    sure = found.scores[order] >= min_score
+    filled = (boxes[order, 2:] > boxes[order, :2]).all(axis=1)
+    usable = order[sure & filled]
+    rows = usable[:max_boxes]
     prompts = Instances(size)
-    prompts.pred_boxes = Boxes(torch.from_numpy(boxes[rows].astype(np.float32)))
-    prompts.scores = torch.from_numpy(image.scores[rows].astype(np.float32))
-    prompts.pred_classes = torch.from_numpy(image.classes[rows])
-    return prompts
+    prompts.pred_boxes = Boxes(torch.from_numpy(boxes[rows]))
+    prompts.scores = torch.from_numpy(found.scores[rows].astype(np.float32))
+    prompts.pred_classes = torch.from_numpy(found.classes[rows])
+    counts = Counter(
+        unsure=int((~sure).sum()),
+        empty=int((sure & ~filled).sum()),
+        beyond=len(usable) - len(rows),
+        clipped=int((clipped[rows] != found.boxes[rows]).any(axis=1).sum()),
+    )
+    return prompts, counts

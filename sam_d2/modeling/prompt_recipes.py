@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sam_d2.errors import UserError
-from sam_d2.modeling.prompt_samplers import PromptSampler
+from sam_d2.modeling.prompt_samplers import DetectedBoxSampler, PromptSampler
 from sam_d2.modeling.scoring import parse_score
 
 GROUND_TRUTH, DETECTOR = "ground_truth", "detector"
@@ -75,3 +75,18 @@ def prompt_recipes(**recipes: PromptRecipe) -> dict[str, PromptRecipe]:
             if test not in recipes or recipes[test].test is None:
                 raise UserError(f"model.prompts.{name}: {test!r} is not a recipe with test prompts.")
     return recipes
+
+
+def detector_recipe(recipes: Mapping[str, PromptRecipe], tests: Sequence[str]) -> PromptRecipe:
+    """Return how a model is asked for masks in a detector's boxes.
+
+    Args:
+        recipes: of the model, by name.
+        tests: names of those that test it: the first of a detector's boxes counts, then the recipe ``detector``.
+
+    Returns:
+        One of ``recipes``; where there is none, as in a config of before, the boxes and ``class_score*predicted_iou``.
+    """
+    own = (name for name in (*tests, DETECTOR) if name in recipes and recipes[name].prompt_source == DETECTOR)
+    plain = PromptRecipe(test=DetectedBoxSampler(), prompt_source=DETECTOR, score="class_score*predicted_iou")
+    return next((recipes[name] for name in own), plain)
