@@ -96,7 +96,7 @@ def test_page_and_log_show_them_side_by_side(evaluated):
     page = (evaluated[0] / "report.html").read_text()
     assert "<h2>Oracle and detector</h2>" in page and "SAM in true boxes (oracle), prompt box" in page
     assert "SAM in the detector&#x27;s boxes, prompt detector" in page and "the detector alone" in page
-    assert 'aria-label="From AP to 100, prompt detector"' in page
+    assert "From AP to 100, prompt detector" in page and 'aria-label="from the mask AP to 100, by cause"' in page
     assert "no ground truth was in the prompts" in page
     log = (evaluated[0] / "log.txt").read_text()
     assert "prompt detector: AP " in log and "to 100 are missing" in log
@@ -159,7 +159,7 @@ def test_what_is_no_detector_of_this_dataset(pair_of, make_detector, finished_ru
         pair_of(tmp_path / "a", "--prompt", "detector", overrides=[f"dataloader.detector.config={other}"])
     with pytest.raises(UserError, match="its model takes prompts; name a detector"):
         pair_of(tmp_path / "b", "--prompt", "detector", overrides=[f"dataloader.detector.config={finished_run}"])
-    with pytest.raises(UserError, match="none.pth is not found"):
+    with pytest.raises(UserError, match=r"none\.pth is not found"):
         words = [f"dataloader.detector.config={other}", "dataloader.detector.weights=none.pth"]
         pair_of(tmp_path / "c", "--prompt", "detector", overrides=words)
 

@@ -120,7 +120,7 @@ def waterfall_chart(title: str, steps: Sequence[Step], xlabel: str) -> Chart:
     legend: list[tuple[str, int, LegendKind]] = [
         (f"{step.label}: {step.end - step.start:.2f}", step.colour % len(SERIES), "line") for step in steps
     ]
-    return Chart(title, _svg(figure, _plain(title)), legend)
+    return Chart(title, _svg(figure, xlabel), legend)
 
 
 def line_chart(

@@ -103,4 +103,4 @@ def _chart(row: Result) -> Chart:
     steps = [Step("AP", 0, row.metric("AP"), 0)]
     for colour, cause in enumerate(("classes", *BOX_CAUSES, "masks"), 1):
         steps.append(Step(_WORDS[cause], steps[-1].end, steps[-1].end + row.metric(f"gap_{cause}"), colour))
-    return waterfall_chart(f"From AP to 100, prompt {row.prompt}", steps, "mask AP (0-100)")
+    return waterfall_chart(f"From AP to 100, prompt {row.prompt}", steps, "from the mask AP to 100, by cause")
