@@ -30,7 +30,7 @@ def test_so_is_a_recipe_of_the_users_own(cfg):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("bx", r"--prompt bx: it is not among .*Did you mean 'box'\? a\.py has box, point, points, mixed, clicks, detector, "),
+        ("bx", r"--prompt bx: it is not among .*Did you mean 'box'\? a\.py has box, point, points, mixed, clicks, det"),
         ("scribble", r"prompts\. a\.py has box, "),
         ("clicks_3", "--prompt clicks_3: it is for a test only"),
         ("_target_", "is not among the config's prompts"),
