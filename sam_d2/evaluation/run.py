@@ -106,6 +106,8 @@ class PromptedEvaluation:
         by_prompt: dict[str, OrderedDict[str, dict[str, float]]] = {}
         self.evaluator.method = method
         prompts = model.test_prompts if isinstance(model, PromptableSAM) else [self.evaluator.prompt]
+        if isinstance(model, PromptableSAM):
+            self._find_boxes([prompt for prompt in prompts if model.prompts[prompt].prompt_source == DETECTOR])
         for prompt in prompts:
             loader = self.loader
             if isinstance(model, PromptableSAM):
@@ -137,14 +139,19 @@ class PromptedEvaluation:
         merged["segm"] = {"AP": sum(rows["segm"]["AP"] for rows in by_prompt.values()) / len(by_prompt)}
         return merged
 
+    def _find_boxes(self, prompts: Sequence[str]) -> None:
+        """Find the detector's boxes where some prompts need them: once, and before anything is predicted."""
+        if not prompts or self._prompts is not None:
+            return
+        if self.box_source is None:
+            raise UserError(f"Prompt {prompts[0]} is of a detector's boxes. {NO_BOXES}")
+        self.evaluator.reset()  # reads the ground truth, for both
+        self._prompts, self._detector = self.box_source.boxes_for(self.evaluator)
+
     def _ask(self, prompt: str, recipe: PromptRecipe) -> SampleLoader:
-        """Tell the evaluator what is measured and return the loader; at the first need find the detector's boxes."""
+        """Tell the evaluator what is measured and return the loader of it."""
         source, loader = GROUND_TRUTH, self.loader
-        if recipe.prompt_source == DETECTOR:
-            if self.box_source is None:
-                raise UserError(f"Prompt {prompt} is of a detector's boxes. {NO_BOXES}")
-            if self._prompts is None:
-                self._prompts, self._detector = self.box_source.boxes_for(self.evaluator)
+        if recipe.prompt_source == DETECTOR and self._prompts is not None:
             source, loader = self._prompts.source, self._prompts.attached_to(self.loader)
         self.evaluator.ask(prompt, source=source, score=recipe.score or self._score)
         return loader
