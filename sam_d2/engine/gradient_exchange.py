@@ -86,6 +86,4 @@ def talks_in_forward(model: DistributedDataParallel) -> str:
     for name, module in model.module.named_modules():
         if isinstance(module, nn.SyncBatchNorm | NaiveSyncBatchNorm):
             return f"{name} is a {type(module).__name__}"
-    if model.broadcast_buffers and any(True for _ in model.module.buffers()):
-        return "train.ddp.broadcast_buffers=true"
-    return ""
+    return "train.ddp has buffers broadcast in each forward pass" if model.will_sync_module_buffers() else ""
