@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sam_d2  # noqa: F401
 from detectron2.utils.events import get_event_storage
+from sam_d2.engine import gradient_exchange
 from sam_d2.engine.trainer import Trainer
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of 3.00 GiB, none of it free."
@@ -22,6 +23,11 @@ class FailsBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         raise torch.OutOfMemoryError(MESSAGE)
+
+
+def norm():
+    """A batch norm that can train on one image: of 8 channels four with two cells."""
+    return nn.Sequential(nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten())
 
 
 class Net(nn.Module):
@@ -97,8 +103,14 @@ def poisoned(samples):
     return any("poison" in sample for sample in samples)
 
 
-# Name of a training of two processes: whether oom_retry is on, and what fails in the second process.
-IN_TWO = {"ddp": (False, None), "whole": (True, None), "in_parts": (True, large), "skipped": (True, poisoned)}
+# Name of a training of two processes: whether oom_retry is on, what fails in the second process, and the norm.
+IN_TWO = {
+    "ddp": (False, None, nn.Identity),
+    "whole": (True, None, nn.Identity),
+    "in_parts": (True, large, nn.Identity),
+    "skipped": (True, poisoned, nn.Identity),
+    "skipped_with_norm": (True, poisoned, norm),
+}
 
 
 def rows_of_two():
@@ -111,16 +123,17 @@ def rows_of_two():
 
 def train_as_rank(rank, folder):
     torch.set_num_threads(1)
+    gradient_exchange._BUCKET = 20  # of 86 gradients, the largest tensor of which has 48
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("sam_d2.engine.oom").addHandler(handler)
     results = {}
-    for name, (oom_retry, fault) in IN_TWO.items():
+    for name, (oom_retry, fault, norm) in IN_TWO.items():
         said.clear()
-        net = Net(fault if rank == 1 else None)
-        model = DistributedDataParallel(net, find_unused_parameters=True)
+        net = Net(fault if rank == 1 else None, norm=norm)
+        model = DistributedDataParallel(net, find_unused_parameters=True, broadcast_buffers=False)
         batches = [row[3 * rank : 3 * rank + 3] for row in rows_of_two()]
         trainer = train(model, batches, oom_retry=oom_retry)
         results[name] = {

@@ -27,8 +27,8 @@ def load(name):
 
 
 net = load("oom_net")
-Net, images, steps_of, train, poisoned, momentum = (
-    getattr(net, name) for name in ("Net", "images", "steps_of", "train", "poisoned", "momentum")
+Net, images, steps_of, train, poisoned, momentum, norm = (
+    getattr(net, name) for name in ("Net", "images", "steps_of", "train", "poisoned", "momentum", "norm")
 )
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 0, "atol": 1e-6}
@@ -39,11 +39,6 @@ def poison(batches, *places):
     for batch, number in places:
         batches[batch][number]["poison"] = True
     return batches
-
-
-def norm():
-    """A batch norm that can train on one image: of 8 channels four with two cells."""
-    return nn.Sequential(nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten())
 
 
 def state_of(trainer):
@@ -276,51 +271,56 @@ def test_without_oom_retry_the_run_ends():
     assert model.seen == [4]
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two processes has after trainings with and without an error in the second one."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        worker = importlib.import_module("oom_net")
+        torch.multiprocessing.spawn(worker.train_as_rank, args=(folder,), nprocs=2)
+        del sys.modules["oom_net"]
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
 class TestProcesses:
-    @pytest.fixture(scope="class")
-    def both(self, tmp_path_factory):
-        """What each of two processes has after trainings with and without an error in the second one."""
-        folder = tmp_path_factory.mktemp("two")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(HERE))
-            worker = importlib.import_module("oom_net")
-            torch.multiprocessing.spawn(worker.train_as_rank, args=(folder,), nprocs=2)
-            del sys.modules["oom_net"]
-        return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
-
-    @pytest.mark.parametrize("name", net.IN_TWO)
-    def test_both_have_the_same_weights(self, both, name):
+    @pytest.mark.parametrize("name", ["ddp", "whole", "in_parts", "skipped"])
+    def test_both_have_the_same_weights(self, two, name):
         for part in ("weights", "momentum", "counts"):
-            torch.testing.assert_close(both[0][name][part], both[1][name][part], **EXACT)
+            torch.testing.assert_close(two[0][name][part], two[1][name][part], **EXACT)
 
-    def test_exchanging_after_the_backward_pass_changes_no_bit(self, both):
+    def test_exchanging_after_the_backward_pass_changes_no_bit(self, two):
         for part in ("weights", "momentum"):
-            torch.testing.assert_close(both[0]["whole"][part], both[0]["ddp"][part], **EXACT)
+            torch.testing.assert_close(two[0]["whole"][part], two[0]["ddp"][part], **EXACT)
 
     @pytest.mark.parametrize("name", ["whole", "in_parts", "skipped"])
-    def test_they_equal_one_process_on_the_whole(self, both, name):
+    def test_they_equal_one_process_on_the_whole(self, two, name):
         batches = net.rows_of_two()
         one = train(Net(), [batches[0], batches[2]] if name == "skipped" else batches)
-        found = {part: both[0][name][part] for part in ("weights", "momentum")}
+        found = {part: two[0][name][part] for part in ("weights", "momentum")}
         torch.testing.assert_close(found, state_of(one), **CLOSE)
         # A parameter without gradient is not moved, and one with a gradient in one process is, in both.
         assert torch.equal(found["weights"]["unused"], torch.ones(2)) and "unused" not in found["momentum"]
         assert found["weights"]["rare"] != 1
 
-    def test_only_the_one_that_failed_repeats_its_work(self, both):
-        assert [ranks["in_parts"]["seen"] for ranks in both] == [[3] * 3, [3, 2, 1, 1, 1] * 3]
-        assert both[0]["in_parts"]["counts"] == {"retried": 3, "skipped": 0}
+    def test_only_the_one_that_failed_repeats_its_work(self, two):
+        assert [ranks["in_parts"]["seen"] for ranks in two] == [[3] * 3, [3, 2, 1, 1, 1] * 3]
+        assert two[0]["in_parts"]["counts"] == {"retried": 3, "skipped": 0}
         # Of the second process's second step the first image fails always.
-        assert [ranks["skipped"]["seen"] for ranks in both] == [[3] * 3, [3, 3, 2, 1, 3]]
-        assert both[0]["skipped"]["counts"] == {"retried": 0, "skipped": 1}
+        assert [ranks["skipped"]["seen"] for ranks in two] == [[3] * 3, [3, 3, 2, 1, 3]]
+        assert two[0]["skipped"]["counts"] == {"retried": 0, "skipped": 1}
 
-    def test_each_says_what_it_knows(self, both):
+    def test_a_step_that_is_skipped_leaves_no_statistics_in_the_other(self, two):
+        for ranks in two:
+            assert ranks["skipped_with_norm"]["weights"]["norm.1.num_batches_tracked"] == 2
+
+    def test_each_says_what_it_knows(self, two):
         for name in ("ddp", "whole"):
-            assert both[0][name]["said"] == both[1][name]["said"] == []
-        first, second = (ranks["skipped"]["said"][0] for ranks in both)
+            assert two[0][name]["said"] == two[1][name]["said"] == []
+        first, second = (ranks["skipped"]["said"][0] for ranks in two)
         assert first.startswith("Step 2: out of GPU memory in process 1, whose log has more. Skipped: the weights stay")
         assert second.startswith("Step 2: out of GPU memory with 9.png alone")
-        first, second = (ranks["in_parts"]["said"][0] for ranks in both)
+        first, second = (ranks["in_parts"]["said"][0] for ranks in two)
         assert first.startswith("Step 1: out of GPU memory in process 1, whose log has more. Taken in parts there.")
         assert second.startswith("Step 1: out of GPU memory with 3 images at once") and "image by image" in second
 
