@@ -132,7 +132,10 @@ class Trainer(SimpleTrainer):
         """
         self.optimizer.zero_grad()
         batches = StepBatches(self._data_loader_iter, self.accumulate)
-        means = self.oom.gradients(self.iter + 1, batches, partial(self._gradients, batches))
+        try:
+            means = self.oom.gradients(self.iter + 1, batches, partial(self._gradients, batches))
+        except FloatingPointError as error:
+            raise self._not_finite({}) from error
         self.step_taken = means is not None
         if means is None:
             return
@@ -145,12 +148,15 @@ class Trainer(SimpleTrainer):
         try:
             self.write_metrics(means, batches.seconds, self.iter)
         except FloatingPointError as error:
-            limit = self.clip_gradient_norm
-            raise UserError(not_finite_text(self.iter + 1, means, self.optimizer, limit, self._hooks)) from error
+            raise self._not_finite(means) from error
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         note_step(self.model)
         get_event_storage().put_scalar("images", batches.images * comm.get_world_size(), smoothing_hint=False)
+
+    def _not_finite(self, losses: Losses) -> UserError:
+        limit = self.clip_gradient_norm
+        return UserError(not_finite_text(self.iter + 1, losses, self.optimizer, limit, self._hooks))
 
     def _gradients(self, batches: StepBatches, at_once: int | None) -> Losses:
         """Add the gradients of a step, of so many images at once; returns the mean of its losses, detached."""
