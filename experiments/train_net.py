@@ -142,8 +142,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Train, evaluating and writing checkpoints on the way.
 
     Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
-    init_checkpoint, max_iter, device, amp, accumulate, clip_gradient_norm, ema, checkpointer, eval_period, eval_base,
-    validation_loss, early_stop, log_period, expected_results, ddp``.
+    init_checkpoint, max_iter, device, amp, accumulate, oom_retry, clip_gradient_norm, ema, checkpointer, eval_period,
+    eval_base, validation_loss, early_stop, log_period, expected_results, ddp``.
     """
     from detectron2.config import instantiate
     from detectron2.engine import hooks
@@ -187,6 +187,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         clip_gradient_norm=cfg.train.clip_gradient_norm,
         accumulate=cfg.train.accumulate,
         seed=cfg.train.seed,
+        oom_retry=cfg.train.get("oom_retry", True),  # a config.yaml of before has none
     )
     average = WeightAverage(model, cfg.train.ema.decay)
     checkpointer = AverageCheckpointer(

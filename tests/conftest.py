@@ -132,6 +132,23 @@ def train_net(shapes_folder: Path) -> TrainNet:
     return run
 
 
+@pytest.fixture
+def limit_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, Callable[[list[dict]], bool]], None]:
+    """``limit_memory(model class, fails)``: training runs out of GPU memory with batches that ``fails`` is true of."""
+
+    def limit(model_class: Any, fails: Callable[[list[dict]], bool]) -> None:
+        forward = model_class.forward
+
+        def limited(self: Any, samples: list[dict]) -> Any:
+            if self.training and fails(samples):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(self, samples)
+
+        monkeypatch.setattr(model_class, "forward", limited)
+
+    return limit
+
+
 SHORT = ["train.max_iter=6", "train.checkpointer.period=2", "train.eval_period=3", "train.log_period=2"]
 
 

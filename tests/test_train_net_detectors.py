@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from detectron2.modeling import GeneralizedRCNN
 from sam_d2.engine.checkpoint import load_checkpoint_file
 from sam_d2.errors import UserError
 from sam_d2.evaluation.results import read_report
@@ -147,3 +148,28 @@ def test_results_that_are_not_as_expected_end_with_code_1(finished, detector):
         detector(finished, "--eval-only", overrides=["train.expected_results=[[segm,AP,-50,1]]"])
     with pytest.raises(UserError, match=r"is not \[task, metric, value, tolerance\]"):
         detector(finished, "--eval-only", overrides=["train.expected_results=[[prompt,mIoU,1,1]]"])
+
+
+class TestOutOfMemory:
+    def metric(self, folder, name):
+        rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        return [(row["iteration"] + 1, row[name]) for row in rows if name in row]
+
+    def test_in_parts(self, detector, tmp_path, limit_memory):
+        limit_memory(GeneralizedRCNN, lambda samples: len(samples) > 1)
+        run = detector(tmp_path / "run", overrides=["train.accumulate=2"])
+        assert self.metric(run, "oom_retried") == [(1, 1), (2, 2), (3, 3), (4, 4)]
+        losses = [value for _, value in self.metric(run, "total_loss")]
+        assert len(losses) == 4 and all(map(math.isfinite, losses))
+        # What the model records by itself, of the tries that counted.
+        assert len(self.metric(run, "rpn/num_pos_anchors")) == 4
+
+    def test_skipped(self, detector, tmp_path, limit_memory):
+        limit_memory(GeneralizedRCNN, lambda samples: True)
+        run, short = (detector(tmp_path / str(steps), overrides=[f"train.max_iter={steps}"]) for steps in (4, 1))
+        assert self.metric(run, "oom_skipped") == [(1, 1), (2, 2), (3, 3), (4, 4)]
+        assert not self.metric(run, "total_loss")
+        assert "*** 4 of 4 steps (100.0 %) were skipped" in (run / "log.txt").read_text()
+        # The weights that the seed has given, whatever the number of steps.
+        one, two = (load_checkpoint_file(folder / "model_final.pth")["model"] for folder in (run, short))
+        assert all(torch.equal(value, two[name]) for name, value in one.items())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json
 import os
 import platform
@@ -13,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,9 @@ EXAMPLE = """examples:
   python tools/benchmark.py --list
   python tools/benchmark.py memory-instances --repeats 5
 
-Each run of a case is a process of its own, and the cases are run in turn. Exit code: 0 all limits hold, 1 one does
-not or answers differ, 2 the arguments do not fit."""
+Each run of a case is a process of its own, and the cases are run in turn. embedded-core needs SAM_D2_DETECTRON2_PATH,
+the folder of a checkout of Detectron2. Exit code: 0 all limits hold, 1 one does not or answers differ, 2 the
+arguments do not fit."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,9 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the benchmarks and end")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each case (default %(default)s)")
     parser.add_argument("--output-dir", type=Path, default=RESULTS, metavar="DIR", help="default: docs/benchmarks")
-    # The process of one run: what it measured goes to this file.
+    # The process of a case: for each line of its input it measures once and answers with a line.
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--case-output", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
@@ -62,15 +65,56 @@ def load_benchmark(name: str) -> tuple[Benchmark, str]:
     return module.BENCHMARK, (inspect.getdoc(module) or "").splitlines()[0]
 
 
-def run_case(name: str, case: str) -> Measured:
-    """Run a case in a fresh process, so that no peak, cache or thread of another run is in its figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "measured.json"
-        command = [sys.executable, str(Path(__file__).resolve()), name, "--case", case, "--case-output", str(output)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise UserError(f"{name}, {case}: ended with code {done.returncode}.\n{done.stderr[-3000:]}")
-        return Measured(**json.loads(output.read_text()))
+def take_turns(function: Callable[[], Measured | Iterator[Measured]]) -> None:
+    """Measure once for each line of the input, in the process of a case."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+
+    def turns() -> Iterator[Measured]:
+        found = function()
+        yield from [found] if isinstance(found, Measured) else found
+
+    for _, measured in zip(sys.stdin, turns(), strict=False):
+        print(json.dumps(dataclasses.asdict(measured)), file=answers, flush=True)
+
+
+def run_in_turn(name: str, cases: Sequence[str], environment: Callable[[str], dict[str, str]]) -> list[list[Measured]]:
+    """Run cases in fresh processes, so that no peak, cache or thread of another is in the figures of one.
+
+    Only one measures at a time. In every other turn they come in reverse order: none profits from the one before.
+
+    Args:
+        name: of the benchmark.
+        cases: those that take turns.
+        environment: see :class:`Benchmark`.
+
+    Returns:
+        for each case what it measured, by turns.
+
+    Raises:
+        UserError: a process failed.
+    """
+    command = [sys.executable, str(Path(__file__).resolve()), name, "--case"]
+    runs: dict[str, list[Measured]] = {case: [] for case in cases}
+    with contextlib.ExitStack() as stack:
+        errors = {case: stack.enter_context(tempfile.TemporaryFile("w+")) for case in cases}
+        processes: dict[str, Any] = {}
+        for case in cases:
+            variables = {**os.environ, **environment(case)}
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors[case], "text": True}
+            processes[case] = stack.enter_context(subprocess.Popen([*command, case], env=variables, **pipes))
+            stack.callback(processes[case].kill)
+        for case in itertools.chain.from_iterable(cases[:: (-1) ** turn] for turn in itertools.count()):
+            with contextlib.suppress(BrokenPipeError):  # it has ended, as its answer says
+                print(file=processes[case].stdin, flush=True)
+            line = processes[case].stdout.readline()
+            if not line:
+                break
+            runs[case].append(Measured(**json.loads(line)))
+        if code := processes[case].wait():
+            errors[case].seek(0)
+            raise UserError(f"{name}, {case}: ended with code {code}.\n{errors[case].read()[-3000:]}")
+    return list(runs.values())
 
 
 def differing_answers(benchmark: Benchmark, answers: dict[str, list[float]]) -> list[str]:
@@ -88,22 +132,29 @@ def differing_answers(benchmark: Benchmark, answers: dict[str, list[float]]) -> 
     return lines
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, range and the quartiles, between which one half of the values lies."""
+    low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median, "min": min(values), "max": max(values), "quartile_1": low, "quartile_3": high}
+
+
 def summarise(benchmark: Benchmark, runs: dict[str, list[Measured]]) -> dict[str, Any]:
-    """Return median and range of every figure, the ratios of the medians, and what does not hold."""
+    """Return median and range of every figure and ratio, and what does not hold."""
     cases: dict[str, dict[str, Any]] = {}
     for case, measured in runs.items():
         cases[case] = {}
         for figure in measured[0].figures:
-            values = [run.figures[figure] for run in measured]
-            cases[case][figure] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            cases[case][figure] = spread([run.figures[figure] for run in measured])
     ratios = []
     for ratio in benchmark.ratios:
-        value = cases[ratio.case][ratio.figure]["median"] / cases[ratio.base][ratio.figure]["median"]
-        ratios.append({**dataclasses.asdict(ratio), "value": value})
+        pairs = zip(runs[ratio.case], runs[ratio.base], strict=True)
+        values = [one.figures[ratio.figure] / other.figures[ratio.figure] for one, other in pairs]
+        least = cases[ratio.case][ratio.figure]["min"] / cases[ratio.base][ratio.figure]["min"]
+        ratios.append({**dataclasses.asdict(ratio), **spread(values), "of_minima": least})
     failures = [
-        f"{ratio['figure']} of {ratio['case']} over {ratio['base']} is {ratio['value']:.3f}, limit {ratio['limit']}"
+        f"{ratio['figure']} of {ratio['case']} over {ratio['base']} is {ratio['median']:.3f}, limit {ratio['limit']}"
         for ratio in ratios
-        if ratio["limit"] is not None and not ratio["value"] <= ratio["limit"]
+        if ratio["limit"] is not None and not ratio["median"] <= ratio["limit"]
     ]
     for repeat in range(min(map(len, runs.values()))):
         answers = {case: measured[repeat].answer for case, measured in runs.items()}
@@ -143,14 +194,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def show(name: str, result: dict[str, Any], console: Console) -> None:
     figures = list(next(iter(result["cases"].values())))
-    table = Table("case", *figures, title=f"{name}: median (range) of {result['repeats']}")
+    table = Table("case", *figures, title=f"{name}: median (range) of {result['repeats']} x {result['turns']}")
     for case, found in result["cases"].items():
         cells = [f"{found[f]['median']:.4g} ({found[f]['min']:.4g}-{found[f]['max']:.4g})" for f in figures]
         table.add_row(case, *cells)
     console.print(table)
     for ratio in result["ratios"]:
-        limit = "" if ratio["limit"] is None else f" (at most {ratio['limit']})"
-        console.print(f"{ratio['figure']}: {ratio['case']} / {ratio['base']} = {ratio['value']:.3f}{limit}")
+        limit = "" if ratio["limit"] is None else f", at most {ratio['limit']}"
+        half = f"one half {ratio['quartile_1']:.3f}-{ratio['quartile_3']:.3f}{limit}"
+        console.print(f"{ratio['figure']}: {ratio['case']} / {ratio['base']} = {ratio['median']:.3f} ({half})")
     for failure in result["failures"]:
         console.print(f"does not hold: {failure}", style="bold red")
 
@@ -158,16 +210,20 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
 def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -> bool:
     """Run, show and keep one benchmark; return whether all of it holds."""
     benchmark, description = load_benchmark(name)
+    peer = benchmark.peer()
     runs: dict[str, list[Measured]] = {case: [] for case in benchmark.cases}
     for repeat in range(repeats):
-        for case in benchmark.cases:
-            console.print(f"{name}: {case}, run {repeat + 1} of {repeats}", style="dim")
-            runs[case].append(run_case(name, case))
+        for group in benchmark.groups():
+            console.print(f"{name}: {' / '.join(group)}, run {repeat + 1} of {repeats}", style="dim")
+            for case, measured in zip(group, run_in_turn(name, group, benchmark.environment), strict=True):
+                runs[case] += measured
     result = {
         "benchmark": name,
         "description": description,
         **surroundings(),
+        "peer": peer,
         "repeats": repeats,
+        "turns": max(map(len, runs.values())) // repeats,
         **summarise(benchmark, runs),
     }
     write_json(output_dir / f"{name}.json", result)
@@ -175,11 +231,24 @@ def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -
     return not result["failures"]
 
 
+def runnable(console: Console) -> list[str]:
+    """Return the benchmarks whose peers are here, and say which are left out."""
+    names = []
+    for name in benchmark_names():
+        try:
+            load_benchmark(name)[0].peer()
+        except UserError as error:
+            console.print(f"{name} is left out: {error}")
+        else:
+            names.append(name)
+    return names
+
+
 def main() -> int:
     args = build_parser().parse_args()
     if args.case is not None:
         benchmark, _ = load_benchmark(args.names[0])
-        write_json(args.case_output, dataclasses.asdict(benchmark.cases[args.case]()))
+        take_turns(benchmark.cases[args.case])
         return 0
     console = Console()
     if args.list:
@@ -188,9 +257,9 @@ def main() -> int:
         return 0
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: expected at least 1.")
-    names = args.names or benchmark_names()
+    names = args.names or runnable(console)
     for name in names:  # what cannot be run or kept ends it before anything is measured
-        load_benchmark(name)
+        load_benchmark(name)[0].peer()
         check_output(args.output_dir / f"{name}.json", "--output-dir")
     held = [run_benchmark(name, args.repeats, args.output_dir, console) for name in names]
     return 0 if all(held) else 1

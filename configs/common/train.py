@@ -10,6 +10,7 @@ train = dict(
     seed=0,  # of data order, augmentation and prompts
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
     accumulate=1,  # batches of dataloader.train.total_batch_size images per optimizer step
+    oom_retry=True,  # out of GPU memory: take the step in smaller parts, or else skip it; False: the run ends
     clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped
     ema=dict(decay=None),  # of the weights' moving average, such as 0.999, evaluated and saved instead; None: off
     checkpointer=dict(period=1000, max_to_keep=2),  # steps between checkpoints; how many are kept

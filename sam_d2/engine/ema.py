@@ -44,8 +44,8 @@ class WeightAverage(HookBase):
             self._others = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def after_step(self) -> None:
-        """Move the average towards the weights of this step."""
-        if self.decay is None:
+        """Move the average towards the weights of this step, if it was taken."""
+        if self.decay is None or not getattr(self.trainer, "step_taken", True):
             return
         steps = self.trainer.iter + 1
         move = get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))

@@ -24,13 +24,14 @@ def not_finite_text(
 
     Args:
         step: counted from 1.
-        losses: of the step, scalars.
+        losses: of the step, scalars; none where the model gave up before them, as Detectron2's RPN does.
         optimizer: of the training.
         clip_gradient_norm: of the training; None where gradients are not clipped.
         hooks: of the training; the run folder is that of their checkpointer.
     """
     values = {name: float(loss) for name, loss in losses.items()}
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not math.isfinite(value))
+    elsewhere = "on another process" if values else "the region proposals hold values that are no numbers"
     rate = max(group["lr"] for group in optimizer.param_groups)
     clipping = (
         "clip gradients (train.clip_gradient_norm=1.0)"
@@ -42,6 +43,6 @@ def not_finite_text(
     last = last_checkpoint(folders[0]) if folders else None
     again = f"--resume goes on from {last}" if last else "there is no checkpoint to go on from yet"
     return (
-        f"The loss of step {step} is not finite ({shown or 'on another process'}); its step was not taken. Take a "
+        f"The loss of step {step} is not finite ({shown or elsewhere}); its step was not taken. Take a "
         f"lower optimizer.lr (the rate of this step is {rate:.3g}), or {clipping}; {again}."
     )

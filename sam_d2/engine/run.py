@@ -72,9 +72,9 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 
 def _holds_a_run(folder: Path) -> bool:
-    """Tell whether there is anything to lose: a start that failed leaves a log and a config at most."""
+    """Tell whether there is anything to lose: a start that failed leaves a log, a config and W&B's notes at most."""
     return folder.is_dir() and any(
-        file.name != "config.yaml" and not file.name.startswith("log.txt") for file in folder.iterdir()
+        file.name not in ("config.yaml", "wandb") and not file.name.startswith("log.txt") for file in folder.iterdir()
     )
 
 

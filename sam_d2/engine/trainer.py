@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.engine import SimpleTrainer
@@ -17,6 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from sam_d2.data.loader import sample_seed
 from sam_d2.engine.not_finite import not_finite_text
+from sam_d2.engine.oom import Losses, OomRetry
+from sam_d2.engine.step_batches import StepBatches
 from sam_d2.errors import UserError
 from sam_d2.modeling.weights_record import note_step
 
@@ -42,8 +44,11 @@ class Trainer(SimpleTrainer):
         accumulate: batches of the loader per step; the step takes the mean of their gradients.
         seed: of the run. What a model draws by itself, such as the regions that a detector's losses are sampled from
             or the paths that are dropped, then depends on the step and the process alone, so a resume is exact.
+        oom_retry: take a step that a GPU's memory does not suffice for in smaller parts, or else skip it.
 
     Attributes:
+        oom: counts such steps.
+        step_taken: whether the last step has moved the weights; False where it was skipped.
         stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
 
     Raises:
@@ -60,6 +65,7 @@ class Trainer(SimpleTrainer):
         clip_gradient_norm: float | None = None,
         accumulate: int = 1,
         seed: int = 0,
+        oom_retry: bool = False,
     ) -> None:
         if accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected at least 1, the batches of a step.")
@@ -69,6 +75,8 @@ class Trainer(SimpleTrainer):
         self.accumulate = accumulate
         self.seed = seed
         self.stopped = False
+        self.step_taken = True
+        self.oom = OomRetry(model, optimizer, enabled=oom_retry)
         self.device = next(model.parameters()).device
         self.amp_dtype = amp_dtype
         self.clip_gradient_norm = clip_gradient_norm
@@ -92,6 +100,7 @@ class Trainer(SimpleTrainer):
             self.iter += 1
         finally:
             loop_log.removeFilter(_is_no_user_error)
+            self.oom.report(self.iter)
 
     def stop(self) -> None:
         """End the training once all hooks have seen this step; a hook calls it."""
@@ -122,17 +131,14 @@ class Trainer(SimpleTrainer):
             UserError: a loss is infinite or NaN; no step is taken.
         """
         self.optimizer.zero_grad()
-        torch.manual_seed(sample_seed(self.seed, self.iter * comm.get_world_size() + comm.get_rank()))
-        means: dict[str, Tensor] = {}
-        data_time, images = 0.0, 0
-        for part in range(self.accumulate):
-            start = time.perf_counter()
-            data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
-            images += len(data)
-            with self._exchange(last=part == self.accumulate - 1):
-                losses = self._backward_of(data)
-            means = {name: means[name] + loss if means else loss for name, loss in losses.items()}
+        batches = StepBatches(self._data_loader_iter, self.accumulate)
+        try:
+            means = self.oom.gradients(self.iter + 1, batches, partial(self._gradients, batches))
+        except FloatingPointError as error:
+            raise self._not_finite({}) from error
+        self.step_taken = means is not None
+        if means is None:
+            return
         if self.clip_gradient_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -140,39 +146,53 @@ class Trainer(SimpleTrainer):
         self.after_backward()
         # Before the step: a NaN loss must not reach the weights.
         try:
-            self.write_metrics(means, data_time, self.iter)
+            self.write_metrics(means, batches.seconds, self.iter)
         except FloatingPointError as error:
-            limit = self.clip_gradient_norm
-            raise UserError(not_finite_text(self.iter + 1, means, self.optimizer, limit, self._hooks)) from error
+            raise self._not_finite(means) from error
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         note_step(self.model)
-        get_event_storage().put_scalar("images", images * comm.get_world_size(), smoothing_hint=False)
+        get_event_storage().put_scalar("images", batches.images * comm.get_world_size(), smoothing_hint=False)
 
-    def _backward_of(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Add the gradients of one batch; returns its losses, detached, as their share of the step's mean."""
+    def _not_finite(self, losses: Losses) -> UserError:
+        limit = self.clip_gradient_norm
+        return UserError(not_finite_text(self.iter + 1, losses, self.optimizer, limit, self._hooks))
+
+    def _gradients(self, batches: StepBatches, at_once: int | None) -> Losses:
+        """Add the gradients of a step, of so many images at once; returns the mean of its losses, detached."""
+        torch.manual_seed(sample_seed(self.seed, self.iter * comm.get_world_size() + comm.get_rank()))
+        means: Losses = {}
+        for samples, divisor, last in batches.parts(at_once):
+            with self._exchange(last=last):
+                losses = self._backward_of(samples, divisor)
+            means = {name: means[name] + loss if means else loss for name, loss in losses.items()}
+        return means
+
+    def _backward_of(self, samples: list[dict[str, Any]], divisor: float) -> Losses:
+        """Add the gradients of a part; returns its losses, detached, as their share of the step's mean."""
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = {name: loss / self.accumulate for name, loss in self.model(data).items()}
+            losses = {name: loss / divisor for name, loss in self.model(samples).items()}
         self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
-        """Let DDP's processes exchange gradients after the last batch of a step only."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
+        """Let DDP's processes exchange gradients in the last backward pass of a step, unless it is done after it."""
+        if isinstance(self.model, DistributedDataParallel) and (self.oom.enabled or not last):
             return self.model.no_sync()
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return iteration, hooks, optimizer and gradient scaler."""
+        """Return iteration, hooks, optimizer, gradient scaler and the counts of steps that ran out of memory."""
         state = super().state_dict()
-        state["grad_scaler"] = self.grad_scaler.state_dict()
-        return state
+        return {**state, "grad_scaler": self.grad_scaler.state_dict(), "oom": self.oom.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if "oom" in state_dict:  # not of an earlier sam_d2
+            self.oom.load_state_dict(state_dict["oom"])
 
 
 def _is_no_user_error(record: logging.LogRecord) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +54,23 @@ class WandbWriter(EventWriter):
             ) from error
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        run_id = _run_id(folder)
         try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", project),
-                name=name or folder.resolve().name,
-                id=_run_id(folder),
-                resume="allow",
-                dir=str(folder),
-                mode=mode,
-                config=config,
-            )
+            with _no_input():
+                self._run = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", project),
+                    name=name or folder.resolve().name,
+                    id=run_id,
+                    resume="allow",
+                    dir=str(folder),
+                    mode=mode,
+                    config=config,
+                )
         except wandb.Error as error:
             raise UserError(
                 f"W&B cannot begin ({error}). Log in with `wandb login`, or set train.wandb.mode=offline."
             ) from error
+        _keep_run_id(folder, run_id)
         self._window_size = window_size
         self._last_write = -1
 
@@ -79,17 +85,31 @@ class WandbWriter(EventWriter):
         self._last_write = max(by_iteration, default=self._last_write)
 
     def close(self) -> None:
-        """End the run."""
-        self._run.finish()
+        """End the run; as a failed one where the training ends with an error or Ctrl-C."""
+        failed = isinstance(sys.exc_info()[1], (Exception, KeyboardInterrupt))
+        self._run.finish(exit_code=int(failed))
+
+
+@contextlib.contextmanager
+def _no_input() -> Iterator[None]:
+    """Give W&B no terminal to ask for a key in: a training must begin or say why it does not, not wait."""
+    before = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 def _run_id(folder: Path) -> str:
-    """Return the run's id: the agent's, the one that the folder keeps, or a new one, which it keeps from now on."""
-    if os.environ.get("WANDB_RUN_ID"):
-        return os.environ["WANDB_RUN_ID"]
+    """Return the run's id: the agent's, the one that the folder keeps, or a new one."""
     file = folder / ID_FILE
-    if not file.is_file():
-        temporary = file.with_name(f".{ID_FILE}.partial")
-        temporary.write_text(uuid.uuid4().hex[:12])
-        temporary.replace(file)
-    return file.read_text().strip()
+    return os.environ.get("WANDB_RUN_ID") or (file.read_text().strip() if file.is_file() else uuid.uuid4().hex[:12])
+
+
+def _keep_run_id(folder: Path, run_id: str) -> None:
+    """Write the id of a run that has begun, but for an agent's, which gives it again."""
+    if not os.environ.get("WANDB_RUN_ID"):
+        temporary = folder / f".{ID_FILE}.partial"
+        temporary.write_text(run_id)
+        temporary.replace(folder / ID_FILE)

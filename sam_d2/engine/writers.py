@@ -21,9 +21,9 @@ def curve_writers(cfg: DictConfig, output: Path) -> list[EventWriter]:
     Raises:
         UserError: W&B is asked for and is not installed or cannot begin.
     """
-    writers: list[EventWriter] = [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output))]
+    writers: list[EventWriter] = []
     options = dict(cfg.train.wandb)
-    if options.pop("enabled"):
+    if options.pop("enabled"):  # first: where it cannot begin, no file of another makes the folder look like a run's
         saved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(output / "config.yaml")))
         writers.append(WandbWriter(output, config=saved, **options))
-    return writers
+    return [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output)), *writers]

@@ -7,7 +7,8 @@ SAM's names, so official checkpoints load without a mapping of keys.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -293,6 +294,19 @@ class PromptableSAM(nn.Module):
         last = max((name.rsplit(".", 1)[0] for name in names if name.startswith(head)), default=head)
         parts = (last + ".", "mask_decoder.output_hypernetworks_mlps.", "prompt_encoder.mask_downscaling.")
         return {name for name in names if name.startswith(parts)}
+
+    @contextmanager
+    def saving_memory(self) -> Iterator[None]:
+        """Train with as little memory as there is a way to inside the block: the same losses, more slowly.
+
+        The instances of an image are decoded one by one, each again in the backward pass.
+        """
+        before = self.instances_per_chunk, self.activation_checkpointing
+        self.instances_per_chunk, self.activation_checkpointing = 1, True
+        try:
+            yield
+        finally:
+            self.instances_per_chunk, self.activation_checkpointing = before
 
     def train(self, mode: bool = True) -> PromptableSAM:
         """Set training mode, except for frozen parts, which stay in eval mode."""

@@ -97,6 +97,18 @@ class WeightsRecord:
 
 def note_step(model: nn.Module) -> None:
     """Let a model, wrapped for several processes or not, know that an optimizer has taken a step."""
-    record = getattr(getattr(model, "module", model), "weights_record", None)
-    if isinstance(record, WeightsRecord) and record.multimask_reached:
+    record = _record_of(model)
+    if record is not None and record.multimask_reached:
         record.multimask_trained, record.multimask_reached = True, False
+
+
+def note_skip(model: nn.Module) -> None:
+    """Let a model, wrapped or not, know that no step follows from the gradients that it has made."""
+    record = _record_of(model)
+    if record is not None:
+        record.multimask_reached = False
+
+
+def _record_of(model: nn.Module) -> WeightsRecord | None:
+    record = getattr(getattr(model, "module", model), "weights_record", None)
+    return record if isinstance(record, WeightsRecord) else None

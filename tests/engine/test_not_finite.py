@@ -23,6 +23,7 @@ def test_step_losses_rate_and_clipping():
     assert "rate of this step is 0.25" in message and "clip gradients (train.clip_gradient_norm=1.0)" in message
     assert "clip more than at train.clip_gradient_norm=2" in text(clip=2.0, loss_dice=math.nan)
     assert "(on another process)" in text(loss_dice=1.0)
+    assert "(the region proposals hold values that are no numbers)" in text()
 
 
 def test_the_checkpoint_to_go_on_from(tmp_path):

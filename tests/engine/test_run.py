@@ -39,8 +39,9 @@ class TestBeginRun:
         log = (folder / "log.txt").read_text()
         assert "detectron2 " in log and f"torch {torch.__version__}" in log
 
-    def test_an_empty_folder_is_a_new_one(self, cfg, tmp_path):
-        (tmp_path / "run").mkdir()
+    @pytest.mark.parametrize("left", [".", "wandb", "log.txt.rank1"])
+    def test_an_empty_folder_and_one_of_a_start_that_failed_are_new_ones(self, cfg, tmp_path, left):
+        (tmp_path / "run" / left).mkdir(parents=True)
         begin_run(cfg, arguments())
         assert load_config(tmp_path / "run" / "config.yaml") == cfg
 

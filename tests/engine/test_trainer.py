@@ -146,6 +146,18 @@ def test_a_bad_loss_ends_training_before_it_reaches_the_weights(bad):
     assert {int(entry["step"]) for entry in state.values()} == {1}
 
 
+def test_a_model_that_gives_up_by_itself_is_answered_alike():
+    """Detectron2's region proposals raise this before there is any loss."""
+    trainer = make_trainer()
+
+    def diverged(batch):
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+
+    trainer.model.forward = diverged
+    with pytest.raises(UserError, match=r"step 1 is not finite \(the region proposals .*lower optimizer\.lr"):
+        trainer.train(0, 2)
+
+
 def test_bfloat16_autocast_on_the_cpu():
     trainer = make_trainer(amp_dtype=torch.bfloat16)
     trainer.train(0, 3)

@@ -1,5 +1,6 @@
 """The writer of W&B, with a stand-in for the package: what it is given, and what happens without it."""
 
+import contextlib
 import sys
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 import sam_d2  # noqa: F401
 from detectron2.utils.events import EventStorage
+from sam_d2.engine.trainer import _StopTraining
 from sam_d2.engine.wandb_writer import WandbWriter
 from sam_d2.errors import UserError
 
@@ -18,16 +20,17 @@ class StandIn:
         pass
 
     def __init__(self, fails=""):
-        self.started, self.logged, self.finished, self.fails = [], [], 0, fails
+        self.started, self.logged, self.exit_codes, self.fails = [], [], [], fails
 
     def init(self, **options):
+        assert sys.stdin.read() == "", "there is no terminal to ask for a key in"
         if self.fails:
             raise self.Error(self.fails)
         self.started.append(options)
         return SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=self._finish)
 
-    def _finish(self):
-        self.finished += 1
+    def _finish(self, exit_code):
+        self.exit_codes.append(exit_code)
 
 
 @pytest.fixture
@@ -52,10 +55,22 @@ def test_scalars_go_to_the_step_that_they_are_of(wandb, tmp_path):
     writer.close()
     # the median of 3, 5 and 4
     assert wandb.logged == [(2, {"total_loss": 4.0}), (3, {"lr": 0.1})]
-    assert wandb.finished == 1
+    assert wandb.exit_codes == [0]
     options = wandb.started[0]
     assert (options["project"], options["name"], options["mode"]) == ("sam_d2", "run", "offline")
     assert options["config"] == {"train": {"seed": 1}} and options["dir"] == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError, 1), (KeyboardInterrupt, 1), (_StopTraining, 0)])
+def test_a_training_that_breaks_off_is_a_failed_run(wandb, tmp_path, error, code):
+    """``Trainer`` closes its writers while the error passes; an early stop passes as one too, and is none."""
+    writer = WandbWriter(tmp_path)
+    with contextlib.suppress(error):
+        try:
+            raise error
+        finally:
+            writer.close()
+    assert wandb.exit_codes == [code]
 
 
 def test_steps_never_fall(wandb, tmp_path):
@@ -92,8 +107,10 @@ def test_without_wandb_the_message_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_what_wandb_refuses_is_a_message(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", StandIn(fails="api_key not configured"))
+    before = sys.stdin
     with pytest.raises(UserError, match=r"api_key not configured.*train.wandb.mode=offline"):
         WandbWriter(tmp_path)
+    assert sys.stdin is before and not list(tmp_path.iterdir()), "the next attempt may use the folder"
 
 
 def test_another_mode_is_refused(wandb, tmp_path):

@@ -1,7 +1,8 @@
 """What a benchmark is: one file in this folder that defines ``BENCHMARK``; its name and docstring are the command's.
 
 ``tools/benchmark.py`` runs the cases in turn, each in a process of its own, and repeats that. A comparison with a
-peer is two cases on the same inputs, a ``Ratio`` between them, and an entry in ``same_answers``.
+peer is two cases on the same inputs, a ``Ratio`` between them, and an entry in ``same_answers``; where the two are
+close, a function that yields a figure per turn and an entry in ``in_turn``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure of one case over that of another.
+    """A figure of one case over that of another: the median over the repeats and turns, each of which has a ratio.
 
     Attributes:
         figure: name in both cases' ``figures``.
@@ -52,16 +53,28 @@ class Benchmark:
     """Cases and how they are compared.
 
     Attributes:
-        cases: name to function; each call runs in a fresh process.
-        ratios: of the medians over the repeats.
+        cases: name to function; each call runs in a fresh process. One that yields measures once per turn.
+        ratios: what is compared.
         same_answers: groups of cases that must have the same answer.
         tolerance: largest difference of two answers, relative to the larger and at least to 1.
+        in_turn: groups of cases whose processes exist at the same time and take equally many turns, one after
+            another, so that what else the machine does hits all of them alike.
+        environment: variables that the process of a case gets beside those of the tool.
+        peer: says what the cases are compared with; raises a UserError that says how to get it where it is absent.
     """
 
-    cases: dict[str, Callable[[], Measured]]
+    cases: dict[str, Callable[[], Measured | Iterator[Measured]]]
     ratios: tuple[Ratio, ...] = ()
     same_answers: tuple[tuple[str, ...], ...] = ()
     tolerance: float = 1e-4
+    in_turn: tuple[tuple[str, ...], ...] = ()
+    environment: Callable[[str], dict[str, str]] = lambda case: {}
+    peer: Callable[[], str | None] = lambda: None
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Return all cases in the order in which they are run: those that take turns together, others alone."""
+        together = {case for group in self.in_turn for case in group}
+        return *self.in_turn, *((case,) for case in self.cases if case not in together)
 
 
 def measure(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
