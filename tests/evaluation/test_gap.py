@@ -89,6 +89,15 @@ def test_of_two_boxes_of_an_instance_the_surest_remains(shares):
     assert gap == {"imprecise": pytest.approx(35)}
 
 
+def test_the_surest_is_the_one_of_the_highest_score(shares):
+    """A, found twice, ranks before the rougher B, as the oracle has it; by its other score it would rank behind."""
+    rough = part(B, 31)
+    found, oracle = {1: [(A, 0.1), (rough, 0.5), (A, 0.9)]}, {1: [(A, 0.9), (rough, 0.1)]}
+    boxes = {1: np.array([A, B, A], dtype=float)}
+    gap = shares({1: [(A, 0), (B, 0)]}, found, oracle, boxes=boxes, classes=("one",))
+    assert gap == {"masks": pytest.approx(0.4 * (100 - HALF))}
+
+
 def test_missed_boxes(shares):
     gap = shares({1: [(A, 0), (B, 0)]}, {1: [(A, 0.9)]}, {1: [(A, 0.5), (B, 0.4)]}, classes=("one",))
     assert gap == {"missed": pytest.approx(100 - HALF)}
