@@ -26,6 +26,7 @@ from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.ground_truth import GroundTruth
+from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluation_path, write_evaluation
 from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
@@ -66,6 +67,7 @@ class PromptedEvaluation:
         self._baselines: list[Result] | None = None
         self._results: dict[tuple[str, str], list[Result]] = {}
         self._detections: dict[str, list[ImageDetections]] = {}
+        self._reliability: dict[str, list[Reliability]] = {}
         self._device = torch.device("cpu")
 
     def __call__(self, model: nn.Module, method: str = "model") -> OrderedDict[str, dict[str, float]]:
@@ -85,10 +87,12 @@ class PromptedEvaluation:
             if hasattr(model, "test_prompt"):
                 model.test_prompt = prompt
             self.evaluator.prompt, self.evaluator.method = prompt, method
+            self.evaluator.score = getattr(model, "score_name", self.evaluator.score)
             by_prompt[prompt] = inference_on_dataset(model, self.loader, self.evaluator)
             if comm.is_main_process():
                 self._results[method, prompt] = self.evaluator.results
                 self._detections[prompt] = self.evaluator.detections
+                self._reliability[prompt] = list(self.evaluator.reliability.values())
         if not comm.is_main_process():
             return OrderedDict()
         results = [row for rows in self._results.values() for row in rows]
@@ -188,6 +192,7 @@ class PromptedEvaluation:
                 for row in rows
             ],
             prompt_boxes=self.evaluator.prompt_boxes,
+            reliability=self._reliability[prompt],
         )
 
     def _config_text(self, config: DictConfig | None) -> str:
@@ -203,7 +208,7 @@ def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> lis
     Of the same dataset and ground truth, prompt, boxes, task and score as the model's: others would be no comparison.
     """
     scored = {row.key for row in results}
-    models = [row for row in results if row.method == "model"]
+    models = [row for row in results if row.method == "model" and row.ranks]
     compared = {(msgspec.structs.replace(row, method="base").key, row.ground_truth) for row in models}
     return [row for row in saved if (row.key, row.ground_truth) in compared and row.key not in scored]
 

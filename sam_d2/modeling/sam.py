@@ -7,7 +7,7 @@ SAM's names, so official checkpoints load without a mapping of keys.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
+from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
 from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
@@ -23,7 +24,7 @@ from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import parse_score, score_masks
+from sam_d2.modeling.scoring import SCORES, combine_scores, mask_scores, parse_score
 from sam_d2.modeling.weights_record import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ class PromptableSAM(nn.Module):
         draw_boxes: give each box as a mask prompt too, drawn into the low-res frame: the same knowledge, where the
             decoder need not learn to read positions to a fraction of a token. For models trained with it, and
             objects of few tokens.
-        score: the score of a mask, see :mod:`sam_d2.modeling.scoring`.
+        score: the score that ranks a mask, see :mod:`sam_d2.modeling.scoring`.
+        calibrate: pass it through the calibration that ``tools/calibrate_scores.py`` has put into the checkpoint, so
+            that it says what IoU to expect; for tests, not for a training.
         instances_per_chunk: instances that the decoder takes at once.
         activation_checkpointing: recompute a chunk in the backward pass instead of keeping its activations.
         pixel_mean: mean of each channel, 0-255.
@@ -83,6 +86,7 @@ class PromptableSAM(nn.Module):
         multimask: bool = False,
         draw_boxes: bool = False,
         score: str = "predicted_iou",
+        calibrate: bool = False,
         instances_per_chunk: int = 32,
         activation_checkpointing: bool = True,
         pixel_mean: Iterable[float] = (123.675, 116.28, 103.53),
@@ -113,6 +117,7 @@ class PromptableSAM(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.score_factors = parse_score(score)
         self.score = score
+        self.calibrate = calibrate
         self.input_format = input_format
         self.canvas: int = self.image_encoder.img_size
         self.low_res: int = self.prompt_encoder.mask_input_size[0]
@@ -149,11 +154,17 @@ class PromptableSAM(nn.Module):
             over the instances of an image and then over the images, zero with a graph where there are none.
             Otherwise one ``{"instances": Instances}`` per image, original frame, one row per prompt: ``pred_masks``
             (N, H0, W0) bool, ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the
-            input instance that the row answers.
+            input instance that the row answers, and each score that ``scores`` may be made of under its own name.
 
         Raises:
-            UserError: an image does not fit the canvas.
+            UserError: an image does not fit the canvas, or ``calibrate`` is set in a training, or at a test of weights
+                without a calibration of this score and prompt.
         """
+        if self.training and self.calibrate:
+            raise UserError(
+                "model.calibrate=true: a training changes the weights, and a calibration belongs to finished ones. "
+                "Train without it, fit it with tools/calibrate_scores.py, then evaluate with model.calibrate=true."
+            )
         images = self.preprocess(batched_inputs)
         embeddings = self.encode(images.tensor)
         if self.training:
@@ -241,7 +252,8 @@ class PromptableSAM(nn.Module):
         original = (int(sample["height"]), int(sample["width"]))
         # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
         masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
-        boxes, scores = [torch.zeros((0, 4), device=self.device)], [torch.zeros(0, device=self.device)]
+        boxes = [torch.zeros((0, 4), device=self.device)]
+        scores: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self.device)] for name in SCORES}
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
             logits, predicted_iou = self._best_answer(embedding, chunk)
@@ -254,17 +266,42 @@ class PromptableSAM(nn.Module):
             predicted = full > 0
             masks[start : start + len(predicted)] = predicted.cpu()
             boxes.append(boxes_of_masks(predicted))
-            scores.append(score_masks(self.score_factors, full, predicted_iou))
+            for name, values in mask_scores(full, predicted_iou, torch.ones_like(predicted_iou)).items():
+                scores[name].append(values)
         result = Instances(original)
         result.pred_masks = masks
         result.pred_boxes = Boxes(torch.cat(boxes))
-        result.scores = torch.cat(scores)
+        for name, values_of_chunks in scores.items():
+            result.set(name, torch.cat(values_of_chunks))
+        result.scores = self.rank({name: result.get(name) for name in SCORES})
         if "instances" in sample:
             result.pred_classes = sample["instances"].gt_classes.to(self.device)
         else:
             result.pred_classes = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
         result.prompt_index = torch.arange(len(prompts), device=self.device)
         return result
+
+    @property
+    def score_name(self) -> str:
+        """What a report calls the score that ranks the masks."""
+        return calibrated_name(self.score) if self.calibrate else self.score
+
+    def rank(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the score that ranks masks with the test prompt in use.
+
+        Args:
+            values: (N,) by name, all of :data:`sam_d2.modeling.scoring.SCORES`.
+
+        Returns:
+            (N,) float32: ``model.score``, calibrated where ``calibrate`` says so.
+
+        Raises:
+            UserError: it is to be calibrated and the weights have no calibration of it with this prompt.
+        """
+        scores = combine_scores(self.score_factors, values)
+        if not self.calibrate:
+            return scores
+        return self.weights_record.calibration(self._test_name(), self.score).of_tensor(scores)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that must not decay.
