@@ -33,7 +33,13 @@ def main() -> int:
     check_output(args.output)
 
     from sam_d2.engine.checkpoint_file import save_checkpoint_file
-    from sam_d2.engine.export import checkpoint_of, official_state_dict, registry_name, wants_drawn_boxes
+    from sam_d2.engine.export import (
+        checkpoint_of,
+        is_calibrated,
+        official_state_dict,
+        registry_name,
+        wants_drawn_boxes,
+    )
 
     checkpoint = checkpoint_of(args.checkpoint)
     state = official_state_dict(checkpoint, args.config_file)
@@ -44,6 +50,11 @@ def main() -> int:
         print("Its sizes are none of SAM's published ones: only a program that builds the same modules can load it.")
     else:
         print(f'Load it with sam_model_registry["{name}"](checkpoint="{args.output}"), or in a tool as SAM {name}.')
+    if is_calibrated(checkpoint):
+        print(
+            "Its calibration of scores is left behind, because SAM's own format has no place for one: the exported "
+            f"model gives its predicted IoU as it is. The calibration stays in {checkpoint}."
+        )
     if wants_drawn_boxes(checkpoint):
         print(
             "WARNING: these weights were trained with model.draw_boxes=true. A program that gives a box alone gets "
