@@ -113,7 +113,7 @@ class WeightsRecord:
         if found is None:
             others = f"; it has that of {', '.join(self.calibrations)}" if self.calibrations else ""
             raise UserError(
-                f"model.calibrate=true: {self.file or 'the random weights'} has no calibration for {prompt} "
+                f"model.calibrate=true: {self.file or 'a model of random weights'} has no calibration for {prompt} "
                 f"prompts{others}. {remedy}"
             )
         if found.score != score:
