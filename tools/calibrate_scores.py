@@ -7,6 +7,7 @@ masks stays the same.
 """
 
 import argparse
+from tempfile import TemporaryDirectory
 
 from sam_d2.cli import check_output, run_main
 from sam_d2.errors import UserError
@@ -36,6 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    with TemporaryDirectory() as scratch:
+        return calibrate(scratch)
+
+
+def calibrate(scratch: str) -> int:
+    """Do it all; what an evaluation would write into the run's folder goes to ``scratch``."""
     args = build_parser().parse_intermixed_args()  # so that key=value may follow options
     from detectron2.config import instantiate
     from detectron2.utils.logger import setup_logger
@@ -47,6 +54,7 @@ def main() -> int:
     from sam_d2.engine.distributed import choose_device
     from sam_d2.engine.export import checkpoint_of
     from sam_d2.engine.weights import checkpoint_folders
+    from sam_d2.evaluation.box_source import box_source
     from sam_d2.evaluation.calibration import measure_scores, with_calibrations
 
     checkpoint = checkpoint_of(args.checkpoint)
@@ -59,6 +67,7 @@ def main() -> int:
         )
     check_output(checkpoint, "RUN|CHECKPOINT")
     cfg = apply_overrides(load_config(config), args.opts)
+    cfg.train.output_dir = scratch  # of a detector's boxes: the run keeps those of its own evaluation
     if "prompts" not in cfg.model:
         raise UserError(f"{config}: its model takes no prompts; only SAM's scores can be calibrated.")
     with_calibrations(load_checkpoint_file(checkpoint, mmap=True), {}, str(checkpoint))  # has it a place for them?
@@ -68,16 +77,17 @@ def main() -> int:
     resolve_dataset(cfg.train.dataset)
     model = instantiate(cfg.model).to(choose_device(cfg.train.device)).eval()
     Checkpointer(model).load(str(checkpoint))
+    boxes = box_source(cfg, choose_device(cfg.train.device))
     train, test = str(cfg.dataloader.train.dataset.names), str(cfg.dataloader.test.dataset.names)
     split = args.split or train
 
     fitted, lines = {}, []
-    for measured in measure_scores(model, cfg, split):
+    for measured in measure_scores(model, cfg, split, boxes):
         curve = fitted[measured.prompt] = measured.fitted()
         on = f"{measured.dataset}, {measured.prompt} prompts, {measured.score}, {measured.known} masks"
         own = "fitted on these masks" if split != test else "fitted on these masks of the test: no figure to report"
         lines.append(f"{on}: ECE {measured.ece():.4f}, calibrated {measured.ece(curve):.4f} ({own})")
-    for measured in measure_scores(model, cfg, test) if args.test and split != test else ():
+    for measured in measure_scores(model, cfg, test, boxes) if args.test and split != test else ():
         on = f"{measured.dataset}, {measured.prompt} prompts, {measured.score}, {measured.known} masks"
         lines.append(f"{on}: ECE {measured.ece():.4f}, calibrated {measured.ece(fitted[measured.prompt]):.4f}")
     content = load_checkpoint_file(checkpoint)

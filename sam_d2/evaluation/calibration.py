@@ -15,9 +15,12 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from sam_d2.errors import UserError
+from sam_d2.evaluation.box_source import NO_BOXES, BoxSource
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
+from sam_d2.evaluation.detector_prompts import DetectorPrompts
 from sam_d2.evaluation.reliability import prediction_ious, reliability
 from sam_d2.modeling.calibration import Floats, ScoreCalibration
+from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH
 from sam_d2.modeling.sam import PromptableSAM
 from sam_d2.modeling.weights_record import WeightsRecord
 
@@ -67,16 +70,20 @@ class _Collector(InstanceEvaluator):
         return OrderedDict()
 
 
-def measure_scores(model: PromptableSAM, cfg: DictConfig, dataset: str) -> Iterator[MeasuredScores]:
+def measure_scores(
+    model: PromptableSAM, cfg: DictConfig, dataset: str, box_source: BoxSource | None = None
+) -> Iterator[MeasuredScores]:
     """Predict on a dataset with each test prompt of a model, as an evaluation does.
 
     Args:
         model: with its weights; of its scores the plain one is measured, calibrated or not.
         cfg: config of its run, of which ``dataloader.test`` and ``dataloader.evaluator`` are read.
         dataset: registered name.
+        box_source: of recipes whose prompts are a detector's.
 
     Raises:
-        UserError: no dataset of the name is registered, or a score is not finite.
+        UserError: no dataset of the name is registered, a score is not finite, or a detector's boxes are needed and
+            there is none.
     """
     if dataset not in DatasetCatalog.list():
         own = ", ".join(str(cfg.dataloader[part].dataset.names) for part in ("train", "test"))
@@ -86,17 +93,25 @@ def measure_scores(model: PromptableSAM, cfg: DictConfig, dataset: str) -> Itera
     cfg.dataloader.evaluator.dataset_name = dataset
     cfg.dataloader.evaluator._target_ = _Collector
     evaluator = instantiate(cfg.dataloader.evaluator)
+    boxes: DetectorPrompts | None = None
     for prompt in model.test_prompts:
-        model.test_prompt = prompt
+        recipe, source, loader = model.prompts[prompt], GROUND_TRUTH, instantiate(cfg.dataloader.test)
+        if recipe.prompt_source == DETECTOR:
+            if box_source is None:
+                raise UserError(f"Prompt {prompt} is of a detector's boxes. {NO_BOXES}")
+            boxes = boxes or box_source.boxes_for(evaluator)[0]
+            source, loader = boxes.source, boxes.attached_to(loader)
+        model.test_prompt, score = prompt, recipe.score or model.score
+        evaluator.ask(prompt, source=source, score=score)
         with _uncalibrated(model):
-            inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+            inference_on_dataset(model, loader, evaluator)
         truth, found = evaluator.ground_truth, evaluator.detections
         assert truth is not None  # read by reset()
         ious = prediction_ious(truth, found, prompted=evaluator.oracle)
         yield MeasuredScores(
             prompt,
             dataset,
-            model.score,
+            score,
             np.concatenate([np.zeros(0), *(image.scores for image in found)]),
             np.concatenate([np.zeros(0), *ious]),
         )

@@ -103,20 +103,13 @@ class InstanceEvaluator(DatasetEvaluator):
         """
         self.dataset_name = dataset_name
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.prompt = prompt
-        self.prompt_source = prompt_source
-        self.score = score
         self.scores = None if scores is None else [scores] if isinstance(scores, str) else list(scores)
         for one in self.scores or ():
             parse_score(one, key="dataloader.evaluator.scores")
         self.method = method
-        self.oracle = prompt_source == "ground_truth"
-        boxes = "mask" if recompute_boxes else "file"
-        self.prompt_boxes = boxes if self.oracle else None
-        default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
-        self.tasks: tuple[Task, ...] = default_tasks if tasks is None else tuple(tasks)
-        if self.oracle and "bbox" in self.tasks:
-            raise ValueError("bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks")
+        self._oracle_boxes = "mask" if recompute_boxes else "file"
+        self._tasks = None if tasks is None else tuple(tasks)
+        self.ask(prompt, source=prompt_source, score=score)
         self.engine = engine
         self.max_dets = max_dets
         self.split = dataset_name if split is None else split
@@ -127,6 +120,27 @@ class InstanceEvaluator(DatasetEvaluator):
         self.detections: list[ImageDetections] = []
         self.reliability: dict[str, Reliability] = {}
         self._begin = time.perf_counter()
+
+    def ask(self, prompt: str, *, source: str, score: str) -> None:
+        """Say what is measured from now on: call it before :meth:`reset`.
+
+        Args:
+            prompt: Kind of prompt, for the report.
+            source: ``ground_truth``, ``detector`` or ``file``.
+            score: Name of the score that ranks the masks, for the report.
+
+        Raises:
+            ValueError: bbox AP is asked for with ground-truth prompts, whose boxes it would measure.
+        """
+        self.prompt = prompt
+        self.prompt_source = source
+        self.score = score
+        self.oracle = source == "ground_truth"
+        self.prompt_boxes = self._oracle_boxes if self.oracle else None
+        default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
+        self.tasks: tuple[Task, ...] = default_tasks if self._tasks is None else self._tasks
+        if self.oracle and "bbox" in self.tasks:
+            raise ValueError("bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks")
 
     def reset(self) -> None:
         """Forget all predictions; the time of the next round counts from here."""
@@ -239,7 +253,8 @@ class InstanceEvaluator(DatasetEvaluator):
     def _encode(self, image_id: int | str, instances: Instances) -> ImageDetections:
         boxes = instances.pred_boxes.tensor if instances.has("pred_boxes") else torch.zeros(len(instances), 4)
         rles = encode_masks(instances.pred_masks) if instances.has("pred_masks") else None
-        index = instances.prompt_index if instances.has("prompt_index") else None
+        # of a detector's prompts the index is of its boxes, which are no instances
+        index = instances.prompt_index if self.oracle and instances.has("prompt_index") else None
         if len(instances) and (("segm" in self.tasks and rles is None) or (self.oracle and index is None)):
             raise ValueError(
                 f"predictions on image id {image_id!r} have the fields {sorted(instances.get_fields())}; "

@@ -82,6 +82,48 @@ class Chart:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A bar of a waterfall.
+
+    Attributes:
+        label: Beside the bar; not the user's.
+        start: Where it begins.
+        end: Where it ends, and the next begins; below ``start`` where it takes away.
+        colour: Index into ``SERIES``.
+    """
+
+    label: str
+    start: float
+    end: float
+    colour: int
+
+
+def waterfall_chart(title: str, steps: Sequence[Step], xlabel: str) -> Chart:
+    """Bars below one another, each from where the last ended: a stacked bar whose parts may be negative.
+
+    Args:
+        title: Above the chart.
+        steps: From above to below.
+        xlabel: With its unit.
+    """
+    figure, axes = _axes(xlabel, "")
+    for row, step in enumerate(steps):
+        style = {"color": SERIES[step.colour % len(SERIES)], "height": 0.7}
+        axes.barh(row, step.end - step.start, left=step.start, **style)  # type: ignore[arg-type]
+        if row + 1 < len(steps):
+            axes.plot([step.end, step.end], [row, row + 1], color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(steps)), [step.label for step in steps])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    low, high = min(0.0, *(step.end for step in steps)), max(step.end for step in steps)
+    axes.set_xlim(low, high + _MARGIN * (high - low))
+    legend: list[tuple[str, int, LegendKind]] = [
+        (f"{step.label}: {step.end - step.start:.2f}", step.colour % len(SERIES), "line") for step in steps
+    ]
+    return Chart(title, _svg(figure, xlabel), legend)
+
+
 def line_chart(
     title: str, series: Sequence[Series], ylabel: str, *, log: bool = False, from_zero: bool = False
 ) -> Chart:

@@ -18,6 +18,7 @@ from sam_d2.evaluation.report_charts import (
 )
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
 from sam_d2.evaluation.report_html import breakable, chart_grid, data_uri, definitions, escape, escape_lines, page
+from sam_d2.evaluation.report_pair import pair_section
 from sam_d2.evaluation.report_tables import class_table, method_table, score_table, source_of
 from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, write_atomically
 from sam_d2.evaluation.table import by_score, grouped, metric_text, shortfalls
@@ -30,6 +31,7 @@ _ORACLE = (
     "Oracle: the prompts were made from the ground truth. These figures say how well the model outlines what it is "
     "pointed at, not how well it finds things."
 )
+_BOTH = "Where the boxes were a detector's, no ground truth was in the prompts."
 _CURVE_COLOURS = {"total_loss": 0, "loss_focal": 1, "loss_dice": 2, "loss_iou": 3}
 
 
@@ -54,7 +56,7 @@ def run_page(run: Run) -> str:
     title = f"{run.name}: {prompts}{' (oracle)' if run.oracle else ''}"
     parts = [_header(run, title), _cards(groups[0], several=len(groups) > 1)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
-    parts.append("<h2>Results</h2>")
+    parts += [pair_section(run.results), "<h2>Results</h2>"]
     parts += [method_table(rows) for rows in groups]
     parts += [_scores(rows) for rows in by_score(run.results)]
     parts.append(_curves(run))
@@ -86,7 +88,8 @@ def _header(run: Run, title: str) -> str:
     tags += [f'<span class="tag">{escape(split)}</span>' for split in dict.fromkeys(row.split for row in run.results)]
     if run.evaluations:
         tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')
-    oracle = f'<p class="soft">{_ORACLE}</p>' if run.oracle else ""
+    both = any(row.method == "model" and row.prompt_source != "ground_truth" for row in run.results)
+    oracle = f'<p class="soft">{_ORACLE}{f" {_BOTH}" if both else ""}</p>' if run.oracle else ""
     return f"<header><h1>{breakable(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
 
 

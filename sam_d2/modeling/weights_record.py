@@ -134,8 +134,8 @@ class WeightsRecord:
         if self.file and not self.multimask_trained:
             raise UserError(
                 f"{self.file}: the three masks of model.multimask=true were never trained in these weights (it was "
-                "false). Take multimask=false for them, or train them: model.multimask=true, a prompt with single "
-                "points, train.eval_base=false. SAM's published weights have them trained."
+                "false). Take multimask=false and no best_of_3 for them, or train them: model.multimask=true, a prompt "
+                "with single points, train.eval_base=false. SAM's published weights have them trained."
             )
 
 

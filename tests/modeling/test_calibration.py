@@ -124,7 +124,8 @@ class TestModel:
         found = asked(batch)[0]["instances"]
         torch.testing.assert_close(found.scores, plain.scores.clamp(0, 1) * 0.5)
         assert torch.equal(found.predicted_iou, plain.predicted_iou)
-        assert (model.score_name, asked.score_name) == ("predicted_iou", "calibrated(predicted_iou)")
+        recipe = model.prompts["box"]
+        assert (model.score_name(recipe), asked.score_name(recipe)) == ("predicted_iou", "calibrated(predicted_iou)")
         assert save(asked) and load_checkpoint_file(file)[WeightsRecord.CALIBRATIONS].keys() == {"box"}
 
     def test_none_for_this_prompt_or_score(self, build_model, batch, save):
