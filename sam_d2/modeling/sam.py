@@ -53,7 +53,8 @@ class PromptableSAM(nn.Module):
         draw_boxes: give each box as a mask prompt too, drawn into the low-res frame: the same knowledge, where the
             decoder need not learn to read positions to a fraction of a token. For models trained with it, and
             objects of few tokens.
-        score: the score that ranks a mask where the prompt's recipe has none of its own, see :mod:`sam_d2.modeling.scoring`.
+        score: the score that ranks a mask, see :mod:`sam_d2.modeling.scoring`, where the prompt's recipe has none of
+            its own.
         calibrate: pass it through the calibration that ``tools/calibrate_scores.py`` has put into the checkpoint, so
             that it says what IoU to expect; for tests, not for a training.
         instances_per_chunk: instances that the decoder takes at once.
