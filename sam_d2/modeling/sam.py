@@ -161,14 +161,9 @@ class PromptableSAM(nn.Module):
             under its own name.
 
         Raises:
-            UserError: an image does not fit the canvas, or ``calibrate`` is set in a training, or at a test of weights
-                without a calibration of this score and prompt.
+            UserError: an image does not fit the canvas, or ``calibrate`` is set and the weights have no calibration of
+                this score and prompt.
         """
-        if self.training and self.calibrate:
-            raise UserError(
-                "model.calibrate=true: a training changes the weights, and a calibration belongs to finished ones. "
-                "Train without it, fit it with tools/calibrate_scores.py, then evaluate with model.calibrate=true."
-            )
         images = self.preprocess(batched_inputs)
         embeddings = self.encode(images.tensor)
         if self.training:

@@ -166,9 +166,5 @@ class TestModel:
         note_step(model)
         assert model.weights_record.calibrations == {} and caplog.text.count("is dropped") == 1
 
-    def test_a_training_with_it_is_refused(self, build_model, batch):
-        with pytest.raises(UserError, match="a training changes the weights"):
-            build_model("model.calibrate=true").train()(batch)
-
     def test_name(self):
         assert calibrated_name("class_score*stability^2") == "calibrated(class_score*stability^2)"
