@@ -24,9 +24,9 @@ from sam_d2.engine.distributed import choose_device
 from sam_d2.errors import UserError
 from sam_d2.model_source import find_model
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
-from sam_d2.modeling.prompt_recipes import detector_recipe
+from sam_d2.modeling.prompt_recipes import PromptRecipe, detector_recipe
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import score_masks
+from sam_d2.modeling.scoring import SCORES, mask_scores
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,9 @@ class Predictor:
 
         Returns:
             Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
-            ``scores`` (N,) and ``prompt_index`` (N,), the prompt's row. SAM knows no classes, so there are none.
+            ``scores`` (N,) and ``prompt_index`` (N,), the prompt's row, and what ``scores`` may be made of:
+            ``predicted_iou``, ``stability``, ``mean_probability`` and ``class_score`` (N,), which is 1 but of a
+            detector's boxes. SAM knows no classes, so there are none.
             A detector's have ``pred_classes`` (N,) and no ``prompt_index``, in falling order of ``scores``; so have
             those of SAM with a detector, with ``prompt_index`` by falling score of the detector.
 
@@ -197,19 +199,22 @@ class Predictor:
     @torch.no_grad()
     def _three_masks(self, image: EncodedImage, prompts: Prompts) -> Instances:
         model = self.model
-        masks, scores = [torch.zeros((0, *image.original), dtype=torch.bool)], [torch.zeros(0)]
+        masks = [torch.zeros((0, *image.original), dtype=torch.bool)]
+        scores = [{name: torch.zeros(0, device=model.device) for name in SCORES}]
         for start in range(0, len(prompts), model.instances_per_chunk):
             chunk = prompts[start : start + model.instances_per_chunk].to(model.device)
             logits, predicted_iou = model.decode(image.embedding, chunk, multimask=True)
             full = resize_logits(logits.flatten(0, 1).float(), model.canvas, image.resized, image.original)
             masks.append((full > 0).cpu())
-            scores.append(score_masks(model.score_factors, full, predicted_iou.flatten().float()).cpu())
+            scores.append(mask_scores(full, predicted_iou.flatten(), torch.ones_like(predicted_iou.flatten())))
         result = Instances(image.original)
         result.pred_masks = torch.cat(masks)
         result.pred_boxes = Boxes(boxes_of_masks(result.pred_masks))
-        result.scores = torch.cat(scores)
+        for name in SCORES:
+            result.set(name, torch.cat([chunk[name] for chunk in scores]))
+        result.scores = model.rank({name: result.get(name) for name in SCORES}, PromptRecipe())
         result.prompt_index = torch.arange(len(prompts)).repeat_interleave(3)
-        return result
+        return result.to("cpu")
 
 
 def _pixels(image: str | Path | np.ndarray | Image.Image, image_format: str) -> np.ndarray:

@@ -54,7 +54,13 @@ def main() -> int:
 
 def print_use(state: dict[str, Tensor], file: Path, checkpoint: Path) -> None:
     """Say how the model's own library loads the file."""
-    from sam_d2.engine.export import library_of, registry_name, torchvision_line, wants_drawn_boxes
+    from sam_d2.engine.export import (
+        is_calibrated,
+        library_of,
+        registry_name,
+        torchvision_line,
+        wants_drawn_boxes,
+    )
 
     library = library_of(state)
     if library == "torchvision":
@@ -69,6 +75,11 @@ def print_use(state: dict[str, Tensor], file: Path, checkpoint: Path) -> None:
         print("Its sizes are none of SAM's published ones: only a program that builds the same modules can load it.")
     else:
         print(f'Load it with sam_model_registry["{name}"](checkpoint="{file}"), or in a tool as SAM {name}.')
+    if is_calibrated(checkpoint):
+        print(
+            "Its calibration of scores is left behind, because SAM's own format has no place for one: the exported "
+            f"model gives its predicted IoU as it is. The calibration stays in {checkpoint}."
+        )
     if wants_drawn_boxes(checkpoint):
         print(
             "WARNING: these weights were trained with model.draw_boxes=true. A program that gives a box alone gets "

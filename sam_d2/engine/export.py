@@ -106,6 +106,11 @@ def wants_drawn_boxes(checkpoint: Path) -> bool:
     return bool(load_checkpoint_file(checkpoint, mmap=True).get(WeightsRecord.DRAW_BOXES))
 
 
+def is_calibrated(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint holds a calibration of its scores, which an exported file has no place for."""
+    return bool(load_checkpoint_file(checkpoint, mmap=True).get(WeightsRecord.CALIBRATIONS))
+
+
 def registry_name(state: dict[str, Tensor]) -> str | None:
     """Return the name under which ``sam_model_registry`` builds a model that the weights fit, None for any other."""
     shapes = {name: value.shape for name, value in state.items()}

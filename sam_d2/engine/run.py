@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -32,8 +32,8 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
 
     Raises:
         UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, the weights
-            to begin with or to evaluate do not exist, ``--resume`` would go on with another training, or nothing can
-            be written where the folder is to be.
+            to begin with or to evaluate do not exist, ``--resume`` would go on with another training, a training is
+            to be calibrated, or nothing can be written where the folder is to be.
     """
     folder = Path(cfg.train.output_dir)
     check_output(folder / "config.yaml", "train.output_dir")
@@ -42,6 +42,11 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         checkpoint_to_evaluate(cfg, args)
     else:
         initial_weights(cfg, args)
+        if OmegaConf.select(cfg, "model.calibrate"):
+            raise UserError(
+                "model.calibrate=true: a training changes the weights, and a calibration belongs to finished ones. "
+                "Train without it, fit it with tools/calibrate_scores.py, then evaluate with model.calibrate=true."
+            )
     fresh = not (args.resume or args.eval_only)
     # The main process looks, and all of them end with the same message: another would only see its peer gone.
     if comm.all_gather(fresh and _holds_a_run(folder))[0]:

@@ -5,6 +5,7 @@ No text of the user's enters a chart: names stand in the legend, which is HTML.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.report_data import Evaluation, Floats
 
 INK, GRID = "#16202a", "#c3ccd6"
@@ -191,6 +193,40 @@ def score_chart(evaluation: Evaluation) -> Chart | None:
     return Chart(title, _svg(figure, title), legend, note)
 
 
+def reliability_chart(measured: Sequence[Reliability]) -> Chart | None:
+    """Mean true IoU of each bin of each score; the more predictions a bin holds, the larger its dot.
+
+    The axes begin where the lowest of them lies.
+
+    Args:
+        measured: Of several scores; None is drawn where none has predictions.
+    """
+    shown = [one for one in measured if one.bins]
+    if not shown:
+        return None
+    figure, axes = _axes("mean score of a bin", "mean true IoU")
+    axes.plot([-1, 2], [-1, 2], color=SERIES[7], linewidth=1.2, linestyle=(0, (4, 3)))
+    legend: list[tuple[str, int, LegendKind]] = []
+    for index, one in enumerate(shown):
+        colour = index % (len(SERIES) - 1)
+        x, y = [one.score for one in one.bins], [one.iou for one in one.bins]
+        count = np.array([one.count for one in one.bins])
+        axes.plot(x, y, color=SERIES[colour], linewidth=2.2 if index == 0 else 1.3)
+        axes.scatter(x, y, s=8 + 92 * count / count.sum(), color=SERIES[colour], linewidths=0, zorder=3)
+        ece = "" if one.ece is None else f", ECE {one.ece:.3f}"
+        legend.append((f"{one.score}{ece}", colour, "line"))
+    bins = [one for score in shown for one in score.bins]
+    low = math.floor(10 * min(0.9, *(min(one.score, one.iou) for one in bins))) / 10
+    axes.set(xlim=(low - 0.02, max(1.0, *(one.score for one in bins)) + 0.02), ylim=(low - 0.02, 1.02))
+    legend.append(("score = IoU", 7, "dashed"))
+    title = "Reliability of the scores"
+    note = (
+        "Ten bins of equal width; the larger a dot, the more predictions are in its bin. Above the dashed line masks "
+        "fit better than their score says. ECE: mean distance from the line, 0-1."
+    )
+    return Chart(title, _svg(figure, title), legend, note)
+
+
 def size_chart(evaluation: Evaluation) -> Chart | None:
     """Instance size against true IoU, with running medians of model and baselines; None without instances."""
     known = np.isfinite(evaluation.iou) & (evaluation.size > 0)
@@ -290,7 +326,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> tuple[npt.NDArray[np.floa
 
 def _plain(text: str) -> str:
     """A name that may stand in a chart: letters, digits and a few signs that mean nothing to matplotlib or XML."""
-    return re.sub(r"[^A-Za-z0-9_.* -]", "?", text)[:60]
+    return re.sub(r"[^A-Za-z0-9_.*^() -]", "?", text)[:60]
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -64,7 +64,8 @@ def _side_by_side(pairs: Sequence[Result], results: Sequence[Result]) -> str:
     oracle = [
         row
         for row in results
-        if (row.prompt_source, row.method, row.task) == ("ground_truth", "model", "segm")
+        if row.ranks
+        and (row.prompt_source, row.method, row.task) == ("ground_truth", "model", "segm")
         and row.metric("AP") == pairs[0].metric("gap_oracle")
     ]
     alone = [row for row in results if row.method == "detector"]

@@ -29,6 +29,7 @@ from sam_d2.evaluation.detector_prompts import DetectorPrompts, SampleLoader
 from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
 from sam_d2.evaluation.gap import explain_gap
 from sam_d2.evaluation.ground_truth import GroundTruth
+from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluation_path, write_evaluation
 from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
@@ -37,7 +38,7 @@ from sam_d2.evaluation.report_pair import gap_text
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result, prompts_text, read_report, write_report
 from sam_d2.evaluation.table import log_results
-from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH, PromptRecipe
+from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH
 from sam_d2.modeling.sam import PromptableSAM
 
 ZOOM_SIDE = 960
@@ -88,8 +89,8 @@ class PromptedEvaluation:
         self._baselines: list[Result] | None = None
         self._results: dict[tuple[str, str], list[Result]] = {}
         self._detections: dict[str, list[ImageDetections]] = {}
+        self._reliability: dict[str, list[Reliability]] = {}
         self._device = torch.device("cpu")
-        self._score = evaluator.score
 
     def __call__(self, model: nn.Module, method: str = "model") -> OrderedDict[str, dict[str, float]]:
         """Evaluate ``model`` with each of its test prompts; all processes take part.
@@ -112,12 +113,13 @@ class PromptedEvaluation:
             loader = self.loader
             if isinstance(model, PromptableSAM):
                 model.test_prompt = prompt
-                loader = self._ask(prompt, model.prompts[prompt])
+                loader = self._ask(model, prompt)
             by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
             self._asked[prompt] = _Asked(self.evaluator)
             if comm.is_main_process():
                 self._results[method, prompt] = self.evaluator.results
                 self._detections[prompt] = self.evaluator.detections
+                self._reliability[prompt] = list(self.evaluator.reliability.values())
         if not comm.is_main_process():
             return OrderedDict()
         results = [row for rows in self._results.values() for row in rows]
@@ -148,12 +150,12 @@ class PromptedEvaluation:
         self.evaluator.reset()  # reads the ground truth, for both
         self._prompts, self._detector = self.box_source.boxes_for(self.evaluator)
 
-    def _ask(self, prompt: str, recipe: PromptRecipe) -> SampleLoader:
+    def _ask(self, model: PromptableSAM, prompt: str) -> SampleLoader:
         """Tell the evaluator what is measured and return the loader of it."""
-        source, loader = GROUND_TRUTH, self.loader
+        source, loader, recipe = GROUND_TRUTH, self.loader, model.prompts[prompt]
         if recipe.prompt_source == DETECTOR and self._prompts is not None:
             source, loader = self._prompts.source, self._prompts.attached_to(self.loader)
-        self.evaluator.ask(prompt, source=source, score=recipe.score or self._score)
+        self.evaluator.ask(prompt, source=source, score=model.score_name(recipe))
         return loader
 
     def _score_baselines(self) -> list[Result]:
@@ -262,6 +264,7 @@ class PromptedEvaluation:
                 for row in rows
             ],
             prompt_boxes=asked.prompt_boxes,
+            reliability=self._reliability[prompt],
         )
 
     def _config_text(self, config: DictConfig | None) -> str:
@@ -277,7 +280,7 @@ def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> lis
     Of the same dataset and ground truth, prompt, boxes, task and score as the model's: others would be no comparison.
     """
     scored = {row.key for row in results}
-    models = [row for row in results if row.method == "model"]
+    models = [row for row in results if row.method == "model" and row.ranks]
     compared = {(msgspec.structs.replace(row, method="base").key, row.ground_truth) for row in models}
     return [row for row in saved if (row.key, row.ground_truth) in compared and row.key not in scored]
 

@@ -7,7 +7,7 @@ SAM's names, so official checkpoints load without a mapping of keys.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
+from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
 from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
@@ -24,7 +25,7 @@ from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import parse_score, score_masks
+from sam_d2.modeling.scoring import SCORES, combine_scores, mask_scores, parse_score
 from sam_d2.modeling.weights_record import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,10 @@ class PromptableSAM(nn.Module):
         draw_boxes: give each box as a mask prompt too, drawn into the low-res frame: the same knowledge, where the
             decoder need not learn to read positions to a fraction of a token. For models trained with it, and
             objects of few tokens.
-        score: the score of a mask, see :mod:`sam_d2.modeling.scoring`.
+        score: the score that ranks a mask, see :mod:`sam_d2.modeling.scoring`, where the prompt's recipe has none of
+            its own.
+        calibrate: pass it through the calibration that ``tools/calibrate_scores.py`` has put into the checkpoint, so
+            that it says what IoU to expect; for tests, not for a training.
         instances_per_chunk: instances that the decoder takes at once.
         activation_checkpointing: recompute a chunk in the backward pass instead of keeping its activations.
         pixel_mean: mean of each channel, 0-255.
@@ -84,6 +88,7 @@ class PromptableSAM(nn.Module):
         multimask: bool = False,
         draw_boxes: bool = False,
         score: str = "predicted_iou",
+        calibrate: bool = False,
         instances_per_chunk: int = 32,
         activation_checkpointing: bool = True,
         pixel_mean: Iterable[float] = (123.675, 116.28, 103.53),
@@ -114,6 +119,7 @@ class PromptableSAM(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.score_factors = parse_score(score)
         self.score = score
+        self.calibrate = calibrate
         self.input_format = input_format
         self.canvas: int = self.image_encoder.img_size
         self.low_res: int = self.prompt_encoder.mask_input_size[0]
@@ -152,10 +158,12 @@ class PromptableSAM(nn.Module):
             over the instances of an image and then over the images, zero with a graph where there are none.
             Otherwise one ``{"instances": Instances}`` per image, original frame, one row per prompt: ``pred_masks``
             (N, H0, W0) bool, ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the
-            row of ``instances`` or ``prompt_instances`` that is answered.
+            row of ``instances`` or ``prompt_instances`` that is answered, and each score that ``scores`` may be made of
+            under its own name.
 
         Raises:
-            UserError: an image does not fit the canvas.
+            UserError: an image does not fit the canvas, or ``calibrate`` is set and the weights have no calibration of
+                this score and prompt.
         """
         images = self.preprocess(batched_inputs)
         embeddings = self.encode(images.tensor)
@@ -244,7 +252,6 @@ class PromptableSAM(nn.Module):
             recipe: how often the prompts are asked again and what scores the masks; by default once, and the model's.
         """
         recipe = recipe or PromptRecipe()
-        factors = parse_score(recipe.score) if recipe.score else self.score_factors
         asked: Instances | None = None
         class_score = torch.ones(len(prompts), device=self.device)
         if recipe.prompt_source == DETECTOR:
@@ -253,7 +260,8 @@ class PromptableSAM(nn.Module):
         original = (int(sample["height"]), int(sample["width"]))
         # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
         masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
-        boxes, scores = [torch.zeros((0, 4), device=self.device)], [torch.zeros(0, device=self.device)]
+        boxes = [torch.zeros((0, 4), device=self.device)]
+        scores: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self.device)] for name in SCORES}
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
             logits, predicted_iou = self._best_answer(embedding, chunk, recipe.best_of_3)
@@ -268,11 +276,14 @@ class PromptableSAM(nn.Module):
             predicted = full > 0
             masks[start : start + len(predicted)] = predicted.cpu()
             boxes.append(boxes_of_masks(predicted))
-            scores.append(score_masks(factors, full, predicted_iou, class_score[start : start + len(predicted)]))
+            for name, values in mask_scores(full, predicted_iou, class_score[start : start + len(predicted)]).items():
+                scores[name].append(values)
         result = Instances(original)
         result.pred_masks = masks
         result.pred_boxes = Boxes(torch.cat(boxes))
-        result.scores = torch.cat(scores)
+        for name, values_of_chunks in scores.items():
+            result.set(name, torch.cat(values_of_chunks))
+        result.scores = self.rank({name: result.get(name) for name in SCORES}, recipe)
         if asked is not None:
             result.pred_classes = asked.pred_classes.to(self.device)
         elif "instances" in sample:
@@ -281,6 +292,32 @@ class PromptableSAM(nn.Module):
             result.pred_classes = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
         result.prompt_index = torch.arange(len(prompts), device=self.device)
         return result
+
+    def score_name(self, recipe: PromptRecipe) -> str:
+        """Return what a report calls the score that ranks the masks of a recipe."""
+        score = recipe.score or self.score
+        return calibrated_name(score) if self.calibrate else score
+
+    def rank(self, values: Mapping[str, Tensor], recipe: PromptRecipe) -> Tensor:
+        """Return the score that ranks masks.
+
+        Args:
+            values: (N,) by name, all of :data:`sam_d2.modeling.scoring.SCORES`.
+            recipe: what the masks answer; one that is none of ``prompts`` has the calibration of the test prompt in
+                use.
+
+        Returns:
+            (N,) float32: the recipe's score, or ``model.score``, calibrated where ``calibrate`` says so.
+
+        Raises:
+            UserError: it is to be calibrated and the weights have no calibration of it with this prompt.
+        """
+        score = recipe.score or self.score
+        scores = combine_scores(parse_score(score), values)
+        if not self.calibrate:
+            return scores
+        prompt = next((name for name, one in self.prompts.items() if one is recipe), self._test_name())
+        return self.weights_record.calibration(prompt, score).of_tensor(scores)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that must not decay.
