@@ -23,7 +23,7 @@ from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import parse_score, score_masks
+from sam_d2.modeling.scoring import parse_score, score_masks, stability_score
 from sam_d2.modeling.weights_record import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -242,6 +242,7 @@ class PromptableSAM(nn.Module):
         # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
         masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
         boxes, scores = [torch.zeros((0, 4), device=self.device)], [torch.zeros(0, device=self.device)]
+        stability = [torch.zeros(0, device=self.device)]
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
             logits, predicted_iou = self._best_answer(embedding, chunk)
@@ -255,10 +256,12 @@ class PromptableSAM(nn.Module):
             masks[start : start + len(predicted)] = predicted.cpu()
             boxes.append(boxes_of_masks(predicted))
             scores.append(score_masks(self.score_factors, full, predicted_iou))
+            stability.append(stability_score(full))
         result = Instances(original)
         result.pred_masks = masks
         result.pred_boxes = Boxes(torch.cat(boxes))
         result.scores = torch.cat(scores)
+        result.stability = torch.cat(stability)
         if "instances" in sample:
             result.pred_classes = sample["instances"].gt_classes.to(self.device)
         else:
