@@ -5,7 +5,7 @@
   OMP_NUM_THREADS=4 torchrun --nproc-per-node 2 tools/masks_from_boxes.py --dataset boxes.json ... --output masks.json
 
 Interrupted or killed, it goes on where it was with the same command again: what is finished is kept in OUTPUT.journal.
-Boxes stay as they are, and crowd annotations untouched; each mask says in "provenance" which model made it, and how sure
+Boxes stay as they are, and crowd annotations untouched; each mask says in "provenance" which model made it and how sure
 it is. docs/masks-from-boxes.md has the rest.
 Exit code: 0 all images done, 1 some could not be read and are left out, 2 wrong input.
 """
@@ -53,7 +53,10 @@ def number(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--dataset", required=True, metavar="NAME|FOLDER|FILE", help="boxes: a registered name, a folder, or a COCO JSON"
+        "--dataset",
+        required=True,
+        metavar="NAME|FOLDER|FILE",
+        help="the boxes: a name, a folder, or a COCO JSON",
     )
     parser.add_argument("--split", metavar="NAME", help="which file of a dataset with several (default: train)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: the dataset's)")
@@ -127,15 +130,18 @@ def describe(args: argparse.Namespace, cfg: DictConfig, weights: Path, source: S
     """Return what the output's info says of how the masks were made."""
     import hashlib
 
-    from sam_d2.config import config_text
+    import msgspec
+    from omegaconf import OmegaConf
+
     from sam_d2.engine.weights import sha256_of
     from sam_d2.labelling.labeller import PROMPT
 
+    model = msgspec.json.encode(OmegaConf.to_container(cfg.model, resolve=True))
     folder = args.config_file.is_dir() or args.config_file.suffix != ".py"
     run = args.config_file if args.config_file.is_dir() else args.config_file.absolute().parent
     return {
         "model": run.name if folder else args.config_file.stem,
-        "config_sha256": hashlib.sha256(config_text(cfg).encode()).hexdigest(),
+        "model_config_sha256": hashlib.sha256(model).hexdigest(),
         "checkpoint": weights.name,
         "checkpoint_sha256": sha256_of(weights),
         "prompt": PROMPT,
@@ -184,6 +190,9 @@ def print_counts(args: argparse.Namespace, counts: Counts) -> None:
 def work(args: argparse.Namespace) -> int:
     """Run in each process; the first one prepares and joins, and says all that is said."""
     import logging
+    from functools import partial
+
+    import torch
 
     from detectron2.utils import comm
     from sam_d2.labelling.index import DatasetIndex, build_index
@@ -223,10 +232,11 @@ def work(args: argparse.Namespace) -> int:
             "images": [str(root) for root in source.image_roots],
             "device": predictor.model.device.type,
         }
-        goes_on = journal.begin(settings, lambda path: build_index(source.json_file, source.image_roots, path))
-        if goes_on:
+        tables = partial(build_index, source.json_file, source.image_roots)
+        if journal.begin(settings, tables, threads=torch.get_num_threads()):
             print(f"Going on from {journal.folder}")
         processes.wait()
+    torch.set_num_threads(journal.threads)
     index = DatasetIndex(journal.index, source.json_file)
     rows = run.remaining(index)
     processes.wait()  # nobody writes before everybody has seen what is left
@@ -252,8 +262,8 @@ def main() -> int:
         return launch_main(work, args) or 0
     except sqlite3.Error as error:
         raise UserError(
-            f"{args.output}.journal: cannot be used ({error}). Check the disk's space; if the files are damaged, delete "
-            "the folder to begin anew."
+            f"{args.output}.journal: cannot be used ({error}). Check the disk's space; if the files are damaged, "
+            "delete the folder to begin anew."
         ) from error
 
 

@@ -23,8 +23,11 @@ from sam_d2.data.records import (
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 # By whether masks are required.
-_COCO_DECODERS = {True: msgspec.json.Decoder(CocoFile), False: msgspec.json.Decoder(CocoBoxFile)}
-_DICTS_DECODERS = {
+_COCO_DECODERS: dict[bool, msgspec.json.Decoder] = {
+    True: msgspec.json.Decoder(CocoFile),
+    False: msgspec.json.Decoder(CocoBoxFile),
+}
+_DICTS_DECODERS: dict[bool, msgspec.json.Decoder] = {
     True: msgspec.json.Decoder(list[DatasetDict]),
     False: msgspec.json.Decoder(list[DatasetBoxDict]),
 }
@@ -61,7 +64,7 @@ def decode_dataset(
         return None, [_of_file(file, "file", "it is empty", "write or copy the file again")]
     try:
         is_list = content.lstrip()[:1] == b"["
-        decoders: dict[bool, msgspec.json.Decoder] = _DICTS_DECODERS if is_list else _COCO_DECODERS
+        decoders = _DICTS_DECODERS if is_list else _COCO_DECODERS
         return decoders[require_masks].decode(content), []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _decode_by_record(file, content, require_masks)

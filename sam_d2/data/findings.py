@@ -85,7 +85,7 @@ def grouped_warnings(findings: Iterable[Finding]) -> list[str]:
 
 
 class WarningCounts:
-    """How many warnings there are of each kind, with the first of each: what is kept where the findings are too many."""
+    """How many warnings there are of each kind, with the first of each: for findings that are too many to keep."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[Path, str, str]] = Counter()

@@ -193,9 +193,9 @@ class _Builder:
                 self._categories.add(record.id)
         _require(counts["images"] > 0 and counts["categories"] > 0, "no images or no categories")
         for key, value in records.members.items():
-            begin, end = value if isinstance(value, list) else (None, None)
-            row = (key, begin, end, None if begin is not None else msgspec.json.encode(value).decode())
-            self.connection.execute("INSERT INTO members VALUES (?, ?, ?, ?)", row)
+            place = value if isinstance(value, list) else [None, None]
+            text = None if isinstance(value, list) else msgspec.json.encode(value).decode()
+            self.connection.execute("INSERT INTO members VALUES (?, ?, ?, ?)", (key, *place, text))
         _require(set(LISTS) <= records.members.keys(), "a list is missing")
 
     def _check_annotations(self) -> None:

@@ -22,6 +22,7 @@ from sam_d2.evaluation.results import write_atomically
 SETTINGS = "settings.json"
 INDEX = "index.sqlite"
 LOCK = "lock"
+THREADS = "threads"
 MADE = "made"
 """Outcome of a box that has become a mask; any other says why it has not."""
 
@@ -79,12 +80,13 @@ class Journal:
         """Where the tables of the dataset are."""
         return self.folder / INDEX
 
-    def begin(self, settings: dict[str, Any], build_index: Callable[[Path], None]) -> bool:
+    def begin(self, settings: dict[str, Any], build_index: Callable[[Path], None], *, threads: int) -> bool:
         """Make the folder, or take up the one that is there; for one process of a run.
 
         Args:
             settings: all that decides what is made, as plain values.
             build_index: makes the tables of the dataset at a path.
+            threads: of torch in each process, for a run that begins here; see :attr:`threads`.
 
         Returns:
             Whether there is something to go on from.
@@ -95,12 +97,13 @@ class Journal:
         """
         file = self.folder / SETTINGS
         if file.is_file():
-            self._require_same(file, settings)
+            self._require_same(settings)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder} is no journal. Move it away, or name another --output.")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, msgspec.json.format(msgspec.json.encode(settings), indent=1) + b"\n")
+            content = msgspec.json.encode({**settings, THREADS: threads})
+            write_atomically(file, msgspec.json.format(content, indent=1) + b"\n")
         self._lock()
         if not self.index.is_file():
             try:
@@ -109,6 +112,11 @@ class Journal:
                 self.remove()  # nothing is begun, and the dataset will be another when it is corrected
                 raise
         return any(self._shards())
+
+    @property
+    def threads(self) -> int:
+        """Threads that the run was begun with: with another number, scores differ in their last bits on a CPU."""
+        return self._settings()[THREADS]
 
     def finished(self, images: int) -> np.ndarray:
         """Return which images are finished and had no problem, bool (images,); those with one are tried again."""
@@ -169,11 +177,19 @@ class Journal:
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("finished-*.sqlite"))
 
-    def _require_same(self, file: Path, settings: dict[str, Any]) -> None:
+    def _settings(self) -> dict[str, Any]:
+        file = self.folder / SETTINGS
         try:
-            before = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+            settings = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+            if not isinstance(settings.get(THREADS), int):
+                raise msgspec.ValidationError(f"no number of {THREADS}")
         except msgspec.DecodeError as error:
             raise UserError(f"{file}: damaged ({error}). Delete {self.folder} to begin anew.") from error
+        return settings
+
+    def _require_same(self, settings: dict[str, Any]) -> None:
+        before = self._settings()
+        del before[THREADS]
         now = msgspec.json.decode(msgspec.json.encode(settings))
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:

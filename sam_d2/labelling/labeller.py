@@ -99,7 +99,7 @@ class BoxLabeller:
         """Return what becomes of some boxes; ``found`` are the Instances predicted for them."""
         scores, stabilities = found.scores.tolist(), found.stability.tolist()
         for number, rle in enumerate(encode_masks(found.pred_masks)):
-            # Rounded before they are compared, so that no annotation says a score that the filter would not have let by.
+            # Rounded before they are compared: no annotation says a score that its filter would not have passed.
             score, stability = round(scores[number], _DIGITS), round(stabilities[number], _DIGITS)
             outcome = self.filters.outcome(int(mask_utils.area(rle)), score, stability)
             fields = None if outcome != MADE else self._fields(found.pred_masks[number], rle, score, stability)

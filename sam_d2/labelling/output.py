@@ -47,7 +47,9 @@ class Counts:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def write_output(path: Path, journal: Journal, index: DatasetIndex, info: dict[str, Any], keep_existing: bool) -> Counts:
+def write_output(
+    path: Path, journal: Journal, index: DatasetIndex, info: dict[str, Any], keep_existing: bool
+) -> Counts:
     """Write the dataset file with its masks; it is there whole or not at all.
 
     Records that get no mask are copied byte for byte, and so are all fields but those of the mask in those that do.

@@ -95,13 +95,15 @@ class LabellingRun:
 
 
 class Processes:
-    """Waits for the other processes of a run, which may take days longer; with one process there is nothing to wait for."""
+    """Waits for the other processes of a run, which may take days longer; one process alone waits for nothing."""
 
     def __init__(self) -> None:
-        self._group = None
+        self._group: torch.distributed.ProcessGroup | None = None
         if comm.get_world_size() > 1:
             # NCCL and the default group give up after minutes, and NCCL's wait occupies the GPU.
-            self._group = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+            group = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+            assert isinstance(group, torch.distributed.ProcessGroup)  # this process is in it
+            self._group = group
 
     def wait(self) -> None:
         """Return when every process has come here."""

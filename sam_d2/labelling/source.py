@@ -70,8 +70,8 @@ def _splits(argument: str) -> dict[str, SplitFiles]:
         splits = find_splits(path.resolve())
         if not splits:
             raise UserError(
-                f"{path}: the layout of this folder is not known (docs/datasets.md lists those that are). Name the file: "
-                "--dataset FILE.json --images DIR"
+                f"{path}: the layout of this folder is not known (docs/datasets.md lists those that are). "
+                "Name the file: --dataset FILE.json --images DIR"
             )
         return splits
     if path.is_file():
