@@ -164,7 +164,7 @@ def print_counts(args: argparse.Namespace, counts: Counts) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(args.output), show_header=False)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("images", str(counts.images))
@@ -178,6 +178,7 @@ def print_counts(args: argparse.Namespace, counts: Counts) -> None:
     for reason, dropped in counts.dropped.items():
         table.add_row(f"  dropped: {REASONS[reason]}", str(dropped))
     Console().print(table)
+    print(f"Written: {args.output}")
     for name, problem in counts.images_left_out:
         print(f"left out: {problem if name in problem else f'{name}: {problem}'}", file=sys.stderr)
     if counts.images_unread:
