@@ -48,6 +48,7 @@ def finished(output):
     return [sqlite3.connect(file).execute("SELECT row FROM images ORDER BY row").fetchall() for file in files]
 
 
+@pytest.mark.slow
 def test_killed_and_begun_again(program, boxes, tmp_path):
     whole, output = tmp_path / "whole.json", tmp_path / "masks.json"
     assert program(boxes, whole).returncode == 0
@@ -68,7 +69,7 @@ def test_two_processes_killed_and_gone_on_from_by_one(program, boxes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == whole.read_bytes()
     output.unlink()
-    # (0, 4) are the first process's images, (1, 3) the second's; it is killed at its second, and torchrun ends the other
+    # (0, 4) are the first process's images, (1, 3) the second's. Killed at its second, it takes the other along.
     wrapped = tmp_path / "killed.py"
     wrapped.write_text(
         KILLED.replace("[int(sys.argv[1])]", "[{'0': 9, '1': 1}[os.environ['RANK']]]").replace("[2:]", "[1:]")

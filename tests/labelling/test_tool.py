@@ -1,7 +1,6 @@
 """tools/masks_from_boxes.py on a tiny SAM with random weights, in this process."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
