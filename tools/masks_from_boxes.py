@@ -233,7 +233,7 @@ def work(args: argparse.Namespace) -> int:
             "images": [str(root) for root in source.image_roots],
             "device": predictor.model.device.type,
         }
-        tables = partial(build_index, source.json_file, source.image_roots)
+        tables = partial(build_index, source.json_file, source.image_roots, source.classes)
         if journal.begin(settings, tables, threads=torch.get_num_threads()):
             print(f"Going on from {journal.folder}")
         processes.wait()

@@ -19,7 +19,7 @@ class IrregularJsonError(ValueError):
 
 
 class JsonRecords:
-    """The places of the records of a file such as COCO's: a JSON object whose long lists hold objects.
+    """The places of the records of a file: a JSON object whose long lists hold objects, as COCO's, or one such list.
 
     Iterating reads the file once, in blocks, and gives ``(key, begin, end)`` for each object of the lists asked for:
     the list's key, and the object's first byte and the one after its last. Inside of an object nothing is checked but
@@ -27,7 +27,7 @@ class JsonRecords:
 
     Args:
         path: of the file, in UTF-8, with or without a byte order mark.
-        keys: of the lists whose records are wanted.
+        keys: of the lists whose records are wanted; a file that is a list has the key "".
 
     Attributes:
         members: after an iteration, the members of the file's object in their order: the value of each number, string,
@@ -44,43 +44,49 @@ class JsonRecords:
 
     def __iter__(self) -> Iterator[tuple[str, int, int]]:
         """Return the iterator that the class describes."""
-        depth = begin = member_begin = 0
+        begin = member_begin = 0
+        closing: list[bytes] = []  # brackets that are awaited
+        level = 2  # depth inside of a list of records; in a file that is a list it is 1
         key, wanted, first = "", False, True
         skeleton = bytearray()  # the file's object with the places of its lists and objects in place of their content
         for token, gap, place in _tokens(self.path):
-            if depth < 2:
+            depth = len(closing)
+            if depth < level:
                 skeleton += gap
             if token in (b"{", b"["):
-                if depth == 0:
-                    skeleton += token
-                elif depth == 1:
-                    member_begin, wanted, first = place, token == b"[" and key in self.keys, True
-                elif depth == 2 and wanted:
+                if depth == level and wanted:
                     _require(token == b"{" and gap.strip() == (b"" if first else b","))
                     begin, first = place, False
-                depth += 1
-            elif token in (b"}", b"]"):
-                depth -= 1
-                if depth == 2 and wanted:
-                    yield key, begin, place + 1
+                elif depth == 0:
+                    skeleton += token
+                    if token == b"[":
+                        level, wanted = 1, "" in self.keys
                 elif depth == 1:
-                    _require(not wanted or not gap.strip())
+                    member_begin, wanted, first = place, token == b"[" and key in self.keys, True
+                closing.append(b"}" if token == b"{" else b"]")
+            elif token in (b"}", b"]"):
+                _require(depth > 0 and token == closing.pop())
+                depth -= 1
+                if depth == level and wanted:
+                    yield key, begin, place + 1
+                    continue
+                _require(not (depth == level - 1 and wanted and gap.strip()))
+                if depth == 0:
+                    skeleton += token
+                elif depth == 1 and level == 2:
                     skeleton += b"[%d,%d]" % (member_begin, place + 1)
                     wanted = False
-                elif depth <= 0:
-                    _require(depth == 0)
-                    skeleton += token
-            elif depth == 1:
+            elif depth == 1 and level == 2:
                 key = _string(token)
                 skeleton += token
             else:
-                _require(depth > 2 or (depth == 2 and not wanted))
+                _require(depth > level or (depth == level and not wanted))
         try:
             members = json.loads(bytes(skeleton))
         except ValueError as error:  # not JSON, or not UTF-8
             raise IrregularJsonError(str(error)) from error
-        _require(isinstance(members, dict))
-        self.members = members
+        _require(isinstance(members, dict) or wanted)
+        self.members = members if isinstance(members, dict) else {}
 
 
 def _tokens(path: Path) -> Iterator[tuple[bytes, bytes, int]]:

@@ -20,6 +20,7 @@ from sam_d2.data.image_root import find_image_root
 from sam_d2.data.json_records import IrregularJsonError, JsonRecords
 from sam_d2.data.records import XYWH_ABS, CocoBoxAnnotation, CocoCategory, CocoImage
 from sam_d2.errors import UserError
+from sam_d2.labelling.coco_form import is_list_of_dicts, write_coco_form
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +71,12 @@ class DatasetIndex:
 
     Args:
         path: of the tables.
-        source: the COCO file.
+        source: the dataset file.
     """
 
     def __init__(self, path: Path, source: Path) -> None:
         self.connection = sqlite3.connect(path)
-        self.source = source
-        self._file = source.open("rb")
+        self._file = coco_form(source, path).open("rb")
         self.image_root = Path(self.connection.execute("SELECT image_root FROM facts").fetchone()[0])
 
     def close(self) -> None:
@@ -127,14 +127,15 @@ def to_prompt(keep_existing: bool) -> str:
     return f"kind = '{BOX}'" + (" AND has_mask = 0" if keep_existing else "")
 
 
-def build_index(source: Path, image_roots: ImageRoot, path: Path) -> None:
-    """Check a COCO file record by record, as :func:`sam_d2.data.load_dataset_file` does, and write its tables.
+def build_index(source: Path, image_roots: ImageRoot, classes: Sequence[str], path: Path) -> None:
+    """Check a dataset file record by record, as :func:`sam_d2.data.load_dataset_file` does, and write its tables.
 
     Masks need not be there. Warnings are logged as counts.
 
     Args:
-        source: the COCO file.
+        source: the dataset file. One in Detectron2's form is first written in COCO's, see :func:`coco_form`.
         image_roots: folders of the images to try first.
+        classes: names by class index, for a file in Detectron2's form.
         path: of the tables; there whole or not at all.
 
     Raises:
@@ -146,7 +147,7 @@ def build_index(source: Path, image_roots: ImageRoot, path: Path) -> None:
         connection = sqlite3.connect(partial, isolation_level=None)
         try:
             connection.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; BEGIN; {_SCHEMA}")
-            _Builder(connection, source).fill(image_roots)
+            _Builder(connection, source, coco_form(source, path)).fill(image_roots, classes)
             connection.execute("COMMIT")
         finally:
             connection.close()
@@ -155,14 +156,22 @@ def build_index(source: Path, image_roots: ImageRoot, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def coco_form(source: Path, path: Path) -> Path:
+    """Return where a dataset file is in COCO's form: itself, or a file beside its tables."""
+    return path.with_name("dataset.json") if is_list_of_dicts(source) else source
+
+
 class _Builder:
-    def __init__(self, connection: sqlite3.Connection, source: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, source: Path, coco: Path) -> None:
         self.connection = connection
         self.source = source
+        self.coco = coco
 
-    def fill(self, image_roots: ImageRoot) -> None:
+    def fill(self, image_roots: ImageRoot, classes: Sequence[str]) -> None:
         try:
-            with self.source.open("rb") as file:
+            if self.coco != self.source:
+                write_coco_form(self.source, self.coco, classes)
+            with self.coco.open("rb") as file:
                 self._file = file
                 self._scan()
                 self._check_annotations()
@@ -175,7 +184,7 @@ class _Builder:
 
     def _scan(self) -> None:
         """Fill the images, the categories' ids, and the places of annotations."""
-        records = JsonRecords(self.source, LISTS)
+        records = JsonRecords(self.coco, LISTS)
         counts = dict.fromkeys(LISTS, 0)
         self._categories: set[int] = set()
         for key, begin, end in records:

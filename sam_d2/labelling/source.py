@@ -21,14 +21,18 @@ class Source:
         json_file: absolute path.
         image_roots: folders of its images, to try first.
         other_splits: of the same dataset, in other files.
+        classes: names that the manifest has, for a file that names none.
     """
 
     json_file: Path
     image_roots: tuple[Path, ...]
     other_splits: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
-def find_source(argument: str, split: str | None = None, images: Path | None = None) -> Source:
+def find_source(
+    argument: str, split: str | None = None, images: Path | None = None, manifest: Path | None = None
+) -> Source:
     """Return the file of a dataset, unread.
 
     Args:
@@ -36,11 +40,13 @@ def find_source(argument: str, split: str | None = None, images: Path | None = N
             :func:`sam_d2.data.resolve_dataset` knows, or a file.
         split: which of its files; by default the one of the training.
         images: folder of the images, in place of the dataset's.
+        manifest: instead of `SAM_D2_DATASETS` or data/datasets.json.
 
     Raises:
         UserError: nothing is known by that name, or it has no such split.
     """
-    splits = _splits(argument)
+    manifest = manifest_path(manifest)
+    splits = _splits(argument, manifest)
     name = split or ("train" if "train" in splits else next(iter(splits)))
     if name not in splits:
         raise UserError(f"--split {name}: the dataset {argument} has {', '.join(splits)}.")
@@ -51,11 +57,12 @@ def find_source(argument: str, split: str | None = None, images: Path | None = N
     if not files.json_file.is_file():
         raise UserError(f"{files.json_file}: no such dataset file. Check the path.")
     roots = files.image_roots if images is None else (images.absolute(),)
-    return Source(files.json_file.absolute(), roots, others)
+    known = read_manifest(manifest).datasets
+    classes = tuple(known[argument].classes) if argument in known else ()
+    return Source(files.json_file.absolute(), roots, others, classes)
 
 
-def _splits(argument: str) -> dict[str, SplitFiles]:
-    manifest = manifest_path()
+def _splits(argument: str, manifest: Path) -> dict[str, SplitFiles]:
     known = read_manifest(manifest).datasets
     path = Path(argument).expanduser()
     if argument in known:

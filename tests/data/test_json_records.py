@@ -38,6 +38,27 @@ def test_places_are_those_of_the_records(tmp_path, monkeypatch, block, style):
         assert json.loads(content[begin:end]) == CONTENT[key]
 
 
+def test_a_file_that_is_a_list(tmp_path):
+    content = json.dumps(
+        [{"image_id": 1, "annotations": [{"bbox": [1, 2, 3, 4]}, {}]}, {}, {"image_id": "]"}], indent=2
+    )
+    file = tmp_path / "records.json"
+    file.write_text(content)
+    records = JsonRecords(file, ("",))
+    assert [json.loads(content[begin:end]) for _, begin, end in records] == json.loads(content)
+    assert records.members == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["[{}, 1]", "[{} {}]", "[{},]", "[{}] []", "[[{}]]", '["a"]', "[{}", "{}]", "[{}]]"]
+)
+def test_a_list_of_another_form_is_refused(tmp_path, content):
+    file = tmp_path / "records.json"
+    file.write_text(content)
+    with pytest.raises(IrregularJsonError):
+        list(JsonRecords(file, ("",)))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -56,6 +77,8 @@ def test_places_are_those_of_the_records(tmp_path, monkeypatch, block, style):
         '{"images": [{"id": 1}]} {}',
         '{"images": [{"id": 1}]} more',
         '{"images": [{"id": 1}]}}',
+        '{"images": [{"id": 1}}}',
+        '{"images": [{"id": [1}]}]}',
         '{"images" [{"id": 1}]}',
         '{"images": [{"id": "cut off]}',
     ],

@@ -13,7 +13,7 @@ def index(tmp_path):
     opened = []
 
     def build(file, roots=None):
-        build_index(file, roots, tmp_path / "index.sqlite")
+        build_index(file, roots, (), tmp_path / "index.sqlite")
         opened.append(DatasetIndex(tmp_path / "index.sqlite", file))
         return opened[-1]
 

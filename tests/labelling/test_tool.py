@@ -352,3 +352,34 @@ def test_a_file_of_boxes_is_refused_elsewhere_with_the_way_out(boxes):
     assert not [finding for finding in loose.findings if finding.severity == "error"]
     assert sum(len(record["annotations"]) for record in loose.dataset_dicts) == 10
     assert sum("segmentation" in item for record in loose.dataset_dicts for item in record["annotations"]) == 1
+
+
+def test_a_file_in_detectron2s_form_becomes_cocos(tool, whole, boxes, tmp_path, capsys):
+    content = read(boxes)
+    records = []
+    for image in content["images"]:
+        record = {"file_name": image["file_name"], "height": image["height"], "width": image["width"]}
+        mine = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+        annotations = [
+            {
+                "bbox": item["bbox"],
+                "bbox_mode": 1,
+                "category_id": 0,
+                "id": item["id"],
+                "iscrowd": item.get("iscrowd", 0),
+            }
+            for item in mine
+        ]
+        records.append({**record, "image_id": image["id"], "annotations": annotations})
+    file = tmp_path / "dicts.json"
+    file.write_text(json.dumps(records))
+    output = tmp_path / "masks.json"
+    assert tool(file, output) == 0
+    masks = {item["id"]: item.get("segmentation") for item in read(whole)["annotations"]}
+    found = read(output)
+    assert {item["id"]: item.get("segmentation") for item in found["annotations"]} == {**masks, 4: None}
+    assert found["categories"] == [{"id": 0, "name": "class_0"}]
+    records[0]["annotations"][0]["bbox"] = [1, 2]
+    file.write_text(json.dumps(records))
+    assert tool(file, tmp_path / "other.json") == 2
+    assert "image 30, annotation 0, bbox" in capsys.readouterr().err
