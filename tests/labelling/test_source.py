@@ -22,7 +22,7 @@ def test_a_folder_has_its_training_file_or_the_split_that_is_named(boxes, manife
     source = find_source(str(folder), manifest=manifest)
     assert source.json_file == folder / "dataset_train.json" and source.other_splits == ("test",)
     assert find_source(str(folder), "test", manifest=manifest).json_file == folder / "dataset_test.json"
-    with pytest.raises(UserError, match="--split val: the dataset .* has train, test"):
+    with pytest.raises(UserError, match=r"--split val: the dataset .* has train, test"):
         find_source(str(folder), "val", manifest=manifest)
 
 

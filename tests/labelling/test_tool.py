@@ -383,3 +383,22 @@ def test_a_file_in_detectron2s_form_becomes_cocos(tool, whole, boxes, tmp_path, 
     file.write_text(json.dumps(records))
     assert tool(file, tmp_path / "other.json") == 2
     assert "image 30, annotation 0, bbox" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(tool, boxes, tmp_path, monkeypatch):
+    label, threads = BoxLabeller.__call__, []
+
+    def interrupted(self, image):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "masks.json"
+    monkeypatch.setattr(BoxLabeller, "__call__", interrupted)
+    assert tool(boxes, output) == 130
+    settings = tmp_path / "masks.json.journal" / "settings.json"
+    begun = read(settings)
+    assert begun["threads"] == torch.get_num_threads()
+    settings.write_text(json.dumps({**begun, "threads": begun["threads"] + 1}))
+    count = lambda self, image: threads.append(torch.get_num_threads()) or label(self, image)  # noqa: E731
+    monkeypatch.setattr(BoxLabeller, "__call__", count)
+    assert tool(boxes, output) == 0
+    assert threads == [begun["threads"] + 1] * 4
