@@ -11,6 +11,7 @@ model.mask_decoder.iou_head_hidden_dim = 64
 model.prompt_encoder.position_scale = 0.5
 model.loss_weights.loss_dice = 10.0  # with 20 : 1 a model that starts from nothing long predicts no mask at all
 model.prompts.box.train.jitter = 0.05  # annotators' boxes; the 0.1 of SAM is for prompts that wander more
+model.prompts.detector.tested_as = ["box", "detector"]  # the cascade needs mask prompts, which it never learned
 model.freeze = []
 model.activation_checkpointing = False
 optimizer.lr = 2e-3

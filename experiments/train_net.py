@@ -58,6 +58,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
         if "prompts" not in cfg.model:
             raise UserError(f"--prompt {args.prompt}: the model of {args.config_file} takes no prompts.")
         cfg.model.prompt = args.prompt
+    use_prompt_boxes(cfg, args)
     cfg = apply_overrides(cfg, args.opts)
     check_prompt(cfg, args.config_file)
     check_numbers(cfg)
@@ -77,15 +78,33 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
+def use_prompt_boxes(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Let ``--prompt-boxes FILE`` stand for the detector; without ``--prompt`` it means ``--prompt detector``."""
+    from omegaconf import OmegaConf
+
+    from sam_d2.errors import UserError
+
+    if not args.prompt_boxes:
+        return
+    if "prompts" not in cfg.model:
+        raise UserError(f"--prompt-boxes {args.prompt_boxes}: the model of {args.config_file} takes no prompts.")
+    OmegaConf.update(cfg, "dataloader.detector.file", args.prompt_boxes, force_add=True)
+    if not args.prompt:
+        cfg.model.prompt = "detector"
+
+
 def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
-    """Build loader and evaluator; reads ``dataloader`` and of ``train``: ``output_dir, init_checkpoint``."""
+    """Build loader and evaluator; reads ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device``."""
     from detectron2.config import instantiate
+    from sam_d2.engine.distributed import choose_device
+    from sam_d2.evaluation.box_source import box_source
     from sam_d2.evaluation.run import PromptedEvaluation
 
     evaluator = instantiate(cfg.dataloader.evaluator)
     evaluator.output_dir = Path(cfg.train.output_dir)
     loader, pretrained = instantiate(cfg.dataloader.test), bool(cfg.train.init_checkpoint)
-    return PromptedEvaluation(evaluator, loader, Path(cfg.train.output_dir), pretrained=pretrained)
+    boxes = box_source(cfg, choose_device(cfg.train.device)) if "prompts" in cfg.model else None
+    return PromptedEvaluation(evaluator, loader, Path(cfg.train.output_dir), pretrained=pretrained, box_source=boxes)
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -130,6 +149,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from sam_d2.config_dataset import log_dataset_settings
+    from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
     from sam_d2.engine.distributed import choose_amp_dtype, distribute
@@ -148,6 +168,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.dataset)
     log_dataset_settings(cfg, loader.size)
+    if hasattr(model, "canvas"):
+        log_canvas_fit(loader.dataset, model.canvas)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)

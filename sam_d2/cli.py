@@ -18,6 +18,9 @@ examples:
     %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt box --eval-only
   go on after an interruption:
     %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt box --resume
+  score it with the boxes of a detector, with no ground truth in the prompts:
+    %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt detector --eval-only \
+        train.init_checkpoint=RUN/model_final.pth dataloader.detector.config=RUN_OF_THE_DETECTOR
   change what the config says (+key=value adds a key that it does not have):
     %(prog)s --config-file configs/sam_tiny.py --dataset iwp train.max_iter=200 optimizer.lr=1e-4
 """
@@ -44,8 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompt",
         metavar="NAME",
         help="what SAM is given for each instance: box; point; points, 3 inside and 1 outside; mixed, box or point, "
-        "drawn for each image and scored with both; clicks, a point and corrections, scored after 1, 3 and 5; or the "
-        "name of a recipe that you add to the config's model.prompts",
+        "drawn for each image and scored with both; clicks, a point and corrections, scored after 1, 3 and 5; "
+        "detector, boxes, scored with the annotated ones and with those that a detector finds; or the name of a recipe "
+        "that you add to the config's model.prompts",
+    )
+    parser.add_argument(
+        "--prompt-boxes",
+        metavar="FILE",
+        help="with --prompt detector (the default then): a COCO results JSON with the boxes of any other system",
     )
     parser.add_argument(
         "--output-dir",
@@ -77,8 +86,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: the arguments without the program's name; those of the process if None.
 
     Returns:
-        ``config_file, dataset, prompt, output_dir, resume, eval_only, num_gpus, num_machines, machine_rank,
-        dist_url, opts``; ``opts`` is a list of ``key=value``.
+        ``config_file, dataset, prompt, prompt_boxes, output_dir, resume, eval_only, num_gpus, num_machines,
+        machine_rank, dist_url, opts``; ``opts`` is a list of ``key=value``.
 
     Raises:
         SystemExit: with code 2 and a message where an argument is wrong, with 0 after ``--help``.

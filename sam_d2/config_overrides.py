@@ -14,6 +14,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sam_d2.config_targets import BIND, PARTIAL, check_target, find_targets, parameter_names
+from sam_d2.config_yacs import lazy_key
 from sam_d2.errors import UserError
 
 
@@ -103,11 +104,12 @@ def _of_the_same_type(text: str, present: Any, value: Any) -> Any:
 def _no_equals_sign(cfg: DictConfig, text: str, following: Sequence[str]) -> str:
     """Return the message on a word that is no ``key=value``, with what was probably meant."""
     key, separator, value = text.partition(":")
+    yacs = lazy_key(key)
     keys = list(_all_keys(OmegaConf.to_container(cfg, resolve=False)))
     near = [other for other in keys if other.rpartition(".")[2] == key]
     near += difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
     leaves = (other for other in near if not isinstance(_select(cfg, other), Container))
-    meant = key if key in keys else next(leaves, None)
+    meant = key if key in keys else yacs or next(leaves, None)
     if meant is None:
         hint = "Write key=value, such as train.max_iter=200."
         if Path(text).exists():
@@ -229,6 +231,8 @@ def _refuse(cfg: DictConfig, text: str, where: str, node: Container, name: str) 
     everywhere = list(_all_keys(OmegaConf.to_container(cfg, resolve=False)))
     near += difflib.get_close_matches(key, everywhere, n=1)
     near += [other for other in everywhere if other.rpartition(".")[2] == name]
+    yacs = lazy_key(text.lstrip("+").partition("=")[0])
+    near = [yacs, *near] if yacs else near
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(
         f"override {text!r}: the config has no key {key!r}.{hint} To add a new key, write +{text.lstrip('+')}"

@@ -2,7 +2,7 @@
 
 import difflib
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sam_d2.errors import UserError
 
@@ -24,6 +24,7 @@ def check_prompt(cfg: DictConfig, source: str) -> None:
     trainable = [name for name, recipe in recipes.items() if recipe.get("train") is not None]
     asked = str(cfg.model.prompt)
     if asked in trainable:
+        _check_boxes(cfg, recipes, asked)
         return
     near = difflib.get_close_matches(asked, trainable, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -32,3 +33,17 @@ def check_prompt(cfg: DictConfig, source: str) -> None:
         f"--prompt {asked}: it {why}.{hint} {source} has {', '.join(trainable)}; "
         "add your own to model.prompts (configs/common/prompts.py)."
     )
+
+
+def _check_boxes(cfg: DictConfig, recipes: dict[str, DictConfig], asked: str) -> None:
+    """Refuse a prompt that is tested with a detector's boxes where the config names neither detector nor file."""
+    tests = [str(name) for name in recipes[asked].get("tested_as") or [asked]]
+    found = [test for test in tests if test in recipes and recipes[test].get("prompt_source") == "detector"]
+    named = [OmegaConf.select(cfg, f"dataloader.detector.{key}") for key in ("config", "file")]
+    if found and not any(named):
+        raise UserError(
+            f"--prompt {asked}: {found[0]} is tested with a detector's boxes. Name the detector with "
+            "dataloader.detector.config=RUN_OR_CONFIG, or a COCO results list with --prompt-boxes FILE."
+        )
+    if not found and named[1]:
+        raise UserError(f"--prompt-boxes {named[1]}: --prompt {asked} uses none. Take --prompt detector.")

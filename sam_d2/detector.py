@@ -40,6 +40,7 @@ class Detector:
             if asked not in (None, classes):
                 raise UserError(f"{weights} knows {classes} classes, the config says {key}={asked}: they do not fit.")
             OmegaConf.update(cfg, key, classes)
+        self.cfg = cfg
         self.num_classes = classes
         self.model: Any = instantiate(cfg.model).to(device).eval()
         Checkpointer(self.model).load(str(weights))

@@ -1,4 +1,4 @@
-"""A trained model on one image at a time, from Python."""
+"""A trained model, or a detector and SAM, on one image at a time, from Python."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
-from sam_d2.config import load_config
+from sam_d2.box_finder import BoxFinder
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import image_array, read_image
 from sam_d2.detector import Detector
-from sam_d2.engine.checkpoint import FINAL, Checkpointer
+from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.distributed import choose_device
-from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
+from sam_d2.model_source import find_model
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
+from sam_d2.modeling.prompt_recipes import PromptRecipe, detector_recipe
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import score_masks
+from sam_d2.modeling.scoring import SCORES, mask_scores
 
 logger = logging.getLogger(__name__)
 
@@ -57,36 +58,45 @@ class Predictor:
         detector = sam_d2.Predictor("experiments/output/mask_rcnn_R_50_FPN_3x_cells")
         instances = detector("cells.png")  # with scores and pred_classes
 
+        pair = sam_d2.Predictor("experiments/output/sam_cells_box", detector="experiments/output/mask_rcnn_R_50_cells")
+        instances = pair("cells.png")  # SAM's masks in the boxes that the detector finds, with its classes
+
     Args:
         config: a config file, a config, or the folder of a run, which means its ``config.yaml``.
         weights: a path, or a file name in a checkpoints folder. By default the ``model_final.pth`` of a run's
             folder, and what ``train.init_checkpoint`` of a config names.
         device: ``auto`` is the GPU where there is one, and the CPU elsewhere.
+        detector: of SAM: finds the boxes of images that come without prompts; as ``config``. By default what the
+            config's ``dataloader.detector`` names; it is loaded when it is first needed. Its ``min_score`` and
+            ``max_boxes`` hold for either.
+        detector_weights: of the detector, as ``weights``.
 
     Raises:
         UserError: config or weights do not exist or do not fit.
     """
 
     def __init__(
-        self, config: str | Path | DictConfig, weights: str | Path | None = None, device: str = "auto"
+        self,
+        config: str | Path | DictConfig,
+        weights: str | Path | None = None,
+        device: str = "auto",
+        *,
+        detector: str | Path | DictConfig | None = None,
+        detector_weights: str | Path | None = None,
     ) -> None:
-        if isinstance(config, str | Path) and Path(config).is_dir():
-            weights = Path(config) / f"{FINAL}.pth" if weights is None else weights
-            config = Path(config) / "config.yaml"
-        cfg = config if isinstance(config, DictConfig) else load_config(config)
-        file = str(weights or cfg.train.init_checkpoint)
-        if not file:
-            raise UserError("Predictor: the config names no weights to begin with. Name a checkpoint: weights=FILE.")
-        file = str(find_weights(file))
-        self.weights = file
+        cfg, file = find_model(config, weights)
+        self.weights = str(file)
         self.model: Any
-        self.detector = None if "prompts" in cfg.model else Detector(cfg, Path(file), choose_device(device))
+        self.detector = None if "prompts" in cfg.model else Detector(cfg, file, choose_device(device))
         if self.detector is not None:
             self.model = self.detector.model
         else:
             self.model = instantiate(cfg.model).to(choose_device(device)).eval()
-            Checkpointer(self.model).load(file)
+            Checkpointer(self.model).load(str(file))
         logger.info("Predicting with %s", file)
+        self.finder = BoxFinder(cfg, detector, detector_weights, choose_device(device))
+        if self.detector is not None and self.finder:
+            raise UserError("Predictor: detector=... is for SAM; this model is a detector itself.")
 
     @torch.no_grad()
     def encode(self, image: str | Path | np.ndarray | Image.Image) -> EncodedImage:
@@ -121,6 +131,9 @@ class Predictor:
     ) -> Instances:
         """Return the mask of each prompt; of a detector, which takes none, everything that it finds.
 
+        SAM with a detector and without prompts gives a mask for each box that the detector finds, as an evaluation
+        with ``--prompt detector`` does.
+
         Prompts are arrays, tensors or nested lists in pixels of the image as it was given. With boxes and points
         both, row i of either is one prompt.
 
@@ -138,8 +151,11 @@ class Predictor:
 
         Returns:
             Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
-            ``scores`` (N,) and ``prompt_index`` (N,), the prompt's row. SAM knows no classes, so there are none.
-            A detector's have ``pred_classes`` (N,) and no ``prompt_index``, in falling order of ``scores``.
+            ``scores`` (N,) and ``prompt_index`` (N,), the prompt's row, and what ``scores`` may be made of:
+            ``predicted_iou``, ``stability``, ``mean_probability`` and ``class_score`` (N,), which is 1 but of a
+            detector's boxes. SAM knows no classes, so there are none.
+            A detector's have ``pred_classes`` (N,) and no ``prompt_index``, in falling order of ``scores``; so have
+            those of SAM with a detector, with ``prompt_index`` by falling score of the detector.
 
         Raises:
             UserError: neither boxes nor points are given, or a detector is given some; one of them has another shape,
@@ -152,7 +168,14 @@ class Predictor:
                 raise UserError("Predictor: a detector takes the image itself.")
             return self.detector(_pixels(image, self.detector.input_format))
         if boxes is None and points is None:
-            raise UserError("Predictor: give boxes=... or points=....")
+            if labels is not None or multimask or not self.finder:
+                raise UserError(
+                    "Predictor: give boxes=... or points=..., or name a detector that finds the boxes: "
+                    "Predictor(..., detector=...)."
+                )
+            if isinstance(image, EncodedImage):
+                raise UserError("Predictor: a detector takes the image itself.")
+            return self._in_found_boxes(image)
         if not isinstance(image, EncodedImage):
             image = self.encode(image)
         prompts = _prompts(boxes, points, labels, image.original).rescaled(image.original, image.resized)
@@ -163,22 +186,35 @@ class Predictor:
         result.remove("pred_classes")
         return result.to("cpu")
 
+    def _in_found_boxes(self, image: str | Path | np.ndarray | Image.Image) -> Instances:
+        asked = self.finder(lambda order: _pixels(image, order))
+        encoded = self.encode(image)
+        prompts = Prompts(boxes=asked.pred_boxes.tensor).rescaled(encoded.original, encoded.resized)
+        height, width = encoded.original
+        sample = {"height": height, "width": width, "prompt_instances": asked}
+        recipe = detector_recipe(self.model.prompts, self.model.test_prompts)
+        result = self.model.predict(encoded.embedding, prompts, encoded.resized, sample, recipe).to("cpu")
+        return result[result.scores.argsort(descending=True, stable=True)]
+
     @torch.no_grad()
     def _three_masks(self, image: EncodedImage, prompts: Prompts) -> Instances:
         model = self.model
-        masks, scores = [torch.zeros((0, *image.original), dtype=torch.bool)], [torch.zeros(0)]
+        masks = [torch.zeros((0, *image.original), dtype=torch.bool)]
+        scores = [{name: torch.zeros(0, device=model.device) for name in SCORES}]
         for start in range(0, len(prompts), model.instances_per_chunk):
             chunk = prompts[start : start + model.instances_per_chunk].to(model.device)
             logits, predicted_iou = model.decode(image.embedding, chunk, multimask=True)
             full = resize_logits(logits.flatten(0, 1).float(), model.canvas, image.resized, image.original)
             masks.append((full > 0).cpu())
-            scores.append(score_masks(model.score_factors, full, predicted_iou.flatten().float()).cpu())
+            scores.append(mask_scores(full, predicted_iou.flatten(), torch.ones_like(predicted_iou.flatten())))
         result = Instances(image.original)
         result.pred_masks = torch.cat(masks)
         result.pred_boxes = Boxes(boxes_of_masks(result.pred_masks))
-        result.scores = torch.cat(scores)
+        for name in SCORES:
+            result.set(name, torch.cat([chunk[name] for chunk in scores]))
+        result.scores = model.rank({name: result.get(name) for name in SCORES}, PromptRecipe())
         result.prompt_index = torch.arange(len(prompts)).repeat_interleave(3)
-        return result
+        return result.to("cpu")
 
 
 def _pixels(image: str | Path | np.ndarray | Image.Image, image_format: str) -> np.ndarray:

@@ -153,6 +153,8 @@ def test_override_sets_a_value(cfg, override, key, value):
         ("train.max_iter:7", r"has no '='. Did you mean train\.max_iter=7 "),
         ("max_iter", r"Did you mean train\.max_iter=100 "),
         ("train.max_itr", r"Did you mean train\.max_iter=100 "),
+        ("SOLVER.MAX_ITER", r"Did you mean train\.max_iter=100 "),
+        ("SOLVER.MAX_ITER=7", r"no key 'SOLVER'\. Did you mean 'train\.max_iter'\?"),
         ("train.betas", r"Did you mean train\.betas=VALUE "),
         ("hello", r"no '=' and is no key of the config\. Write key=value, such as train\.max_iter=200\.$"),
         ("optimizer", r"Did you mean optimizer=VALUE "),

@@ -1,4 +1,4 @@
-"""tools/export_checkpoint.py: a file that segment_anything's own builders load strictly."""
+"""tools/export_checkpoint.py: a file that the builders of the model's own library load strictly."""
 
 import importlib.util
 import shutil
@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from sam_d2.config import apply_overrides, load_config, save_config
 from sam_d2.engine.checkpoint import Checkpointer
@@ -138,6 +140,48 @@ def test_lora_is_added_in(root, checkpoints, tmp_path, export):
     load_as_official(tmp_path / "b.pth", sam_of(plain))
 
 
+def test_a_torchvision_detector_loads_in_torchvision(root, checkpoints, tmp_path, export):
+    overrides = ["model.num_classes=2", "model.norm=BN", "+model.min_size=96", "+model.max_size=128"]
+    for config, arguments in (("cartons", "maskrcnn_resnet50_fpn("), ("coco_o", "maskrcnn_resnet50_fpn_v2(")):
+        cfg = apply_overrides(load_config(root / "configs" / f"{config}.py"), overrides)
+        run = tmp_path / config
+        run.mkdir()
+        torch.manual_seed(0)
+        model = instantiate(cfg.model).eval()
+        Checkpointer(model, str(run), save_to_disk=True).save("model_final")
+        text = export(run, "--output", tmp_path / f"{config}.pth")
+        assert arguments in text and "num_classes=3" in text  # two classes and the background
+        line = next(line for line in text.splitlines() if line.startswith("Load it with"))
+        built = line.removeprefix("Load it with ").partition(".load_state_dict")[0]
+        own = eval(
+            built.replace("num_classes=3", "num_classes=3, min_size=96, max_size=128"), {"torchvision": torchvision}
+        )
+        own.load_state_dict(torch.load(tmp_path / f"{config}.pth", weights_only=True))
+        image = torch.rand(3, 96, 128)
+        with torch.no_grad():
+            features, expected = own.eval().backbone(image[None]), model.backbone(image[None])
+        torch.testing.assert_close(features, expected, rtol=0, atol=0)
+
+
+def test_a_detector_of_detectron2_loads_there(root, checkpoints, tmp_path, export):
+    cfg = apply_overrides(load_config(root / "configs" / "mask_rcnn_R_18_FPN.py"), ["model.roi_heads.num_classes=2"])
+    base = instantiate(cfg.model)
+    torch.save(base.state_dict(), checkpoints / "base.pth")
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpointer = Checkpointer(base, str(run), save_to_disk=True)
+    checkpointer.load(str(checkpoints / "base.pth"))
+    with torch.no_grad():
+        base.roi_heads.box_predictor.cls_score.bias += 1
+    checkpointer.save("model_final")
+    assert "MODEL.WEIGHTS" in export(run, "--output", tmp_path / "out.pth")
+    (checkpoints / "base.pth").unlink()
+    own = instantiate(cfg.model)
+    rest = DetectionCheckpointer(own).load(str(tmp_path / "out.pth"))
+    assert not rest
+    torch.testing.assert_close(own.state_dict(), base.state_dict(), rtol=0, atol=0)
+
+
 class TestErrors:
     def test_an_existing_output_is_kept(self, finished_run, tmp_path, export):
         (tmp_path / "out.pth").write_text("mine")
@@ -167,7 +211,9 @@ class TestErrors:
     @pytest.mark.parametrize("names", [["backbone.weight"], ["mask_decoder.x", "head.weight"], ["mask_decoder.x"]])
     def test_another_model(self, tmp_path, export, names):
         torch.save({name: torch.zeros(1) for name in names}, tmp_path / "other.pth")
-        with pytest.raises(UserError, match="is not a SAM of image_encoder, prompt_encoder, mask_decoder"):
+        with pytest.raises(
+            UserError, match=r"is neither a SAM of image_encoder, prompt_encoder, mask_decoder.* nor a whole detector"
+        ):
             export(tmp_path / "other.pth", "--output", tmp_path / "out.pth")
 
     def test_a_config_that_does_not_fit(self, root, finished_run, tmp_path, export):

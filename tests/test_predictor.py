@@ -20,6 +20,7 @@ from sam_d2.config import apply_overrides, load_config, save_config
 from sam_d2.data.mapper import PromptableMapper
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.errors import UserError
+from sam_d2.modeling.scoring import SCORES
 from sam_d2.predictor import EncodedImage, Predictor
 
 TOLERANCE = 1e-4
@@ -121,7 +122,7 @@ class TestSameNumbers:
         instances = predictor(image, boxes=BOXES)
         expect_same(instances, [(logits[0], scores[0]) for logits, scores in expected])
         assert instances.prompt_index.tolist() == [0, 1, 2]
-        assert set(instances.get_fields()) == {"pred_masks", "pred_boxes", "scores", "prompt_index"}
+        assert set(instances.get_fields()) == {"pred_masks", "pred_boxes", "scores", "prompt_index", *SCORES}
         assert instances.pred_masks.dtype == torch.bool and instances.pred_masks.device.type == "cpu"
 
     def test_a_point_each(self, predictor, image, reference):

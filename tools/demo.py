@@ -6,6 +6,8 @@
   SAM, in the boxes that it has found:
     python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks
       --prompt-boxes found/results.json
+  both at once:
+    python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks --detector RUN
 
 DIR/results.json holds what is sure enough: bbox XYWH in pixels of the image, segmentation as RLE, file_name, and
 image_id where the file's name is a number or --prompt-boxes has one. category_id is the data set's where the config's
@@ -63,7 +65,16 @@ def parse_args() -> argparse.Namespace:
         metavar="X",
         help="least score, 0-1; 0 keeps all (default: %(default)s)",
     )
-    parser.add_argument("--prompt-boxes", metavar="FILE", help="for SAM: a COCO results JSON with a box per mask")
+    boxes = parser.add_mutually_exclusive_group()
+    boxes.add_argument("--prompt-boxes", metavar="FILE", help="for SAM: a COCO results JSON with a box per mask")
+    boxes.add_argument(
+        "--detector",
+        metavar="RUN|FILE",
+        help="for SAM: a run's folder or a config file of what finds the boxes (default: the config's)",
+    )
+    parser.add_argument(
+        "--detector-weights", metavar="FILE", help="default: the run's model_final.pth, else the config's"
+    )
     args = parser.parse_args()
     if not 0 <= args.confidence <= 1:
         parser.error("--confidence must be 0 to 1")
@@ -84,27 +95,12 @@ def image_files(inputs: list[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def overlay_paths(files: list[Path], folder: Path) -> dict[Path, Path]:
-    """Return where the overlay of each file goes; images of one name from several folders get a number."""
-    paths: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = file.stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{file.stem}_{number}"
-        taken.add(name.lower())
-        paths[file] = folder / f"{name}.jpg"
-    return paths
-
-
 def load_predictor(args: argparse.Namespace, cfg: DictConfig) -> Predictor:
-    from sam_d2.engine.checkpoint import FINAL
+    from sam_d2.model_source import find_model
     from sam_d2.predictor import Predictor
 
-    final = args.config_file.parent / f"{FINAL}.pth"
-    beside = str(final) if args.config_file.suffix != ".py" and final.is_file() else None
-    return Predictor(cfg, args.weights or beside)
+    _, weights = find_model(args.config_file, args.weights, option="--weights")
+    return Predictor(cfg, weights, detector=args.detector, detector_weights=args.detector_weights)
 
 
 def classes_of(cfg: DictConfig, count: int) -> Classes:
@@ -166,11 +162,8 @@ def process(
     predictor: Predictor, file: Path, boxes: PromptBoxes | None, classes: Classes | None, confidence: float, path: Path
 ) -> list[dict[str, Any]]:
     """Predict on one image and write its overlay; returns its results."""
-    import cv2
-
     from sam_d2.data.image import read_image
-    from sam_d2.evaluation.overlay import draw_instances
-    from sam_d2.evaluation.results import write_atomically
+    from sam_d2.evaluation.overlay import draw_instances, write_jpeg
 
     image = read_image(file)
     instances, prompts = detect(predictor, image, None if boxes is None else boxes.of(file))
@@ -185,8 +178,7 @@ def process(
         found = instances.pred_classes.tolist()
         ids, names = [classes.ids[index] for index in found], [classes.names[index] for index in found]
     labels = [f"{name} {score:.2f}" for name, score in zip(names, instances.scores.tolist(), strict=True)]
-    drawn = draw_instances(image, instances, labels)
-    write_atomically(path, cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
+    write_jpeg(path, draw_instances(image, instances, labels))
     return list(result_rows(file, instances, ids, prompts))
 
 
@@ -195,25 +187,32 @@ def main() -> int:
     check_output(args.output / RESULTS)
     files = image_files(args.input)
     import msgspec
+    from omegaconf import OmegaConf
     from rich.console import Console
     from rich.progress import track
 
     from sam_d2.config import load_config
     from sam_d2.data.prompt_boxes import PromptBoxes
+    from sam_d2.evaluation.overlay import overlay_paths
     from sam_d2.evaluation.results import write_atomically
 
     cfg = load_config(args.config_file)
-    if "prompts" in cfg.model and args.prompt_boxes is None:
-        raise UserError(f"{args.config_file}: SAM needs to be told where to look. Add --prompt-boxes FILE.")
-    if "prompts" not in cfg.model and args.prompt_boxes is not None:
-        raise UserError(f"--prompt-boxes: the model of {args.config_file} takes no prompts. Leave it out.")
+    finds = args.detector or OmegaConf.select(cfg, "dataloader.detector.config")
+    if "prompts" in cfg.model and args.prompt_boxes is None and not finds:
+        raise UserError(
+            f"{args.config_file}: SAM needs to be told where to look. Add --prompt-boxes FILE, or --detector RUN."
+        )
+    if "prompts" not in cfg.model and (args.prompt_boxes is not None or args.detector is not None):
+        option = "--detector" if args.prompt_boxes is None else "--prompt-boxes"
+        raise UserError(f"{option}: the model of {args.config_file} takes no prompts. Leave it out.")
     boxes = PromptBoxes(args.prompt_boxes) if args.prompt_boxes else None
     if boxes is not None and not any(boxes.of(file) for file in files):
         raise UserError(
             f"--prompt-boxes {args.prompt_boxes}: none of its {len(boxes.rows)} rows is of an --input image."
         )
     predictor = load_predictor(args, cfg)
-    classes = None if predictor.detector is None else classes_of(cfg, predictor.detector.num_classes)
+    detector = predictor.detector or (predictor.finder.detector if boxes is None else None)
+    classes = None if detector is None else classes_of(detector.cfg, detector.num_classes)
     print(f"Predicting with {predictor.weights}")
     paths = overlay_paths(files, args.output)
     results: list[dict[str, Any]] = []

@@ -77,7 +77,7 @@ def main() -> int:
     for prompt, results in reports.items():
         print(results_table(results))
         print(f"took {seconds[prompt]:.0f} s, evaluations included\n")
-    print(f"{legend(row for results in reports.values() for row in results)}\n")
+    print(f"{legend(row for results in reports.values() for row in results if row.ranks)}\n")
     print("Look at:", *(f"  {(run_folder(prompt) / 'report.html').relative_to(ROOT)}" for prompt in PROMPTS), sep="\n")
     print("Next: your own images, see 'Your own images' in README.md.")
     return 0

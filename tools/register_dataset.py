@@ -144,9 +144,10 @@ def main() -> int:
             f"--output {args.name}_masks.json"
         )
         return 0
-    print(f"Registered in {manifest}. Train with SAM ViT-B's weights, or a tiny SAM from nothing on a CPU:")
-    for config in ("sam", "sam_tiny"):
-        print(f"  python experiments/train_net.py --config-file configs/{config}.py --prompt box --dataset {args.name}")
+    print(f"Registered in {manifest}. Train with SAM ViT-B's weights, a tiny SAM from nothing on a CPU, or a detector:")
+    for config, prompt in (("sam", "--prompt box "), ("sam_tiny", "--prompt box "), ("mask_rcnn_R_18_FPN", "")):
+        print(f"  python experiments/train_net.py --config-file configs/{config}.py {prompt}--dataset {args.name}")
+    print("README.md has the sizes of each: tiles with many small objects want configs/sam_tiny_256.py, for example.")
     return 0
 
 

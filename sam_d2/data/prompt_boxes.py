@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,6 +25,7 @@ class PromptBox(Struct, kw_only=True):
         file_name: of the image, with as many of its folders as it takes; where there are no ids.
         category_id: of what is in the box, handed on to the mask.
         score: of the box, 0-1.
+        segmentation: the mask that its maker gave it, as COCO has it; no prompt, but his own to be compared with.
     """
 
     bbox: tuple[Number, Number, Side, Side]
@@ -30,6 +33,7 @@ class PromptBox(Struct, kw_only=True):
     file_name: Annotated[str, Meta(min_length=1)] | None = None
     category_id: int = 0
     score: float = 1.0
+    segmentation: Any = None
 
     @property
     def xyxy(self) -> list[float]:
@@ -51,12 +55,13 @@ class PromptBoxes:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self.rows = msgspec.json.decode(self.path.read_bytes(), type=list[PromptBox])
+            content = self.path.read_bytes()
+            self.rows = msgspec.json.decode(content, type=list[PromptBox])
         except OSError as error:
             raise UserError(f"--prompt-boxes {path}: cannot be read ({error.strerror}).") from error
         except msgspec.DecodeError as error:
             raise UserError(
-                f"--prompt-boxes {path}: no COCO results list ({error}). Expected "
+                f"--prompt-boxes {path}: no COCO results list ({_row_without_number(content) or error}). Expected "
                 '[{"file_name": "a.jpg", "bbox": [x, y, width, height], "category_id": 1, "score": 0.9}, ...].'
             ) from error
         self._by_name: dict[str, list[PromptBox]] = {}
@@ -71,7 +76,7 @@ class PromptBoxes:
 
     def of(self, image: Path) -> list[PromptBox]:
         """Return the boxes of an image file, in the file's order; none where it names no such image."""
-        named = [row for row in self._by_name.get(image.name, []) if _same_file(Path(str(row.file_name)), image)]
+        named = [row for row in self._by_name.get(image.name, []) if same_file(Path(str(row.file_name)), image)]
         return named or self._by_id.get(_id_text(image.stem), []) or self._by_id.get(image.name, [])
 
 
@@ -80,12 +85,29 @@ def image_id_of(image: Path) -> int | None:
     return int(image.stem) if image.stem.isdecimal() and image.stem.isascii() else None
 
 
+def _row_without_number(content: bytes) -> str:
+    """Say which row of a file has NaN or Infinity, which Python's json writes though JSON has none; else nothing."""
+    try:
+        rows = json.loads(content)
+    except ValueError:
+        return ""
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        for name, value in row.items() if isinstance(row, dict) else ():
+            if any(isinstance(one, float) and not math.isfinite(one) for one in [value, *_list(value)]):
+                return f"row {number}: {name} is {value}, no finite number; correct or drop it"
+    return ""
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _id_text(image_id: int | str) -> str:
     text = str(image_id)
     return str(int(text)) if text.isdecimal() and text.isascii() else text
 
 
-def _same_file(named: Path, image: Path) -> bool:
+def same_file(named: Path, image: Path) -> bool:
     """Tell whether one path ends in the other."""
     first, second = named.parts, image.absolute().parts
     common = min(len(first), len(second))

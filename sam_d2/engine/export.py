@@ -1,8 +1,9 @@
-"""A checkpoint as the file of weights that segment_anything itself reads."""
+"""A checkpoint as the file that the model's own library reads: segment_anything, Detectron2 or torchvision."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from segment_anything import sam_model_registry
@@ -19,6 +20,10 @@ from sam_d2.modeling.lora import lora_keys, merged_state_dict
 from sam_d2.modeling.sam import PARTS
 from sam_d2.modeling.weights_record import WeightsRecord
 
+Library = Literal["segment_anything", "detectron2", "torchvision"]
+
+_DETECTRON2_PARTS = {"backbone", "proposal_generator", "roi_heads"}
+_TORCHVISION_PARTS = {"backbone", "rpn", "roi_heads"}
 _VARIANTS = ("vit_b", "vit_l", "vit_h")
 
 
@@ -38,7 +43,7 @@ def checkpoint_of(run_or_checkpoint: str) -> Path:
 
 
 def official_state_dict(checkpoint: Path, config_file: Path | None = None) -> dict[str, Tensor]:
-    """Return a checkpoint's weights whole, under SAM's own names, LoRA's matrices added in.
+    """Return a checkpoint's weights whole, under the names of the model's own library, LoRA's matrices added in.
 
     Args:
         checkpoint: small or whole.
@@ -49,7 +54,7 @@ def official_state_dict(checkpoint: Path, config_file: Path | None = None) -> di
         Tensors of their own on the CPU.
 
     Raises:
-        UserError: base or config is not found, or the weights are not of a SAM.
+        UserError: base or config is not found, or the weights are not of a whole model of :func:`library_of`.
     """
     data = load_checkpoint_file(checkpoint)
     state = whole_weights(data, checkpoint)[0] if ENTRY in data else weights_in(data, checkpoint)
@@ -63,16 +68,47 @@ def official_state_dict(checkpoint: Path, config_file: Path | None = None) -> di
         model = instantiate(load_config(config_file).model)
         Checkpointer(model).load(str(checkpoint))
         state = merged_state_dict(model)
-    strange = sorted(name for name in state if name.partition(".")[0] not in PARTS)
-    if strange or {name.partition(".")[0] for name in state} != set(PARTS):
-        shown = f" (it holds {strange[0]})" if strange else ""
-        raise UserError(f"{checkpoint} is not a SAM of {', '.join(PARTS)}{shown}; there is no such file of it.")
+    if library_of(state) is None:
+        strange = next((name for name in sorted(state) if name.partition(".")[0] not in PARTS), "")
+        shown = f" (it holds {strange})" if strange else ""
+        raise UserError(
+            f"{checkpoint} is neither a SAM of {', '.join(PARTS)}{shown} nor a whole detector of Detectron2 or "
+            "torchvision; there is no such file of it."
+        )
     return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def library_of(state: dict[str, Tensor]) -> Library | None:
+    """Return the library whose own names the weights of a whole model have; None for any other."""
+    parts = {name.partition(".")[0] for name in state}
+    if parts == set(PARTS):
+        return "segment_anything"
+    if parts == _DETECTRON2_PARTS:
+        return "detectron2"
+    return "torchvision" if parts == _TORCHVISION_PARTS else None
+
+
+def file_content(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what the library's own loader expects in a ``.pth``: Detectron2 the weights as ``model``, others bare."""
+    return {"model": state} if library_of(state) == "detectron2" else state
+
+
+def torchvision_line(state: dict[str, Tensor]) -> str:
+    """Return the Python that builds torchvision's model which the weights fit, without the loading."""
+    # The box head of the second version has convolutions before its one linear layer.
+    version = "" if "roi_heads.box_head.fc6.weight" in state else "_v2"
+    outputs = len(state["roi_heads.box_predictor.cls_score.weight"])
+    return f"torchvision.models.detection.maskrcnn_resnet50_fpn{version}(weights_backbone=None, num_classes={outputs})"
 
 
 def wants_drawn_boxes(checkpoint: Path) -> bool:
     """Tell whether a checkpoint's weights were trained with ``model.draw_boxes``, which no other program knows of."""
     return bool(load_checkpoint_file(checkpoint, mmap=True).get(WeightsRecord.DRAW_BOXES))
+
+
+def is_calibrated(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint holds a calibration of its scores, which an exported file has no place for."""
+    return bool(load_checkpoint_file(checkpoint, mmap=True).get(WeightsRecord.CALIBRATIONS))
 
 
 def registry_name(state: dict[str, Tensor]) -> str | None:

@@ -40,7 +40,7 @@ _REFUSED = (
     "train.accumulate",
     "train.ema.decay",
 )
-_FREE = ("dataloader.train.num_workers", "model.score")
+_FREE = ("dataloader.train.num_workers", "model.score", "model.calibrate")
 """Of these groups what changes no weight."""
 _MEMORY = ("model.instances_per_chunk", "model.activation_checkpointing")
 """And what a run that ended for want of memory needs to go on; sums are rounded otherwise."""

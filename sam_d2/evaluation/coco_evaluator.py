@@ -19,11 +19,14 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from sam_d2.errors import UserError
-from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections
+from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections, evaluate_rankings
 from sam_d2.evaluation.detections import ImageDetections, detections_to_coco
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import mean_iou
+from sam_d2.evaluation.reliability import Reliability, prediction_ious, reliabilities
 from sam_d2.evaluation.results import Result, write_atomically
+from sam_d2.modeling.calibration import Floats
+from sam_d2.modeling.scoring import SCORES, combine_scores, parse_score
 
 ENCODE_CHUNK = 32
 """Masks that are copied at a time to be run-length encoded."""
@@ -37,13 +40,16 @@ class InstanceEvaluator(DatasetEvaluator):
     Predictions are kept as run-length codes, gathered from all processes, and scored in the main one.
     With ground-truth prompts the AP is an oracle's (the model is told where every instance is) and bbox AP is
     left out; in its place stands the mean IoU of each mask with the instance it was prompted for.
-    Metrics are those of :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`.
+    Metrics are those of :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`, and of the masks ``ECE``
+    (:mod:`~sam_d2.evaluation.reliability`). Where predictions carry the scores of
+    :data:`~sam_d2.modeling.scoring.SCORES`, the same masks are ranked by each of ``scores`` too.
 
     Attributes:
         selected: Whether the weights were chosen by scores on this split, for the report; set it before
             :meth:`evaluate`.
-        results: After :meth:`evaluate`, in the main process: one :class:`Result` per task, for report.json;
-            the segm row holds ``mIoU`` too.
+        results: After :meth:`evaluate`, in the main process: one :class:`Result` per task, for report.json, and one
+            for each other score that the masks were ranked by; segm rows hold ``mIoU`` too.
+        reliability: After :meth:`evaluate`, in the main process: each score against the true IoU, by its name.
         detections: After :meth:`evaluate`, in the main process: what was scored, for the gallery.
 
     Example:
@@ -61,6 +67,7 @@ class InstanceEvaluator(DatasetEvaluator):
         prompt_source: str = "ground_truth",
         recompute_boxes: bool = False,
         score: str = "predicted_iou",
+        scores: Sequence[str] | None = None,
         method: str = "model",
         tasks: Sequence[Task] | None = None,
         engine: Engine = "faster_coco_eval",
@@ -79,6 +86,8 @@ class InstanceEvaluator(DatasetEvaluator):
             prompt_source: ``ground_truth``, ``detector`` or ``file``.
             recompute_boxes: Whether the test mapper takes ground-truth boxes from the masks, for the report.
             score: Name of the score that ranks the masks, for the report.
+            scores: Others to rank the same masks by, such as ``predicted_iou*stability``; by default every single
+                one, and ``class_score*predicted_iou`` where the prompts are not from the ground truth.
             method: ``model``, ``base`` or ``detector``, for the report.
             tasks: ``("segm",)`` by default with ground-truth prompts, else ``("segm", "bbox")``.
             engine: ``faster_coco_eval`` or the slow reference ``pycocotools``; both give the same figures.
@@ -89,21 +98,18 @@ class InstanceEvaluator(DatasetEvaluator):
             ground_truth: Of the dataset, where it is read already.
 
         Raises:
+            UserError: One of ``scores`` is no score.
             ValueError: bbox AP is asked for with ground-truth prompts, whose boxes it would measure.
         """
         self.dataset_name = dataset_name
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.prompt = prompt
-        self.prompt_source = prompt_source
-        self.score = score
+        self.scores = None if scores is None else [scores] if isinstance(scores, str) else list(scores)
+        for one in self.scores or ():
+            parse_score(one, key="dataloader.evaluator.scores")
         self.method = method
-        self.oracle = prompt_source == "ground_truth"
-        boxes = "mask" if recompute_boxes else "file"
-        self.prompt_boxes = boxes if self.oracle else None
-        default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
-        self.tasks: tuple[Task, ...] = default_tasks if tasks is None else tuple(tasks)
-        if self.oracle and "bbox" in self.tasks:
-            raise ValueError("bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks")
+        self._oracle_boxes = "mask" if recompute_boxes else "file"
+        self._tasks = None if tasks is None else tuple(tasks)
+        self.ask(prompt, source=prompt_source, score=score)
         self.engine = engine
         self.max_dets = max_dets
         self.split = dataset_name if split is None else split
@@ -112,7 +118,29 @@ class InstanceEvaluator(DatasetEvaluator):
         self.ground_truth = ground_truth
         self.results: list[Result] = []
         self.detections: list[ImageDetections] = []
+        self.reliability: dict[str, Reliability] = {}
         self._begin = time.perf_counter()
+
+    def ask(self, prompt: str, *, source: str, score: str) -> None:
+        """Say what is measured from now on: call it before :meth:`reset`.
+
+        Args:
+            prompt: Kind of prompt, for the report.
+            source: ``ground_truth``, ``detector`` or ``file``.
+            score: Name of the score that ranks the masks, for the report.
+
+        Raises:
+            ValueError: bbox AP is asked for with ground-truth prompts, whose boxes it would measure.
+        """
+        self.prompt = prompt
+        self.prompt_source = source
+        self.score = score
+        self.oracle = source == "ground_truth"
+        self.prompt_boxes = self._oracle_boxes if self.oracle else None
+        default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
+        self.tasks: tuple[Task, ...] = default_tasks if self._tasks is None else self._tasks
+        if self.oracle and "bbox" in self.tasks:
+            raise ValueError("bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks")
 
     def reset(self) -> None:
         """Forget all predictions; the time of the next round counts from here."""
@@ -120,6 +148,7 @@ class InstanceEvaluator(DatasetEvaluator):
             self.ground_truth = GroundTruth.from_catalog(self.dataset_name)
         self.results = []
         self.detections = []
+        self.reliability = {}
         self._begin = time.perf_counter()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -129,7 +158,9 @@ class InstanceEvaluator(DatasetEvaluator):
             inputs: The mapper's dicts, with ``image_id`` (``file_name`` serves where absent).
             outputs: Dicts with ``instances``: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes`` XYXY,
                 ``scores`` (N,) 0-1, ``pred_classes`` (N,), all in the original frame; with ground-truth
-                prompts ``prompt_index`` (N,), the row of the image's non-crowd instances in file order.
+                prompts ``prompt_index`` (N,), the row of the image's non-crowd instances in file order; and where
+                the model has them the scores ``class_score``, ``predicted_iou``, ``stability`` and
+                ``mean_probability``, (N,) each.
 
         Raises:
             UserError: A score is not finite.
@@ -153,7 +184,8 @@ class InstanceEvaluator(DatasetEvaluator):
             the prompt source have it, AP and AR 0-100 and IoU 0-1, NaN where undefined; elsewhere empty.
 
         Raises:
-            UserError: A prediction is of an image or class that the dataset does not have.
+            UserError: A prediction is of an image or class that the dataset does not have, or predictions lack what
+                one of ``scores`` is made of.
             ValueError: A prediction with ground-truth prompts has no valid ``prompt_index``.
         """
         gathered = comm.gather(self.detections)
@@ -169,6 +201,8 @@ class InstanceEvaluator(DatasetEvaluator):
 
         limits = {task: detection_limit(truth, task) if self.max_dets is None else self.max_dets for task in self.tasks}
         scores: OrderedDict[str, dict[str, float]] = OrderedDict()
+        others: dict[str, dict[str, float]] = {}
+        rankings = self._rankings()
         for task, limit in limits.items():
             _log.info(
                 "%s %s: at most %d detections count per image and class (most instances in an image: %d)",
@@ -177,23 +211,58 @@ class InstanceEvaluator(DatasetEvaluator):
                 limit,
                 truth.most_instances(boxes=task == "bbox"),
             )
-            scores[task] = evaluate_detections(truth, self.detections, task=task, engine=self.engine, max_dets=limit)
+            if task == "segm":
+                others = evaluate_rankings(truth, self.detections, rankings, engine=self.engine, max_dets=limit)
+                scores[task] = others.pop(self.score)
+                ious = prediction_ious(truth, self.detections, prompted=self.oracle)
+                self.reliability = reliabilities(rankings, ious)
+            else:
+                scores[task] = evaluate_detections(
+                    truth, self.detections, task=task, engine=self.engine, max_dets=limit
+                )
         if self.oracle:
             scores["prompt"] = {"mIoU": self._mean_iou(truth)}
-        self.results = self._rows(truth, scores, limits, time.perf_counter() - self._begin)
+        self.results = self._rows(truth, scores, others, limits, time.perf_counter() - self._begin)
         return scores
+
+    def _rankings(self) -> dict[str, list[Floats]]:
+        """Of each score's name the (N,) scores on each image; the model's own comes first."""
+        rankings = {self.score: [image.scores for image in self.detections]}
+        for score in self._other_scores():
+            factors = parse_score(score, key="dataloader.evaluator.scores")
+            ranking = []
+            for image in self.detections:
+                lacking = set(factors) - set(image.factors or ())
+                if lacking and len(image):
+                    raise UserError(
+                        f"dataloader.evaluator.scores: {score!r} cannot rank these masks, because the model gives them "
+                        f"no {', '.join(sorted(lacking))}; leave it out."
+                    )
+                values = {name: torch.from_numpy(column) for name, column in (image.factors or {}).items()}
+                ranking.append(combine_scores(factors, values).double().numpy() if len(image) else np.zeros(0))
+            rankings.setdefault(score, ranking)
+        return rankings
+
+    def _other_scores(self) -> list[str]:
+        if self.scores is not None:
+            return self.scores
+        known = set[str]().union(*(image.factors or () for image in self.detections))
+        product = [] if self.oracle else ["class_score*predicted_iou"]
+        return [score for score in (*SCORES, *product) if set(parse_score(score)) <= known]
 
     def _encode(self, image_id: int | str, instances: Instances) -> ImageDetections:
         boxes = instances.pred_boxes.tensor if instances.has("pred_boxes") else torch.zeros(len(instances), 4)
         rles = encode_masks(instances.pred_masks) if instances.has("pred_masks") else None
-        index = instances.prompt_index if instances.has("prompt_index") else None
+        # of a detector's prompts the index is of its boxes, which are no instances
+        index = instances.prompt_index if self.oracle and instances.has("prompt_index") else None
         if len(instances) and (("segm" in self.tasks and rles is None) or (self.oracle and index is None)):
             raise ValueError(
                 f"predictions on image id {image_id!r} have the fields {sorted(instances.get_fields())}; "
                 f"tasks {self.tasks} need pred_masks, and ground-truth prompts need prompt_index"
             )
-        scores = instances.scores.detach().cpu().numpy().astype(np.float64)
-        if not np.isfinite(scores).all():
+        scores = _float64(instances.scores)
+        factors = {name: _float64(instances.get(name)) for name in SCORES if instances.has(name)}
+        if not all(np.isfinite(values).all() for values in (scores, *factors.values())):
             raise UserError(
                 f"{self.split}: predictions on image id {image_id!r} have scores that are not finite, as those of a "
                 "training that diverged; evaluate an earlier checkpoint, or train with a lower optimizer.lr"
@@ -202,9 +271,10 @@ class InstanceEvaluator(DatasetEvaluator):
             image_id,
             scores,
             instances.pred_classes.detach().cpu().numpy().astype(np.int64),
-            boxes.detach().cpu().numpy().astype(np.float64),
+            _float64(boxes),
             rles,
             None if index is None else index.detach().cpu().numpy().astype(np.int64),
+            factors or None,
         )
 
     def _distinct(self, detections: list[ImageDetections], truth: GroundTruth) -> list[ImageDetections]:
@@ -233,14 +303,18 @@ class InstanceEvaluator(DatasetEvaluator):
         self,
         truth: GroundTruth,
         scores: Mapping[str, Mapping[str, float]],
+        others: Mapping[str, Mapping[str, float]],
         limits: Mapping[Task, int],
         seconds: float,
     ) -> list[Result]:
         rows = []
-        for task, limit in limits.items():
-            metrics: dict[str, float | None] = dict(scores[task])
-            if task == "segm" and "prompt" in scores:
-                metrics.update(scores["prompt"])
+        measured = [(task, self.score, scores[task]) for task in limits]
+        measured += [("segm", name, values) for name, values in others.items()]
+        for task, score, values in measured:
+            metrics: dict[str, float | None] = dict(values)
+            if task == "segm":
+                metrics.update(scores.get("prompt", {}))
+                metrics["ECE"] = self.reliability[score].ece
             rows.append(
                 Result(
                     split=self.split,
@@ -252,8 +326,9 @@ class InstanceEvaluator(DatasetEvaluator):
                     prompt_boxes=self.prompt_boxes,
                     method=self.method,
                     task=task,
-                    score=self.score,
-                    max_dets=limit,
+                    score=score,
+                    ranks=score == self.score,
+                    max_dets=limits[task],
                     pseudo_ground_truth=self.pseudo_ground_truth,
                     selected=self.selected,
                     seconds=seconds,
@@ -261,6 +336,10 @@ class InstanceEvaluator(DatasetEvaluator):
                 )
             )
         return rows
+
+
+def _float64(values: torch.Tensor) -> Floats:
+    return values.detach().cpu().numpy().astype(np.float64)
 
 
 def encode_masks(masks: torch.Tensor) -> list[RLE]:

@@ -87,6 +87,37 @@ def evaluate_detections(
         >>> found = detections_from_coco(json.loads(Path("results.json").read_text()), truth)
         >>> evaluate_detections(truth, found)["AP"]
     """
+    images = list(detections)
+    own = {"own": [image.scores for image in images]}
+    return evaluate_rankings(ground_truth, images, own, task=task, engine=engine, max_dets=max_dets)["own"]
+
+
+def evaluate_rankings(
+    ground_truth: GroundTruth,
+    detections: Sequence[ImageDetections],
+    rankings: Mapping[str, Sequence[npt.NDArray[np.float64]]],
+    *,
+    task: Task = "segm",
+    engine: Engine = "faster_coco_eval",
+    max_dets: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """What :func:`evaluate_detections` gives for the same detections, ranked by each of several scores.
+
+    Args:
+        ground_truth: Of the dataset.
+        detections: At most one per image, in any order; their own scores are not looked at.
+        rankings: By name, of each element of ``detections`` the (N,) scores.
+        task: As for :func:`evaluate_detections`.
+        engine: Likewise.
+        max_dets: Likewise.
+
+    Returns:
+        Metrics by name.
+
+    Raises:
+        UserError: As for :func:`evaluate_detections`.
+        ValueError: Likewise.
+    """
     if task not in get_args(Task) or engine not in _MODULES:
         raise ValueError(f"task {task!r} of {get_args(Task)}, engine {engine!r} of {tuple(_MODULES)}")
     limit = detection_limit(ground_truth, task) if max_dets is None else max_dets
@@ -95,8 +126,15 @@ def evaluate_detections(
     limits = sorted({1, 10, 100, limit})
     by_number = _by_image_number(ground_truth, detections)
     truth_records, detection_records = _coco_records(ground_truth, by_number, task)
-    arrays = _run_engine(ground_truth, truth_records, detection_records, task, engine, limits)
-    return _summarise(*arrays, limits=limits, limit=limit, class_names=ground_truth.class_names)
+    results = {}
+    # The engine matches anew for each: of its time the IoUs, which are the same, are only a sixth.
+    for name, scores in rankings.items():
+        by_image = {ground_truth[image.image_id].number: s for image, s in zip(detections, scores, strict=True)}
+        for record in detection_records:
+            record["score"] = float(by_image[record["image_id"]][record["row"]])
+        arrays = _run_engine(ground_truth, truth_records, detection_records, task, engine, limits)
+        results[name] = _summarise(*arrays, limits=limits, limit=limit, class_names=ground_truth.class_names)
+    return results
 
 
 def _by_image_number(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> dict[int, ImageDetections]:
@@ -167,7 +205,7 @@ def _truth_records(image: AnnotatedImage, task: Task) -> tuple[list[dict[str, An
 
 
 def _detection_records(image: ImageDetections, number: int, task: Task, empty: Counter[int]) -> list[dict[str, Any]]:
-    """COCO dicts of one image's detections; each empty instance takes one empty detection of its class."""
+    """COCO dicts of one image's detections without scores; each empty instance takes one empty one of its class."""
     boxes = image.boxes.copy()
     boxes[:, 2:] -= boxes[:, :2]
     if task == "bbox":
@@ -179,16 +217,14 @@ def _detection_records(image: ImageDetections, number: int, task: Task, empty: C
         areas = np.array([mask_utils.area(rle) for rle in image.rles], dtype=np.float64)
     unclaimed = empty.copy()
     records = []
-    for row, (category, score, area) in enumerate(
-        zip(image.classes.tolist(), image.scores.tolist(), areas.tolist(), strict=True)
-    ):
+    for row, (category, area) in enumerate(zip(image.classes.tolist(), areas.tolist(), strict=True)):
         if area <= 0 and unclaimed[category] > 0:
             unclaimed[category] -= 1
             continue
         record = {
             "image_id": number,
+            "row": row,
             "category_id": category + 1,
-            "score": score,
             "area": float(area),
             "iscrowd": 0,
         }

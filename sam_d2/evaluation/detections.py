@@ -27,6 +27,8 @@ class ImageDetections:
         rles: N masks in the original frame; None where the detector gives boxes only.
         prompt_index: (N,) int64, row of the image's instances that each prediction was prompted with; None
             where the prompts did not come from the ground truth.
+        factors: (N,) float64 each, what other scores can be made of, by name; None where there is nothing but
+            ``scores``.
     """
 
     image_id: ImageId
@@ -35,6 +37,7 @@ class ImageDetections:
     boxes: npt.NDArray[np.float64]
     rles: list[RLE] | None
     prompt_index: npt.NDArray[np.int64] | None = None
+    factors: dict[str, npt.NDArray[np.float64]] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)

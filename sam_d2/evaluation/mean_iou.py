@@ -33,6 +33,35 @@ class MeanIoU:
     missing: int
 
 
+def prompted_ious(image: AnnotatedImage, detections: ImageDetections) -> npt.NDArray[np.float64]:
+    """IoU of each prediction with the instance it was prompted with.
+
+    Args:
+        image: With its ground truth.
+        detections: N of it, with ``prompt_index``.
+
+    Returns:
+        (N,): 0-1, NaN where the ground-truth mask is empty.
+
+    Raises:
+        ValueError: ``prompt_index`` is absent or names a row that the image does not have, or there are no masks.
+    """
+    if len(detections) == 0:
+        return np.zeros(0)
+    instances, rows = image.instances, detections.prompt_index
+    if rows is None or detections.rles is None:
+        raise ValueError(f"predictions on image id {image.image_id!r} have no prompt_index or no masks")
+    if rows.min() < 0 or rows.max() >= len(instances):
+        raise ValueError(
+            f"prompt_index on image id {image.image_id!r} spans {rows.min()}..{rows.max()}, "
+            f"but the image has {len(instances)} instances"
+        )
+    pairs = zip(detections.rles, (instances[row].rle for row in rows), strict=True)
+    return np.array(
+        [mask_utils.iou([mine], [true], [0])[0, 0] if mask_utils.area(true) > 0 else np.nan for mine, true in pairs]
+    )
+
+
 def instance_ious(image: AnnotatedImage, detections: ImageDetections | None) -> npt.NDArray[np.float64]:
     """IoU of each instance of an image with the mask that was predicted for its prompt.
 
@@ -46,25 +75,16 @@ def instance_ious(image: AnnotatedImage, detections: ImageDetections | None) -> 
         is empty.
 
     Raises:
-        ValueError: ``prompt_index`` is absent or names a row that the image does not have.
+        ValueError: As for :func:`prompted_ious`.
     """
-    instances = image.instances
-    ious = np.array([0.0 if mask_utils.area(one.rle) > 0 else np.nan for one in instances], dtype=np.float64)
-    if detections is None or len(detections) == 0:
+    ious = np.array([0.0 if mask_utils.area(one.rle) > 0 else np.nan for one in image.instances], dtype=np.float64)
+    if detections is None:
         return ious
-    if detections.prompt_index is None or detections.rles is None:
-        raise ValueError(f"predictions on image id {image.image_id!r} have no prompt_index or no masks")
-    rows = detections.prompt_index
-    if rows.min() < 0 or rows.max() >= len(instances):
-        raise ValueError(
-            f"prompt_index on image id {image.image_id!r} spans {rows.min()}..{rows.max()}, "
-            f"but the image has {len(instances)} instances"
-        )
+    found = prompted_ious(image, detections)
+    rows = np.zeros(0, dtype=np.int64) if detections.prompt_index is None else detections.prompt_index
     # ascending score, and of equals the first last: the prediction that counts is written last
-    for index in np.lexsort((-np.arange(len(rows)), detections.scores)):
-        row = int(rows[index])
-        if not np.isnan(ious[row]):
-            ious[row] = mask_utils.iou([detections.rles[index]], [instances[row].rle], [0])[0, 0]
+    for index in np.lexsort((-np.arange(len(rows)), detections.scores[: len(rows)])):
+        ious[rows[index]] = found[index]
     return ious
 
 

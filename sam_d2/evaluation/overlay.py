@@ -1,8 +1,9 @@
-"""Predictions drawn over the image that they are of."""
+"""Instances drawn over the image that they are of, and the files that hold such pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import supervision as sv
 
 from detectron2.structures import Instances
+from sam_d2.evaluation.results import write_atomically
 
 _MASKS_AT_ONCE = 50
 
@@ -48,3 +50,23 @@ def draw_instances(image: npt.NDArray[np.uint8], instances: Instances, names: Se
         labels = sv.LabelAnnotator(text_scale=scale, text_padding=3, **look)
         canvas = labels.annotate(canvas, sv.Detections(xyxy=boxes, class_id=ids), list(names))
     return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def overlay_paths(files: Iterable[Path], folder: Path) -> dict[Path, Path]:
+    """Return where the overlay of each image file goes; images of one name from several folders get a number."""
+    paths: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name.lower())
+        paths[file] = folder / f"{name}.jpg"
+    return paths
+
+
+def write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write (h, w, 3) uint8 RGB; the folder is made where absent."""
+    encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+    write_atomically(path, encoded.tobytes())

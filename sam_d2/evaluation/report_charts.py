@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.report_data import Evaluation, Floats
 
 INK, GRID = "#16202a", "#c3ccd6"
@@ -79,6 +80,48 @@ class Chart:
     svg: str
     legend: list[tuple[str, int, LegendKind]]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A bar of a waterfall.
+
+    Attributes:
+        label: Beside the bar; not the user's.
+        start: Where it begins.
+        end: Where it ends, and the next begins; below ``start`` where it takes away.
+        colour: Index into ``SERIES``.
+    """
+
+    label: str
+    start: float
+    end: float
+    colour: int
+
+
+def waterfall_chart(title: str, steps: Sequence[Step], xlabel: str) -> Chart:
+    """Bars below one another, each from where the last ended: a stacked bar whose parts may be negative.
+
+    Args:
+        title: Above the chart.
+        steps: From above to below.
+        xlabel: With its unit.
+    """
+    figure, axes = _axes(xlabel, "")
+    for row, step in enumerate(steps):
+        style = {"color": SERIES[step.colour % len(SERIES)], "height": 0.7}
+        axes.barh(row, step.end - step.start, left=step.start, **style)  # type: ignore[arg-type]
+        if row + 1 < len(steps):
+            axes.plot([step.end, step.end], [row, row + 1], color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(steps)), [step.label for step in steps])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    low, high = min(0.0, *(step.end for step in steps)), max(step.end for step in steps)
+    axes.set_xlim(low, high + _MARGIN * (high - low))
+    legend: list[tuple[str, int, LegendKind]] = [
+        (f"{step.label}: {step.end - step.start:.2f}", step.colour % len(SERIES), "line") for step in steps
+    ]
+    return Chart(title, _svg(figure, xlabel), legend)
 
 
 def line_chart(
@@ -146,6 +189,36 @@ def score_chart(evaluation: Evaluation) -> Chart | None:
         ("score = IoU", 7, "dashed"),
     ]
     title = "Score against true IoU"
+    return Chart(title, _svg(figure, title), legend, note)
+
+
+def reliability_chart(measured: Sequence[Reliability]) -> Chart | None:
+    """Mean true IoU of each bin of each score; the more predictions a bin holds, the larger its dot.
+
+    Args:
+        measured: Of several scores; None is drawn where none has predictions.
+    """
+    shown = [one for one in measured if one.bins]
+    if not shown:
+        return None
+    figure, axes = _axes("mean score of a bin", "mean true IoU")
+    axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1.2, linestyle=(0, (4, 3)))
+    legend: list[tuple[str, int, LegendKind]] = []
+    for index, one in enumerate(shown):
+        colour = index % (len(SERIES) - 1)
+        x, y = [one.score for one in one.bins], [one.iou for one in one.bins]
+        count = np.array([one.count for one in one.bins])
+        axes.plot(x, y, color=SERIES[colour], linewidth=2.2 if index == 0 else 1.3)
+        axes.scatter(x, y, s=8 + 92 * count / count.sum(), color=SERIES[colour], linewidths=0, zorder=3)
+        ece = "" if one.ece is None else f", ECE {one.ece:.3f}"
+        legend.append((f"{one.score}{ece}", colour, "line"))
+    axes.set(xlim=(-0.02, max(1.02, 0.02 + max(one.bins[-1].score for one in shown))), ylim=(-0.02, 1.02))
+    legend.append(("score = IoU", 7, "dashed"))
+    title = "Reliability of the scores"
+    note = (
+        "Ten bins of equal width; the larger a dot, the more predictions are in its bin. Above the dashed line masks "
+        "fit better than their score says. ECE: mean distance from the line, 0-1."
+    )
     return Chart(title, _svg(figure, title), legend, note)
 
 
@@ -248,7 +321,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> tuple[npt.NDArray[np.floa
 
 def _plain(text: str) -> str:
     """A name that may stand in a chart: letters, digits and a few signs that mean nothing to matplotlib or XML."""
-    return re.sub(r"[^A-Za-z0-9_.* -]", "?", text)[:60]
+    return re.sub(r"[^A-Za-z0-9_.*^() -]", "?", text)[:60]
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import yaml
 
 from sam_d2.errors import UserError
+from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.results import Result, read_report, write_atomically
 
 VERSION = 1
@@ -65,6 +66,7 @@ class EvaluationInfo(msgspec.Struct, kw_only=True):
         config: The config as YAML.
         tiles: Of the gallery, in order.
         prompt_boxes: As in :class:`~sam_d2.evaluation.results.Result`; None also where the file does not say.
+        reliability: Each score against the true IoU, the one that ranks first; empty also where the file does not say.
     """
 
     version: int
@@ -83,6 +85,7 @@ class EvaluationInfo(msgspec.Struct, kw_only=True):
     config: str
     tiles: list[Tile]
     prompt_boxes: str | None = None
+    reliability: list[Reliability] = []
 
 
 @dataclass

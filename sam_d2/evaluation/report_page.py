@@ -12,14 +12,16 @@ from sam_d2.evaluation.report_charts import (
     METHOD_NAMES,
     Series,
     line_chart,
+    reliability_chart,
     score_chart,
     size_chart,
 )
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
 from sam_d2.evaluation.report_html import breakable, chart_grid, data_uri, definitions, escape, escape_lines, page
-from sam_d2.evaluation.report_tables import class_table, method_table, source_of
+from sam_d2.evaluation.report_pair import pair_section
+from sam_d2.evaluation.report_tables import class_table, method_table, score_table, source_of
 from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, write_atomically
-from sam_d2.evaluation.table import grouped, metric_text, shortfalls
+from sam_d2.evaluation.table import by_score, grouped, metric_text, shortfalls
 
 FILE_NAME = "report.html"
 MOST_PICTURE_BYTES = 5_000_000
@@ -29,6 +31,7 @@ _ORACLE = (
     "Oracle: the prompts were made from the ground truth. These figures say how well the model outlines what it is "
     "pointed at, not how well it finds things."
 )
+_BOTH = "Where the boxes were a detector's, no ground truth was in the prompts."
 _CURVE_COLOURS = {"total_loss": 0, "loss_focal": 1, "loss_dice": 2, "loss_iou": 3}
 
 
@@ -53,8 +56,9 @@ def run_page(run: Run) -> str:
     title = f"{run.name}: {prompts}{' (oracle)' if run.oracle else ''}"
     parts = [_header(run, title), _cards(groups[0], several=len(groups) > 1)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
-    parts.append("<h2>Results</h2>")
+    parts += [pair_section(run.results), "<h2>Results</h2>"]
     parts += [method_table(rows) for rows in groups]
+    parts += [_scores(rows) for rows in by_score(run.results)]
     parts.append(_curves(run))
     parts += [class_table(rows, run.evaluations) for rows in groups]
     left = MOST_PICTURE_BYTES
@@ -84,7 +88,8 @@ def _header(run: Run, title: str) -> str:
     tags += [f'<span class="tag">{escape(split)}</span>' for split in dict.fromkeys(row.split for row in run.results)]
     if run.evaluations:
         tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')
-    oracle = f'<p class="soft">{_ORACLE}</p>' if run.oracle else ""
+    both = any(row.method == "model" and row.prompt_source != "ground_truth" for row in run.results)
+    oracle = f'<p class="soft">{_ORACLE}{f" {_BOTH}" if both else ""}</p>' if run.oracle else ""
     return f"<header><h1>{breakable(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
 
 
@@ -137,6 +142,15 @@ def _curves(run: Run) -> str:
     return f"<h2>Training</h2>{chart_grid(charts)}"
 
 
+def _scores(rows: Sequence[Result]) -> str:
+    heading = f"<h2>Scores, {escape(prompts_text(rows[0].prompt))}</h2>"
+    words = (
+        "The masks are the same; what changes is their order. A score that puts bad masks first loses AP, not recall. "
+        "ECE: how far the score lies from the true IoU on average."
+    )
+    return f'{heading}<p class="soft">{words}</p>{score_table(rows)}'
+
+
 def _series(run: Run, metric: str, colour: int = 0) -> list[Series]:
     """A metric's curve; of several kinds of prompt a curve each (``point/segm/AP``) beside their mean."""
     names = [name for name in run.curves if name == metric or name.endswith(f"/{metric}")]
@@ -170,7 +184,8 @@ def _spans_decades(series: Sequence[Series]) -> bool:
 
 
 def _instances(evaluation: Evaluation) -> str:
-    charts = [chart for chart in (score_chart(evaluation), size_chart(evaluation)) if chart is not None]
+    drawn = (score_chart(evaluation), reliability_chart(evaluation.info.reliability), size_chart(evaluation))
+    charts = [chart for chart in drawn if chart is not None]
     if not charts:
         return ""
     words = (

@@ -11,7 +11,7 @@ from sam_d2.evaluation.report_charts import METHOD_NAMES
 from sam_d2.evaluation.report_data import Evaluation
 from sam_d2.evaluation.report_html import escape, table
 from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, selected_text
-from sam_d2.evaluation.table import COLUMNS, counts_text, metric_text
+from sam_d2.evaluation.table import COLUMNS, OF_ONE, SCORE_COLUMNS, counts_text, metric_text
 
 _WORDS = {"base": "base, before training"}
 _SOURCES = {"detector": "from a detector", "file": "from a file"}
@@ -27,7 +27,7 @@ def metric_names(rows: Sequence[Result]) -> list[str]:
 
 def metric_head(name: str) -> str:
     """A metric's name with its unit as HTML."""
-    return f"{name}<br>{'0-1' if name == 'mIoU' else '0-100'}"
+    return f"{name}<br>{'0-1' if name in OF_ONE else '0-100'}"
 
 
 def source_of(row: Result) -> str:
@@ -60,6 +60,17 @@ def method_table(rows: Sequence[Result]) -> str:
     ]
     header = ["method", *map(metric_head, names), "detections<br>at most", "time"]
     classes = ["main" if row.method == "model" else "" for row in rows]
+    return f'<div class="sheet">{table(header, lines, caption=escape(" · ".join(words)), classes=classes)}</div>'
+
+
+def score_table(rows: Sequence[Result]) -> str:
+    """One table of the same masks ranked by several scores."""
+    first = rows[0]
+    words = [first.split, first.task, f"{prompts_text(first.prompt)}, {source_of(first)}"]
+    words.append(f"the same masks of the {METHOD_NAMES.get(first.method, first.method)}, ranked by each score")
+    lines = [[escape(row.score), *(metric_text(name, row.metric(name)) for name in SCORE_COLUMNS)] for row in rows]
+    header = ["ranked by", *map(metric_head, SCORE_COLUMNS)]
+    classes = ["main" if row.ranks else "" for row in rows]
     return f'<div class="sheet">{table(header, lines, caption=escape(" · ".join(words)), classes=classes)}</div>'
 
 

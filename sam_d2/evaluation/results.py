@@ -39,12 +39,14 @@ class Result(msgspec.Struct, kw_only=True):
             ``detector``.
         task: ``segm`` or ``bbox``.
         score: Name of the score that ranks the masks; ``constant`` for the baselines.
+        ranks: Whether it is the one that ranks the method's results; False of another score that the same masks were
+            ranked by for comparison.
         max_dets: Detections that count per image and class.
         pseudo_ground_truth: Whether the truth itself was made by a model.
         selected: Whether the weights were chosen by scores on this very split, as those of ``model_best.pth`` or where
             early stop ended the training.
         seconds: Wall-clock time of prediction and evaluation.
-        metrics: AP and AR 0-100, IoU 0-1; NaN where undefined, null in the file.
+        metrics: AP and AR 0-100, IoU and ECE 0-1; NaN where undefined, null in the file.
     """
 
     split: str
@@ -57,6 +59,7 @@ class Result(msgspec.Struct, kw_only=True):
     method: str
     task: str
     score: str
+    ranks: bool = True
     max_dets: int
     pseudo_ground_truth: bool
     selected: bool = False

@@ -7,9 +7,8 @@ import logging
 import math
 import platform
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -21,23 +20,41 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from sam_d2.config import config_text
 from sam_d2.detectron2_source import describe_detectron2
+from sam_d2.errors import UserError
 from sam_d2.evaluation.baselines import evaluate_baselines
+from sam_d2.evaluation.box_source import NO_BOXES, BoxSource
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.detections import ImageDetections
+from sam_d2.evaluation.detector_prompts import DetectorPrompts, SampleLoader
 from sam_d2.evaluation.gallery import GalleryRow, gallery_rows, write_gallery
+from sam_d2.evaluation.gap import explain_gap
 from sam_d2.evaluation.ground_truth import GroundTruth
+from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.report_data import VERSION, EvaluationInfo, Tile, evaluation_path, write_evaluation
 from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
 from sam_d2.evaluation.report_page import write_page
+from sam_d2.evaluation.report_pair import gap_text
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result, prompts_text, read_report, write_report
 from sam_d2.evaluation.table import log_results
+from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH
+from sam_d2.modeling.sam import PromptableSAM
 
 ZOOM_SIDE = 960
 """Pixels of the long side of the page's gallery images."""
 
 logger = logging.getLogger(__name__)
+
+
+class _Asked:
+    """What an evaluation measured: the evaluator's settings of the time."""
+
+    def __init__(self, evaluator: InstanceEvaluator) -> None:
+        self.source = evaluator.prompt_source
+        self.score = evaluator.score
+        self.oracle = evaluator.oracle
+        self.prompt_boxes = evaluator.prompt_boxes
 
 
 class PromptedEvaluation:
@@ -49,23 +66,30 @@ class PromptedEvaluation:
         output_dir: run folder; ``report.json``, ``instances_<prompt>.npz``, ``gallery.png`` (one for
             each kind of prompt) and ``report.html`` are written there.
         pretrained: whether the training begins with weights of a file; for the hint on a bad result.
+        box_source: finds the boxes of recipes whose prompts are a detector's, once, when they are first needed.
     """
 
     def __init__(
         self,
         evaluator: InstanceEvaluator,
-        loader: Iterable[list[dict[str, Any]]],
+        loader: SampleLoader,
         output_dir: Path,
         *,
         pretrained: bool = False,
+        box_source: BoxSource | None = None,
     ) -> None:
         self.evaluator = evaluator
         self.loader = loader
         self.output_dir = output_dir
         self.pretrained = pretrained
+        self.box_source = box_source
+        self._prompts: DetectorPrompts | None = None
+        self._detector: list[Result] = []
+        self._asked: dict[str, _Asked] = {}
         self._baselines: list[Result] | None = None
         self._results: dict[tuple[str, str], list[Result]] = {}
         self._detections: dict[str, list[ImageDetections]] = {}
+        self._reliability: dict[str, list[Reliability]] = {}
         self._device = torch.device("cpu")
 
     def __call__(self, model: nn.Module, method: str = "model") -> OrderedDict[str, dict[str, float]]:
@@ -81,22 +105,29 @@ class PromptedEvaluation:
         """
         self._device = next((parameter.device for parameter in model.parameters()), self._device)
         by_prompt: dict[str, OrderedDict[str, dict[str, float]]] = {}
-        for prompt in getattr(model, "test_prompts", [self.evaluator.prompt]):
-            if hasattr(model, "test_prompt"):
+        self.evaluator.method = method
+        prompts = model.test_prompts if isinstance(model, PromptableSAM) else [self.evaluator.prompt]
+        for prompt in prompts:
+            loader = self.loader
+            if isinstance(model, PromptableSAM):
                 model.test_prompt = prompt
-            self.evaluator.prompt, self.evaluator.method = prompt, method
-            by_prompt[prompt] = inference_on_dataset(model, self.loader, self.evaluator)
+                loader = self._ask(model, prompt)
+            by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
+            self._asked[prompt] = _Asked(self.evaluator)
             if comm.is_main_process():
                 self._results[method, prompt] = self.evaluator.results
                 self._detections[prompt] = self.evaluator.detections
+                self._reliability[prompt] = list(self.evaluator.reliability.values())
         if not comm.is_main_process():
             return OrderedDict()
         results = [row for rows in self._results.values() for row in rows]
         results += [
-            msgspec.structs.replace(row, prompt=prompt, prompt_boxes=self.evaluator.prompt_boxes)
+            msgspec.structs.replace(row, prompt=prompt, prompt_boxes=self._asked[prompt].prompt_boxes)
             for row in self._score_baselines()
             for prompt in by_prompt
+            if self._asked[prompt].oracle
         ]
+        results += self._detector
         report = self.output_dir / "report.json"
         write_report(report, results)
         log_results([*results, *_base_from_before(results, read_report(report))], pretrained=self.pretrained)
@@ -108,10 +139,22 @@ class PromptedEvaluation:
         merged["segm"] = {"AP": sum(rows["segm"]["AP"] for rows in by_prompt.values()) / len(by_prompt)}
         return merged
 
+    def _ask(self, model: PromptableSAM, prompt: str) -> SampleLoader:
+        """Tell the evaluator what is measured and return the loader; at the first need find the detector's boxes."""
+        source, loader, recipe = GROUND_TRUTH, self.loader, model.prompts[prompt]
+        if recipe.prompt_source == DETECTOR:
+            if self.box_source is None:
+                raise UserError(f"Prompt {prompt} is of a detector's boxes. {NO_BOXES}")
+            if self._prompts is None:
+                self._prompts, self._detector = self.box_source.boxes_for(self.evaluator)
+            source, loader = self._prompts.source, self._prompts.attached_to(self.loader)
+        self.evaluator.ask(prompt, source=source, score=model.score_name(recipe))
+        return loader
+
     def _score_baselines(self) -> list[Result]:
         """Return the baselines' rows, the same for every prompt, scored once; none where there is no oracle."""
         truth = self.evaluator.ground_truth
-        if self._baselines is None and truth is not None and self.evaluator.oracle:
+        if self._baselines is None and truth is not None and any(asked.oracle for asked in self._asked.values()):
             self._baselines = evaluate_baselines(truth, split=self.evaluator.split, max_dets=self.evaluator.max_dets)
         return self._baselines or []
 
@@ -133,6 +176,7 @@ class PromptedEvaluation:
         truth = self.evaluator.ground_truth
         if not comm.is_main_process() or truth is None:
             return
+        self._explain_gaps(truth)
         limit = MOST_BYTES * 2 // max(2, len(self._detections))  # the page has room for two full galleries
         for prompt, detections in self._detections.items():
             rows = gallery_rows(truth, detections, long_side=ZOOM_SIDE)
@@ -144,9 +188,34 @@ class PromptedEvaluation:
             write_evaluation(evaluation_path(self.output_dir, prompt), evaluation)
         logger.info("Wrote %s", write_page(self.output_dir))
 
+    def _explain_gaps(self, truth: GroundTruth) -> None:
+        """Add to the rows of a detector's boxes what keeps them from 100, against the first oracle of this run."""
+        oracle = next((prompt for prompt, asked in self._asked.items() if asked.oracle), None)
+        prompts = self._prompts
+        if oracle is None or prompts is None:
+            return
+        rows = []
+        for prompt, asked in self._asked.items():
+            if asked.oracle:
+                continue
+            gap = explain_gap(
+                truth,
+                self._detections[prompt],
+                self._detections[oracle],
+                lambda image_id: prompts[image_id].pred_boxes.tensor.double().numpy(),
+                max_dets=self.evaluator.max_dets,
+            )
+            for row in self._results.get(("model", prompt), []):
+                if (row.task, row.score) == ("segm", asked.score):
+                    row.metrics.update(gap.metrics())
+                    rows.append(row)
+        for row in rows:
+            logger.info(gap_text(row))
+        write_report(self.output_dir / "report.json", rows)
+
     def _write_gallery(self, rows: Sequence[GalleryRow], prompt: str) -> None:
         if rows:
-            source = "ground-truth " if self.evaluator.oracle else ""
+            source = "ground-truth " if self._asked[prompt].oracle else ""
             several = f"_{prompt}" if len(self._detections) > 1 else ""
             path = self.output_dir / f"gallery{several}.png"
             write_gallery(path, rows, f"{self.evaluator.split}: {source}{prompts_text(prompt)}")
@@ -155,14 +224,14 @@ class PromptedEvaluation:
     def _info(
         self, truth: GroundTruth, rows: Sequence[GalleryRow], checkpoint: str, config: str, prompt: str
     ) -> EvaluationInfo:
-        detections = self._detections[prompt]
+        asked = self._asked[prompt]
         seconds = [row.seconds for row in self._results.get(("model", prompt), [])]
         return EvaluationInfo(
             version=VERSION,
             split=self.evaluator.split,
             prompt=prompt,
-            prompt_source=self.evaluator.prompt_source,
-            score=self.evaluator.score,
+            prompt_source=asked.source,
+            score=asked.score,
             written=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             checkpoint=clean(checkpoint),
             device=_describe_device(self._device),
@@ -173,7 +242,7 @@ class PromptedEvaluation:
                 "detectron2": describe_detectron2().removeprefix("detectron2 "),
             },
             seconds=max(seconds, default=0.0),
-            paired=self.evaluator.oracle or any(image.prompt_index is not None for image in detections),
+            paired=asked.oracle,
             image_names=[clean(image.file_name) for image in truth.images],
             class_names=[clean(name) for name in truth.class_names],
             config=config,
@@ -187,7 +256,8 @@ class PromptedEvaluation:
                 )
                 for row in rows
             ],
-            prompt_boxes=self.evaluator.prompt_boxes,
+            prompt_boxes=asked.prompt_boxes,
+            reliability=self._reliability[prompt],
         )
 
     def _config_text(self, config: DictConfig | None) -> str:
@@ -203,7 +273,7 @@ def _base_from_before(results: Sequence[Result], saved: Sequence[Result]) -> lis
     Of the same dataset and ground truth, prompt, boxes, task and score as the model's: others would be no comparison.
     """
     scored = {row.key for row in results}
-    models = [row for row in results if row.method == "model"]
+    models = [row for row in results if row.method == "model" and row.ranks]
     compared = {(msgspec.structs.replace(row, method="base").key, row.ground_truth) for row in models}
     return [row for row in saved if (row.key, row.ground_truth) in compared and row.key not in scored]
 

@@ -12,13 +12,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sam_d2.evaluation.results import NO_PROMPT, Result, selected_text
+from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, selected_text
 from sam_d2.evaluation.short_training import short_training_hint, training_losses
 
+SCORE_COLUMNS = ("AP", "AP50", "AP75", "ECE")
+"""Of the table of the same masks ranked by several scores."""
 COLUMNS = ("AP", "AP50", "AP75", "AR", "mIoU")
 METHODS = ("model", "base", "detector", "box_as_mask", "ellipse")
 """Order of the rows."""
 
+OF_ONE = ("mIoU", "ECE")
+"""Metrics of 0-1, the others being of 0-100."""
 _SOURCES = {
     "ground_truth": "oracle: ground-truth prompts",
     "detector": "a detector's boxes as prompts",
@@ -34,6 +38,7 @@ _TERMS = {
     "AP": "AP, AR: average precision and recall, 0-100",
     "AP@100": "AP@100: AP where 100 detections count per image and class",
     "mIoU": "mIoU: mean IoU of the prompts' masks, 0-1",
+    "ECE": "ECE: expected calibration error of the score against the true IoU, 0-1",
     "base": "base: the model before training",
     "box_as_mask": "box_as_mask: no model, the box filled",
     "ellipse": "ellipse: no model, the ellipse in the box",
@@ -51,14 +56,37 @@ def grouped(results: Iterable[Result]) -> list[list[Result]]:
 
     Returns:
         One list per split, ground truth, prompt, source of prompt and box, and task; the lists in the order of their
-        first row.
+        first row. Rows that rank a method's masks by another score than its own are left to :func:`by_score`, but for
+        a base's by the score of the model, which compare.
     """
+    results = list(results)
+    of_models = {(_group_key(row), row.score) for row in results if row.method == "model" and row.ranks}
     groups: dict[tuple[str | None, ...], list[Result]] = {}
     for row in sorted(results, key=lambda row: row.task != "segm"):
-        key = (row.split, row.ground_truth, row.prompt, row.prompt_source, row.prompt_boxes, row.task)
-        groups.setdefault(key, []).append(row)
+        if row.ranks or (row.method == "base" and (_group_key(row), row.score) in of_models):
+            groups.setdefault(_group_key(row), []).append(row)
     order = {method: index for index, method in enumerate(METHODS)}
     return [sorted(rows, key=lambda row: order.get(row.method, len(order))) for rows in groups.values()]
+
+
+def by_score(results: Iterable[Result]) -> list[list[Result]]:
+    """The rows of each model whose masks were ranked by several scores, its own score first.
+
+    Args:
+        results: Rows of a report, in any order.
+
+    Returns:
+        One list per group of :func:`grouped`: the model's, or of a training that has just begun its base's.
+    """
+    groups: dict[tuple[str | None, ...], dict[str, list[Result]]] = {}
+    for row in sorted(results, key=lambda row: not row.ranks):
+        groups.setdefault(_group_key(row), {}).setdefault(row.method, []).append(row)
+    shown = [rows.get("model") or rows.get("base") or [] for rows in groups.values()]
+    return [rows for rows in shown if any(not row.ranks for row in rows)]
+
+
+def _group_key(row: Result) -> tuple[str | None, ...]:
+    return (row.split, row.ground_truth, row.prompt, row.prompt_source, row.prompt_boxes, row.task)
 
 
 def counts_text(row: Result) -> str:
@@ -67,10 +95,10 @@ def counts_text(row: Result) -> str:
 
 
 def metric_text(name: str, value: float) -> str:
-    """AP and AR with two decimals, IoU with three, a dash where undefined."""
+    """AP and AR with two decimals, IoU and ECE with three, a dash where undefined."""
     if math.isnan(value):
         return "-"
-    return f"{value:.3f}" if name == "mIoU" else f"{value:.2f}"
+    return f"{value:.3f}" if name in OF_ONE else f"{value:.2f}"
 
 
 def results_table(results: Iterable[Result]) -> str:
@@ -86,7 +114,7 @@ def results_table(results: Iterable[Result]) -> str:
     Returns:
         Plain text of several lines; AP and AR 0-100, mIoU 0-1, a dash where undefined.
     """
-    console = Console(file=StringIO(), width=120, color_system=None)
+    console = _plain_console()
     for rows in grouped(results):
         columns = [*COLUMNS]
         if any("AP@100" in row.metrics for row in rows):
@@ -102,18 +130,52 @@ def results_table(results: Iterable[Result]) -> str:
             table.add_row(row.method + selected_text(row), *cells, str(row.max_dets), f"{row.seconds:.1f}")
         console.print(_title(rows), soft_wrap=True, markup=False, highlight=False)
         console.print(table)
+    return _text_of(console)
+
+
+def scores_table(results: Iterable[Result]) -> str:
+    """One table per list of :func:`by_score`: what the same masks reach with each score; empty without one.
+
+    Args:
+        results: Rows of a report, in any order.
+
+    Returns:
+        Plain text of several lines; AP 0-100, ECE 0-1, a dash where undefined.
+    """
+    console = _plain_console()
+    for rows in by_score(results):
+        first = rows[0]
+        table = Table(box=box.SIMPLE_HEAD, header_style="")
+        table.add_column("score")
+        for name in SCORE_COLUMNS:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(row.score, *(metric_text(name, row.metric(name)) for name in SCORE_COLUMNS))
+        words = ["AP by score", first.split, first.task, prompts_text(first.prompt), f"the {first.method}'s masks"]
+        console.print(" | ".join(words), soft_wrap=True, markup=False, highlight=False)
+        console.print(table)
+    return _text_of(console)
+
+
+def _plain_console() -> Console:
+    return Console(file=StringIO(), width=120, color_system=None)
+
+
+def _text_of(console: Console) -> str:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 
 def legend(results: Iterable[Result]) -> str:
-    """The words that :func:`results_table` shows for these rows, in a line or two.
+    """The words that :func:`results_table` and :func:`scores_table` show for these rows, in some lines.
 
     Args:
         results: Rows of a report, in any order.
     """
     rows = list(results)
     used = {"AP", *(row.method for row in rows), *(name for row in rows for name in row.metrics)}
+    if not by_score(rows):
+        used.discard("ECE")
     if any(row.selected for row in rows):
         used.add("selected")
     terms = "; ".join(words for term, words in _TERMS.items() if term in used)
@@ -163,7 +225,8 @@ def log_results(results: Iterable[Result], *, pretrained: bool = False) -> None:
     """
     rows = list(results)
     if rows:
-        _log.info("results\n%s\n\n%s", results_table(rows), legend(rows))
+        tables = [table for table in (results_table(rows), scores_table(rows)) if table]
+        _log.info("results\n%s\n\n%s", "\n\n".join(tables), legend(rows))
     for line in shortfalls(rows):
         _log.warning("*** %s ***", line)
     losses = training_losses()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sam_d2.errors import UserError
-from sam_d2.modeling.prompt_samplers import PromptSampler
+from sam_d2.modeling.prompt_samplers import DetectedBoxSampler, PromptSampler
+from sam_d2.modeling.scoring import parse_score
+
+GROUND_TRUTH, DETECTOR = "ground_truth", "detector"
+"""What test prompts are made from: the annotations, or the boxes that come with the sample."""
 
 
 @dataclass
@@ -21,9 +25,16 @@ class PromptRecipe:
         train_corrections: rounds of training after the first: each adds a point where the mask is wrong, and the
             mask's logits as mask prompt (SAM, arXiv 2304.02643, appendix A).
         test_corrections: the same at a test, with the point innermost in the larger error.
+        prompt_source: what the test prompts are made from: ``ground_truth``, the sample's ``instances``, or
+            ``detector``, its ``prompt_instances``.
+        score: of the test's masks in place of the model's, see :mod:`sam_d2.modeling.scoring`; None for the model's.
+        refinements: rounds at a test in which the mask's logits are given again with the prompt.
+        best_of_3: take the one of SAM's three masks that has the highest predicted IoU, also where the prompt is no
+            single point; needs weights that have learned them.
 
     Raises:
-        UserError: a number of corrections is negative.
+        UserError: a number of rounds is negative, a source or score does not exist, or a detector's boxes are to be
+            corrected, for which the truth would have to be known.
     """
 
     train: PromptSampler | None = None
@@ -31,14 +42,26 @@ class PromptRecipe:
     tested_as: Sequence[str] = ()
     train_corrections: int = 0
     test_corrections: int = 0
+    prompt_source: str = GROUND_TRUTH
+    score: str | None = None
+    refinements: int = 0
+    best_of_3: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a number of clicks that does not exist."""
+        """Refuse what cannot be asked."""
         if self.train_corrections < 0 or self.test_corrections < 0:
             raise UserError(
                 f"model.prompts.*: train_corrections={self.train_corrections} and "
                 f"test_corrections={self.test_corrections}: expected at least 0."
             )
+        if self.refinements < 0:
+            raise UserError(f"model.prompts.*: refinements={self.refinements}: expected at least 0.")
+        if self.prompt_source not in (GROUND_TRUTH, DETECTOR):
+            raise UserError(f"model.prompts.*: prompt_source={self.prompt_source!r}: {GROUND_TRUTH} or {DETECTOR}.")
+        if self.prompt_source == DETECTOR and self.test_corrections:
+            raise UserError("model.prompts.*: test_corrections need the truth, which a detector's boxes come without.")
+        if self.score is not None:
+            parse_score(self.score)
 
 
 def prompt_recipes(**recipes: PromptRecipe) -> dict[str, PromptRecipe]:
@@ -52,3 +75,18 @@ def prompt_recipes(**recipes: PromptRecipe) -> dict[str, PromptRecipe]:
             if test not in recipes or recipes[test].test is None:
                 raise UserError(f"model.prompts.{name}: {test!r} is not a recipe with test prompts.")
     return recipes
+
+
+def detector_recipe(recipes: Mapping[str, PromptRecipe], tests: Sequence[str]) -> PromptRecipe:
+    """Return how a model is asked for masks in a detector's boxes.
+
+    Args:
+        recipes: of the model, by name.
+        tests: names of those that test it: the first of a detector's boxes counts, then the recipe ``detector``.
+
+    Returns:
+        One of ``recipes``; where there is none, as in a config of before, the boxes and ``class_score*predicted_iou``.
+    """
+    own = (name for name in (*tests, DETECTOR) if name in recipes and recipes[name].prompt_source == DETECTOR)
+    plain = PromptRecipe(test=DetectedBoxSampler(), prompt_source=DETECTOR, score="class_score*predicted_iou")
+    return next((recipes[name] for name in own), plain)

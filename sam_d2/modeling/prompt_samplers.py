@@ -174,6 +174,14 @@ class MixedSampler:
         return self.samplers[choice](instances, generator)
 
 
+class DetectedBoxSampler:
+    """The boxes that a detector has found, as they are: a test's prompts, which no annotation enters."""
+
+    def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
+        """Return the ``pred_boxes`` (N, 4), continuous XYXY edges in the frame of ``instances``."""
+        return Prompts(boxes=instances.pred_boxes.tensor.float())
+
+
 def may_be_ambiguous(sampler: PromptSampler) -> bool:
     """Tell whether a sampler may give single points, which ``model.multimask`` answers with three masks.
 
@@ -183,4 +191,4 @@ def may_be_ambiguous(sampler: PromptSampler) -> bool:
         return any(may_be_ambiguous(one) for one in sampler.samplers)
     if isinstance(sampler, PointSampler):
         return sampler.positive + sampler.negative == 1
-    return not isinstance(sampler, BoxSampler)
+    return not isinstance(sampler, BoxSampler | DetectedBoxSampler)

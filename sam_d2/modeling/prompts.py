@@ -96,6 +96,10 @@ class Prompts:
             points, labels = torch.cat([self.points, points], dim=1), torch.cat([self.labels, labels], dim=1)
         return Prompts(boxes=self.boxes, points=points, labels=labels, masks=logits[:, None])
 
+    def with_masks(self, logits: Tensor) -> Prompts:
+        """Return the prompts with the logits (N, L, L) of the masks that they gave, to be asked again."""
+        return Prompts(boxes=self.boxes, points=self.points, labels=self.labels, masks=logits[:, None])
+
     def with_drawn_boxes(self, canvas: int, low_res: int) -> Prompts:
         """Return the prompts with each box as a mask prompt too, where there are boxes and no masks yet.
 

@@ -7,7 +7,7 @@ SAM's names, so official checkpoints load without a mapping of keys.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
+from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
 from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
-from sam_d2.modeling.prompt_recipes import PromptRecipe
+from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import parse_score, score_masks, stability_score
+from sam_d2.modeling.scoring import SCORES, combine_scores, mask_scores, parse_score
 from sam_d2.modeling.weights_record import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,10 @@ class PromptableSAM(nn.Module):
         draw_boxes: give each box as a mask prompt too, drawn into the low-res frame: the same knowledge, where the
             decoder need not learn to read positions to a fraction of a token. For models trained with it, and
             objects of few tokens.
-        score: the score of a mask, see :mod:`sam_d2.modeling.scoring`.
+        score: the score that ranks a mask, see :mod:`sam_d2.modeling.scoring`, where the prompt's recipe has none of
+            its own.
+        calibrate: pass it through the calibration that ``tools/calibrate_scores.py`` has put into the checkpoint, so
+            that it says what IoU to expect; for tests, not for a training.
         instances_per_chunk: instances that the decoder takes at once.
         activation_checkpointing: recompute a chunk in the backward pass instead of keeping its activations.
         pixel_mean: mean of each channel, 0-255.
@@ -83,6 +87,7 @@ class PromptableSAM(nn.Module):
         multimask: bool = False,
         draw_boxes: bool = False,
         score: str = "predicted_iou",
+        calibrate: bool = False,
         instances_per_chunk: int = 32,
         activation_checkpointing: bool = True,
         pixel_mean: Iterable[float] = (123.675, 116.28, 103.53),
@@ -113,6 +118,7 @@ class PromptableSAM(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.score_factors = parse_score(score)
         self.score = score
+        self.calibrate = calibrate
         self.input_format = input_format
         self.canvas: int = self.image_encoder.img_size
         self.low_res: int = self.prompt_encoder.mask_input_size[0]
@@ -142,25 +148,34 @@ class PromptableSAM(nn.Module):
             batched_inputs: as :class:`sam_d2.data.mapper.PromptableMapper` makes them. ``image`` is (3, H, W)
                 0-255 in the resized frame; ``instances`` has ``gt_boxes``, ``gt_masks`` and ``gt_classes`` in
                 that frame in training and in the original frame at a test (``image_size`` says which);
-                ``height`` and ``width`` are the original size; ``seed`` makes the training prompts.
+                ``prompt_instances`` has, for a test with a detector's boxes, ``pred_boxes``, ``scores`` and
+                ``pred_classes`` in the original frame; ``height`` and ``width`` are the original size; ``seed``
+                makes the training prompts.
 
         Returns:
             In training a dict of the weighted ``loss_focal``, ``loss_dice`` and ``loss_iou``: scalars, the mean
             over the instances of an image and then over the images, zero with a graph where there are none.
             Otherwise one ``{"instances": Instances}`` per image, original frame, one row per prompt: ``pred_masks``
             (N, H0, W0) bool, ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the
-            input instance that the row answers.
+            row of ``instances`` or ``prompt_instances`` that is answered, and each score that ``scores`` may be made of
+            under its own name.
 
         Raises:
-            UserError: an image does not fit the canvas.
+            UserError: an image does not fit the canvas, or ``calibrate`` is set in a training, or at a test of weights
+                without a calibration of this score and prompt.
         """
+        if self.training and self.calibrate:
+            raise UserError(
+                "model.calibrate=true: a training changes the weights, and a calibration belongs to finished ones. "
+                "Train without it, fit it with tools/calibrate_scores.py, then evaluate with model.calibrate=true."
+            )
         images = self.preprocess(batched_inputs)
         embeddings = self.encode(images.tensor)
         if self.training:
             return self._losses(batched_inputs, embeddings, images.image_sizes)
-        corrections = self.prompts[self._test_name()].test_corrections
+        recipe = self.prompts[self._test_name()]
         return [
-            {"instances": self.predict(embedding, self._test_prompts(sample), size, sample, corrections)}
+            {"instances": self.predict(embedding, self._test_prompts(sample, recipe), size, sample, recipe)}
             for sample, embedding, size in zip(batched_inputs, embeddings, images.image_sizes, strict=True)
         ]
 
@@ -227,7 +242,7 @@ class PromptableSAM(nn.Module):
         prompts: Prompts,
         resized: tuple[int, int],
         sample: dict[str, Any],
-        corrections: int = 0,
+        recipe: PromptRecipe | None = None,
     ) -> Instances:
         """Return the masks of one image's prompts in its original frame, the masks on the CPU.
 
@@ -235,19 +250,29 @@ class PromptableSAM(nn.Module):
             embedding: (C, S/p, S/p) of the image.
             prompts: N prompts in the padded frame, on any device.
             resized: (H, W) of the resized frame.
-            sample: the image's ``height`` and ``width``; classes come from its ``instances`` where it has them.
-            corrections: clicks after the prompts, each where the mask differs most from that of ``instances``.
+            sample: the image's ``height`` and ``width``. Classes come from its ``prompt_instances``, with their
+                ``scores``, where the recipe is of a detector's boxes, else from its ``instances``, and are 0 where it
+                has none.
+            recipe: how often the prompts are asked again and what scores the masks; by default once, and the model's.
         """
+        recipe = recipe or PromptRecipe()
+        asked: Instances | None = None
+        class_score = torch.ones(len(prompts), device=self.device)
+        if recipe.prompt_source == DETECTOR:
+            asked = sample["prompt_instances"]
+            class_score = asked.scores.to(class_score)
         original = (int(sample["height"]), int(sample["width"]))
         # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
         masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
-        boxes, scores = [torch.zeros((0, 4), device=self.device)], [torch.zeros(0, device=self.device)]
-        stability = [torch.zeros(0, device=self.device)]
+        boxes = [torch.zeros((0, 4), device=self.device)]
+        scores: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self.device)] for name in SCORES}
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
-            logits, predicted_iou = self._best_answer(embedding, chunk)
+            logits, predicted_iou = self._best_answer(embedding, chunk, recipe.best_of_3)
+            for _ in range(recipe.refinements):
+                logits, predicted_iou = self._best_answer(embedding, chunk.with_masks(logits))
             full = resize_logits(logits, self.canvas, resized, original)
-            for _ in range(corrections):
+            for _ in range(recipe.test_corrections):
                 truth = sample["instances"].gt_masks[start : start + self.instances_per_chunk]
                 chunk = chunk.with_correction(*innermost_corrections(full > 0, truth, resized), logits)
                 logits, predicted_iou = self._best_answer(embedding, chunk)
@@ -255,19 +280,48 @@ class PromptableSAM(nn.Module):
             predicted = full > 0
             masks[start : start + len(predicted)] = predicted.cpu()
             boxes.append(boxes_of_masks(predicted))
-            scores.append(score_masks(self.score_factors, full, predicted_iou))
-            stability.append(stability_score(full))
+            for name, values in mask_scores(full, predicted_iou, class_score[start : start + len(predicted)]).items():
+                scores[name].append(values)
         result = Instances(original)
         result.pred_masks = masks
         result.pred_boxes = Boxes(torch.cat(boxes))
-        result.scores = torch.cat(scores)
-        result.stability = torch.cat(stability)
-        if "instances" in sample:
+        for name, values_of_chunks in scores.items():
+            result.set(name, torch.cat(values_of_chunks))
+        result.scores = self.rank({name: result.get(name) for name in SCORES}, recipe)
+        if asked is not None:
+            result.pred_classes = asked.pred_classes.to(self.device)
+        elif "instances" in sample:
             result.pred_classes = sample["instances"].gt_classes.to(self.device)
         else:
             result.pred_classes = torch.zeros(len(prompts), dtype=torch.int64, device=self.device)
         result.prompt_index = torch.arange(len(prompts), device=self.device)
         return result
+
+    def score_name(self, recipe: PromptRecipe) -> str:
+        """Return what a report calls the score that ranks the masks of a recipe."""
+        score = recipe.score or self.score
+        return calibrated_name(score) if self.calibrate else score
+
+    def rank(self, values: Mapping[str, Tensor], recipe: PromptRecipe) -> Tensor:
+        """Return the score that ranks masks.
+
+        Args:
+            values: (N,) by name, all of :data:`sam_d2.modeling.scoring.SCORES`.
+            recipe: what the masks answer; one that is none of ``prompts`` has the calibration of the test prompt in
+                use.
+
+        Returns:
+            (N,) float32: the recipe's score, or ``model.score``, calibrated where ``calibrate`` says so.
+
+        Raises:
+            UserError: it is to be calibrated and the weights have no calibration of it with this prompt.
+        """
+        score = recipe.score or self.score
+        scores = combine_scores(parse_score(score), values)
+        if not self.calibrate:
+            return scores
+        prompt = next((name for name, one in self.prompts.items() if one is recipe), self._test_name())
+        return self.weights_record.calibration(prompt, score).of_tensor(scores)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that must not decay.
@@ -309,28 +363,30 @@ class PromptableSAM(nn.Module):
     def _test_name(self) -> str:
         return self.test_prompt or self.test_prompts[0]
 
-    def _test_prompts(self, sample: dict[str, Any]) -> Prompts:
+    def _test_prompts(self, sample: dict[str, Any], recipe: PromptRecipe) -> Prompts:
         """Return one image's test prompts in the padded frame; they are made in the original frame."""
-        if "instances" not in sample:
-            raise UserError(
-                f"{sample.get('file_name', 'image')}: no instances to make prompts from. The test mapper must keep "
-                "annotations (sam_d2.data.mapper.PromptableMapper does)."
+        detected = recipe.prompt_source == DETECTOR
+        instances = sample.get("prompt_instances" if detected else "instances")
+        if instances is None:
+            advice = (
+                "They are a detector's: evaluate with --prompt detector, or give Predictor(detector=...)"
+                if detected
+                else "The test mapper must keep annotations (sam_d2.data.mapper.PromptableMapper does)"
             )
-        instances = sample["instances"]
-        sampler = self.prompts[self._test_name()].test
-        if sampler is None:
+            raise UserError(f"{sample.get('file_name', 'image')}: no instances to make prompts from. {advice}.")
+        if recipe.test is None:
             raise UserError(f"model.prompts.{self._test_name()} has no test prompts; {self.test_prompts} have.")
-        prompts = sampler(instances, torch.Generator().manual_seed(0))
+        prompts = recipe.test(instances, torch.Generator().manual_seed(0))
         return prompts.rescaled(instances.image_size, tuple(sample["image"].shape[-2:]))
 
-    def _answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Decode as ``multimask`` says: float32 logits (n, M, L, L) and predicted IoU (n, M)."""
-        logits, predicted_iou = self.decode(embedding, prompts, self.multimask and prompts.ambiguous)
+    def _answer(self, embedding: Tensor, prompts: Prompts, best_of_3: bool = False) -> tuple[Tensor, Tensor]:
+        """Decode as ``multimask`` says, or to three masks: float32 logits (n, M, L, L) and predicted IoU (n, M)."""
+        logits, predicted_iou = self.decode(embedding, prompts, best_of_3 or (self.multimask and prompts.ambiguous))
         return logits.float(), predicted_iou.float()
 
-    def _best_answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def _best_answer(self, embedding: Tensor, prompts: Prompts, best_of_3: bool = False) -> tuple[Tensor, Tensor]:
         """Return the mask with the highest predicted IoU: logits (n, L, L), predicted IoU (n,)."""
-        return of_highest_iou(*self._answer(embedding, prompts))
+        return of_highest_iou(*self._answer(embedding, prompts, best_of_3))
 
     def _losses(
         self, batched_inputs: list[dict[str, Any]], embeddings: Tensor, sizes: Sequence[tuple[int, int]]

@@ -2,10 +2,15 @@
 
 ``class_score`` is the class confidence of whatever made the prompt (1 for ground-truth prompts), ``predicted_iou``
 SAM's own estimate, ``stability`` the IoU of the mask thresholded above and below (SAM, arXiv 2304.02643,
-section 5), ``mean_probability`` the mean foreground probability over the mask. Names joined by ``*`` multiply.
+section 5), ``mean_probability`` the mean foreground probability over the mask. Names joined by ``*`` multiply, and
+``^x`` behind a name is its exponent: ``class_score*predicted_iou^0.5``.
 """
 
 from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,20 +18,29 @@ from torch import Tensor
 from sam_d2.errors import UserError
 
 SCORES = ("class_score", "predicted_iou", "stability", "mean_probability")
+_FACTOR = re.compile(r"([a-z_]+)(?:\^([0-9]*\.?[0-9]+))?")
 
 
-def parse_score(score: str) -> tuple[str, ...]:
-    """Return the factors of a score such as ``class_score*predicted_iou``.
+def parse_score(score: str, *, key: str = "model.score") -> dict[str, float]:
+    """Return the factors of a score such as ``class_score*predicted_iou^0.5`` with their exponents.
+
+    Args:
+        score: ``name[^x](*name[^x])*`` without spaces, x a positive number.
+        key: where it was given, for the message.
 
     Raises:
-        UserError: a factor is unknown or named twice.
+        UserError: a factor is unknown or named twice, or an exponent is not a positive number.
     """
-    factors = tuple(score.split("*"))
-    unknown = [factor for factor in factors if factor not in SCORES]
-    if unknown or len(set(factors)) != len(factors):
-        raise UserError(
-            f"model.score={score!r}: expected one of {', '.join(SCORES)}, or several different ones joined by '*'."
-        )
+    factors: dict[str, float] = {}
+    for part in str(score).split("*"):
+        found = _FACTOR.fullmatch(part)
+        name, exponent = (found[1], float(found[2] or 1)) if found else ("", 0.0)
+        if name not in SCORES or name in factors or not 0 < exponent < math.inf:
+            raise UserError(
+                f"{key}={score!r}: {part!r} cannot be used; expected one of {', '.join(SCORES)}, with ^x behind it for "
+                "a positive exponent x, or several different ones joined by '*': class_score*predicted_iou^0.5."
+            )
+        factors[name] = exponent
     return factors
 
 
@@ -40,8 +54,7 @@ def stability_score(logits: Tensor, *, offset: float = 1.0) -> Tensor:
     Returns:
         (N,) float32 in [0, 1]; 0 where even the lower threshold leaves nothing.
     """
-    high = (logits > offset).flatten(1).sum(1)
-    low = (logits > -offset).flatten(1).sum(1)
+    high, low = _cells_above(logits, offset), _cells_above(logits, -offset)
     return torch.where(low > 0, high / low.clamp(min=1), torch.zeros_like(low, dtype=torch.float32))
 
 
@@ -54,33 +67,47 @@ def mean_probability(logits: Tensor) -> Tensor:
     Returns:
         (N,) float32 in [0, 1]; 0 for an empty mask.
     """
-    inside = logits > 0
-    total = (logits.sigmoid() * inside).flatten(1).sum(1)
-    return total / inside.flatten(1).sum(1).clamp(min=1)
+    totals = [(one.sigmoid() * (one > 0)).sum() for one in logits]
+    total = torch.stack(totals) if totals else logits.new_zeros(0)
+    return total / _cells_above(logits, 0.0).clamp(min=1)
 
 
-def score_masks(factors: tuple[str, ...], logits: Tensor, predicted_iou: Tensor) -> Tensor:
-    """Return the scores of masks whose prompts came without a class score.
+def mask_scores(logits: Tensor, predicted_iou: Tensor, class_score: Tensor) -> dict[str, Tensor]:
+    """Return all scores of masks by name, (N,) float32 each.
+
+    Args:
+        logits: (N, H0, W0) mask logits, original frame.
+        predicted_iou: (N,).
+        class_score: (N,) confidence of what made the prompts; 1 for ground-truth prompts.
+    """
+    return {
+        "class_score": class_score.float(),
+        "predicted_iou": predicted_iou.float(),
+        "stability": stability_score(logits),
+        "mean_probability": mean_probability(logits),
+    }
+
+
+def combine_scores(factors: Mapping[str, float], values: Mapping[str, Tensor]) -> Tensor:
+    """Multiply the named scores, each to the power of its exponent.
+
+    SAM does not bound its predicted IoU: a value below 0 counts as 0 where an exponent other than 1 is asked of it.
 
     Args:
         factors: as :func:`parse_score` returns them.
-        logits: (N, H0, W0) mask logits, original frame.
-        predicted_iou: (N,).
+        values: (N,) by name, at least those of ``factors``.
 
     Returns:
-        (N,) float32.
+        (N,) float32, worked out in float64.
     """
-    values = {"predicted_iou": predicted_iou, "class_score": torch.ones_like(predicted_iou)}
-    if "stability" in factors:
-        values["stability"] = stability_score(logits)
-    if "mean_probability" in factors:
-        values["mean_probability"] = mean_probability(logits)
-    return combine_scores(factors, values)
+    powers = [
+        values[name].double() if exponent == 1 else values[name].double().clamp(min=0) ** exponent
+        for name, exponent in factors.items()
+    ]
+    return torch.stack(powers).prod(dim=0).float()
 
 
-def combine_scores(factors: tuple[str, ...], values: dict[str, Tensor]) -> Tensor:
-    """Multiply the named scores; each value is (N,) float32."""
-    product = values[factors[0]]
-    for factor in factors[1:]:
-        product = product * values[factor]
-    return product
+def _cells_above(logits: Tensor, threshold: float) -> Tensor:
+    """Count the cells above a threshold of each mask; one at a time, which is faster and needs less memory."""
+    counts = [torch.count_nonzero(one > threshold) for one in logits]
+    return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64, device=logits.device)

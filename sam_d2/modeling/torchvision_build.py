@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torchvision.models import detection
@@ -14,6 +14,7 @@ from sam_d2.modeling.torchvision_rcnn import TorchvisionMaskRCNN, coco_labels
 
 Architecture = Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"]
 Labels = Literal["auto", "contiguous", "coco"]
+Norm = Literal["BN", "SyncBN", "FrozenBN"]
 
 _STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")
 _PARTS = {"conv1": ("conv1", "bn1")}
@@ -25,7 +26,7 @@ def build_mask_rcnn(
     num_classes: int | None,
     labels: Labels = "auto",
     trainable_layers: int = 3,
-    norm: Literal["BN", "FrozenBN"] = "FrozenBN",
+    norm: Norm = "FrozenBN",
     norm_eps: float = 1e-5,
     input_format: str = "RGB",
     **options: Any,
@@ -39,7 +40,8 @@ def build_mask_rcnn(
             and background), so that the heads of weights trained on COCO stay; ``auto`` is ``coco`` for 80 classes,
             which are taken to be COCO's, and ``contiguous`` for any other number.
         trainable_layers: stages of the ResNet that are trained, from its end: 0 none, 5 all.
-        norm: ``BN`` as in torchvision's training of v2; ``FrozenBN`` for batches of few images, as in its v1.
+        norm: ``BN`` as in torchvision's training of v2; ``SyncBN`` with the statistics of all processes' images, on
+            GPUs; ``FrozenBN`` for batches of few images, as in its v1.
         norm_eps: of frozen norms.
         input_format: RGB.
         **options: arguments of ``torchvision.models.detection.MaskRCNN`` such as ``rpn_fg_iou_thresh``.
@@ -53,8 +55,8 @@ def build_mask_rcnn(
     }
     for key, value, allowed in (
         ("architecture", architecture, tuple(builders)),
-        ("labels", labels, ("auto", "contiguous", "coco")),
-        ("norm", norm, ("BN", "FrozenBN")),
+        ("labels", labels, get_args(Labels)),
+        ("norm", norm, get_args(Norm)),
         ("trainable_layers", trainable_layers, tuple(range(len(_STAGES) + 1))),
     ):
         if value not in allowed:
@@ -66,6 +68,8 @@ def build_mask_rcnn(
     model = builders[architecture](weights=None, weights_backbone=None, num_classes=outputs, **options)
     if norm == "FrozenBN":
         _freeze_norms(model, norm_eps)
+    elif norm == "SyncBN":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trained = [part for stage in _STAGES[:trainable_layers] for part in _PARTS.get(stage, (stage,))]
     for name, parameter in model.backbone.body.named_parameters():
         parameter.requires_grad = name.split(".")[0] in trained

@@ -214,3 +214,90 @@ def test_boxes_are_measured_in_double_precision(tmp_path):
     evaluator.evaluate()
     (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert row["bbox"][2] == float(right) - float(left) != float(right - left), "as numbers of 32 bits it is another"
+
+
+SCORE_VALUES = {
+    "class_score": (0.9, 0.8, 0.7),
+    "predicted_iou": (0.2, 0.9, 0.6),
+    "stability": (1.0, 0.5, 0.25),
+    "mean_probability": (0.6, 0.6, 0.6),
+}
+
+
+def scored(inputs, wrong="a", **changes):
+    """As ``predict``, with all scores; the mask of the first row of image ``wrong`` misses its instance."""
+    outputs = predict(inputs)
+    for record, output in zip(inputs, outputs, strict=True):
+        found = output["instances"]
+        if record["image_id"] == wrong:
+            found.pred_masks[0] = found.pred_masks[0].roll(15, dims=1)
+        place = 2 if record["image_id"] == 2**40 else 0
+        for name, values in {**SCORE_VALUES, **changes}.items():
+            if values is not None:
+                found.set(name, torch.tensor(values[place : place + len(found)], dtype=torch.float64))
+        found.scores = found.stability
+    return outputs
+
+
+def rows_of(evaluator, **changes):
+    evaluator.score = "stability"
+    results = inference_on_dataset(lambda inputs: scored(inputs, **changes), [[one] for one in dataset()], evaluator)
+    assert results["segm"]["AP"] == evaluator.results[0].metrics["AP"]
+    return {row.score: row for row in evaluator.results if row.task == "segm"}
+
+
+@pytest.mark.parametrize("engine", ["faster_coco_eval", "pycocotools"])
+def test_one_evaluation_ranks_the_same_masks_by_each_score(engine, tmp_path):
+    evaluator = InstanceEvaluator(NAME, tmp_path, engine=engine)
+    rows = rows_of(evaluator)
+    assert list(rows) == ["stability", "class_score", "predicted_iou", "mean_probability"]
+    assert [row.ranks for row in rows.values()] == [True, False, False, False]
+    # Three masks, of which the first (of image "a") is wrong; two of three instances are found. Ranked F T T: precision
+    # 1/2 and 2/3, so 2/3 up to recall 2/3 (67 of 101 recalls); T T F: 1; T F T: 1 up to recall 1/3 (34), then 2/3 (33).
+    first, last, middle = 67 * 2 / 3, 67, 34 + 33 * 2 / 3
+    aps = [100 * count / 101 for count in (first, first, last, first)]
+    assert [row.metrics["AP"] for row in rows.values()] == pytest.approx(aps)
+    assert [row.metrics["mIoU"] for row in rows.values()] == pytest.approx([2 / 3] * 4)
+    assert [row.metrics["AR"] for row in rows.values()] == pytest.approx([200 / 3] * 4)
+    # stability 1.0 of IoU 0, 0.5 and 0.25 of IoU 1, each in a bin of its own
+    assert rows["stability"].metrics["ECE"] == pytest.approx((1.0 + 0.5 + 0.75) / 3)
+    assert rows["mean_probability"].metrics["ECE"] == pytest.approx(abs(0.6 - 2 / 3))
+    assert [(name, one.ece) for name, one in evaluator.reliability.items()] == [
+        (name, row.metrics["ECE"]) for name, row in rows.items()
+    ]
+    # and each is what an evaluation that is ranked by that score alone would give
+    asked = InstanceEvaluator(NAME, engine=engine, scores=["class_score^2*stability^0.5", "predicted_iou", "stability"])
+    again = rows_of(asked)
+    assert list(again) == ["stability", "class_score^2*stability^0.5", "predicted_iou"]
+    # 0.81 * 1, 0.64 * 0.707 = 0.453, 0.49 * 0.5 = 0.245: F T T
+    assert again["class_score^2*stability^0.5"].metrics["AP"] == pytest.approx(100 * first / 101)
+    # 0.2 * 1, 0.9 * 0.5 = 0.45, 0.6 * 0.25 = 0.15: T F T
+    product = rows_of(InstanceEvaluator(NAME, engine=engine, scores="predicted_iou*stability"))
+    assert product["predicted_iou*stability"].metrics["AP"] == pytest.approx(100 * middle / 101)
+
+
+def test_of_a_detectors_prompts_the_product_is_shown_too_and_boxes_have_one_row():
+    evaluator = InstanceEvaluator(NAME, prompt_source="detector", prompt="detector")
+    rows = rows_of(evaluator)
+    assert list(rows) == ["stability", *list(SCORE_VALUES)[:2], "mean_probability", "class_score*predicted_iou"]
+    assert [row.score for row in evaluator.results if row.task == "bbox"] == ["stability"]
+    assert "ECE" not in next(row for row in evaluator.results if row.task == "bbox").metrics
+
+
+def test_scores_that_the_model_does_not_give():
+    only = dict.fromkeys(("class_score", "mean_probability"))
+    assert list(rows_of(InstanceEvaluator(NAME), **only)) == ["stability", "predicted_iou"]
+    with pytest.raises(UserError, match=r"scores: 'class_score\*stability' cannot rank .* gives them no class_score"):
+        rows_of(InstanceEvaluator(NAME, scores=["class_score*stability"]), **only)
+    with pytest.raises(UserError, match=r"dataloader\.evaluator\.scores='stability\^0': 'stability\^0' cannot be used"):
+        InstanceEvaluator(NAME, scores=["stability^0"])
+    plain = InstanceEvaluator(NAME, score="class_score")
+    inference_on_dataset(predict, [[record] for record in dataset()], plain)
+    assert [row.score for row in plain.results] == ["class_score"]
+    # linspace gives image "a" 0.9 and 0.5, the other 0.9; every mask is right: (2 * 0.1 + 0.5) / 3
+    assert plain.results[0].metrics["ECE"] == pytest.approx(0.7 / 3)
+
+
+def test_a_factor_that_is_not_finite_is_refused_though_another_score_ranks():
+    with pytest.raises(UserError, match="not finite"):
+        rows_of(InstanceEvaluator(NAME), mean_probability=(0.5, math.nan, 0.5))

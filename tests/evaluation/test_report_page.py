@@ -12,9 +12,26 @@ import numpy as np
 import pytest
 
 from sam_d2.evaluation import Result
-from sam_d2.evaluation.report_charts import MOST_DOTS, MOST_POINTS, Series, line_chart, score_chart, size_chart
+from sam_d2.evaluation.reliability import reliability
+from sam_d2.evaluation.report_charts import (
+    MOST_DOTS,
+    MOST_POINTS,
+    Series,
+    line_chart,
+    reliability_chart,
+    score_chart,
+    size_chart,
+)
 from sam_d2.evaluation.report_compare import compare_page, compare_text, differing_settings, run_names
-from sam_d2.evaluation.report_data import VERSION, Evaluation, EvaluationInfo, Run, Tile
+from sam_d2.evaluation.report_data import (
+    VERSION,
+    Evaluation,
+    EvaluationInfo,
+    Run,
+    Tile,
+    read_evaluation,
+    write_evaluation,
+)
 from sam_d2.evaluation.report_images import encode_within
 from sam_d2.evaluation.report_page import run_page
 from sam_d2.evaluation.report_text import clean
@@ -351,3 +368,47 @@ def test_runs_of_the_same_name_are_told_apart():
     runs = [replace(one, folder=Path(f"/{parent}/x/run")) for parent in ("a", "b")]
     assert run_names(runs) == ["a/x/run", "b/x/run"]
     assert len(run_names([one, one])) == 2  # the same folder twice
+
+
+SCORES = ("predicted_iou", "class_score*stability^0.5", "calibrated(predicted_iou)")
+
+
+def measured(count=200):
+    rng = np.random.default_rng(1)
+    return [reliability(name, rng.random(count), rng.random(count)) for name in SCORES]
+
+
+def test_scores_have_a_section_with_their_ap_and_a_reliability_diagram():
+    rows = [
+        row(score=score, ranks=score == SCORES[0], metrics={"AP": ap, "AP50": 80.0, "AP75": 40.0, "ECE": 0.125})
+        for score, ap in zip(SCORES, (50.0, 60.0, 50.0), strict=True)
+    ]
+    text = run_page(run(results=rows, evaluations=[evaluation(reliability=measured())]))
+    assert_harmless(text)
+    assert "<h2>Scores, box prompts</h2>" in text and "ECE<br>0-1" in text
+    for score, ap in (("predicted_iou", "50.00"), ("class_score*stability^0.5", "60.00")):
+        line = next(line for line in text.splitlines() if f'<th scope="row">{score}</th>' in line)
+        assert re.findall(r">([\d.]+)</td>", line) == [ap, "80.00", "40.00", "0.125"]
+    assert text.count("Reliability of the scores") >= 1
+    captions = re.findall(r'<p class="caption">(.*?)</p>', text)
+    assert [caption for caption in captions if "ranked by predicted_iou" in caption] == [captions[0]]
+    plain = run_page(run())
+    assert "<h2>Scores" not in plain and "Reliability" not in plain
+
+
+def test_reliability_chart():
+    chart = reliability_chart(measured())
+    assert [label.partition(", ECE")[0] for label, _, _ in chart.legend] == [*SCORES, "score = IoU"]
+    for one, (label, _, _) in zip(measured(), chart.legend, strict=False):
+        assert label.endswith(f"ECE {one.ece:.3f}")
+    assert not any(score in chart.svg for score in SCORES), "names stand in the legend"
+    assert reliability_chart([]) is None
+    assert reliability_chart([reliability("s", np.zeros(0), np.zeros(0))]) is None
+    single = reliability_chart([reliability("s", np.array([1.3]), np.array([0.5]))])
+    assert single is not None and "1.2" in single.svg, "the axis reaches scores above 1"
+
+
+def test_reliability_is_kept_with_the_evaluation(tmp_path):
+    before = evaluation(reliability=measured())
+    write_evaluation(tmp_path / "instances_box.npz", before)
+    assert read_evaluation(tmp_path / "instances_box.npz").info.reliability == before.info.reliability

@@ -2,6 +2,7 @@ import logging
 import math
 
 from sam_d2.evaluation import Result, legend, log_results, results_table, shortfalls
+from sam_d2.evaluation.table import by_score, grouped, scores_table
 
 
 def row(method, ap, miou=None, **keys):
@@ -130,3 +131,37 @@ def test_a_model_without_prompts_is_no_oracle():
     detector = {"prompt": "none", "prompt_source": "detector", "score": "class_score"}
     title = results_table([row("model", 1.0, **detector)]).splitlines()[0]
     assert title == "iwp_test | segm | no prompts | score class_score"
+
+
+def other(score, ap, method="model", **keys):
+    """A row of the same masks ranked by another score."""
+    return row(method, ap, score=score, ranks=False, **keys)
+
+
+def test_scores_have_a_table_of_their_own_and_the_models_stays_as_it_was():
+    main = row("model", 50.0, 0.9)
+    main.metrics["ECE"] = 0.0123
+    rows = [other("stability", 60.0), main, row("base", 10.0), other("stability", 20.0, "base"), row("ellipse", 40.0)]
+    assert results_table(rows) == results_table([main, rows[2], rows[4]])
+    assert [one.score for one in grouped(rows)[0]] == ["predicted_iou", "predicted_iou", "constant"]
+    lines = scores_table(rows).splitlines()
+    assert lines[0] == "AP by score | iwp_test | segm | box prompts | the model's masks"
+    assert [line.split() for line in lines[-2:]] == [
+        ["predicted_iou", "50.00", "90.00", "50.00", "0.012"],
+        ["stability", "60.00", "90.00", "50.00", "-"],
+    ]
+    assert "ECE: expected calibration error" in legend(rows) and "ECE" not in legend([main, rows[4]])
+    assert shortfalls(rows) == [] and scores_table([main, rows[2], rows[4]]) == ""
+
+
+def test_before_a_training_the_scores_are_the_bases():
+    rows = [row("base", 10.0), other("stability", 20.0, "base")]
+    assert "the base's masks" in scores_table(rows)
+    assert [one.score for one in by_score(rows)[0]] == ["predicted_iou", "stability"]
+
+
+def test_a_base_ranked_as_the_model_is_compared_with_it():
+    bases = [other("stability", 60.0, "base"), other("predicted_iou", 70.0, "base")]
+    rows = [row("model", 50.0, score="stability"), *bases]
+    assert "stability" in results_table(rows)
+    assert shortfalls(rows) == ["WORSE than its base (AP 50.00 < 60.00): iwp_test, prompt box, segm"]

@@ -145,6 +145,16 @@ def test_images_without_instances_train(counts, norm, built):
     assert all(module.training for module in model.modules())
 
 
+def test_norms_over_processes_are_those_of_one_in_a_process_alone(built):
+    plain, synced = built("maskrcnn_resnet50_fpn_v2", "BN"), built("maskrcnn_resnet50_fpn_v2", "SyncBN")
+    kinds = {type(module) for module in synced.modules() if "BatchNorm" in type(module).__name__}
+    assert kinds == {nn.SyncBatchNorm}
+    synced.load_state_dict(plain.state_dict())
+    pixels = image(64, 64)[None].float() / 255
+    features = [model.backbone(pixels)["0"] for model in (plain, synced)]
+    torch.testing.assert_close(*features)
+
+
 def test_a_norm_in_eval_mode_stays_in_it(built):
     model = built("maskrcnn_resnet50_fpn_v2", "BN")
     norm = model.roi_heads.mask_head[0][1].eval()  # as for a validation loss
@@ -312,7 +322,7 @@ def test_absent_weights_are_an_error_with_the_command(tmp_path, monkeypatch):
         ({"weights": "COCO_V9"}, "torchvision has COCO_V1, DEFAULT"),
         ({"weights": "COCO_V1", "weights_backbone": "DEFAULT"}, "set model.weights_backbone to null"),
         ({"trainable_layers": 6}, "expected one of 0, 1, 2, 3, 4, 5"),
-        ({"norm": "GN"}, "expected one of BN, FrozenBN"),
+        ({"norm": "GN"}, "expected one of BN, SyncBN, FrozenBN"),
         ({"labels": "coco"}, "COCO's 80 classes, not for 2: take auto"),
         ({"num_classes": 0}, "set it to the number of the dataset's classes"),
         ({"num_classes": None}, "set it to the number of the dataset's classes"),

@@ -45,6 +45,14 @@ dataloader.evaluator = L(InstanceEvaluator)(
     score="${model.score}",
 )
 
+dataloader.detector = dict(  # whose boxes prompt SAM at a test of --prompt detector
+    config="",  # a config file or a run's folder
+    weights="",  # empty: the run's model_final.pth, or what the config begins with
+    file="",  # instead: a COCO results list of any other system, --prompt-boxes
+    min_score=0.05,  # least score of a box
+    max_boxes=100,  # of an image, the surest; null: all
+)
+
 dataloader.validation = L(ValidationLoss)(  # train.validation_loss
     dataset="${..test.dataset}",
     mapper=L(PromptableMapper)(

@@ -47,6 +47,7 @@ sam_vit_b = L(PromptableSAM)(
     freeze=["image_encoder", "prompt_encoder"],
     multimask=False,  # True: a single point has three answers, the best one is trained
     score="predicted_iou",
+    calibrate=False,  # True: as tools/calibrate_scores.py has fitted it to the checkpoint
     instances_per_chunk=32,
     activation_checkpointing=True,  # memory bounded whatever the number of instances; a third slower
     pixel_mean=[123.675, 116.28, 103.53],

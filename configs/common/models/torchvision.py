@@ -10,7 +10,7 @@ model = L(torchvision_mask_rcnn)(
     weights=None,  # COCO_V1, from a file in checkpoints/; train.init_checkpoint=FILE needs it at the start only
     weights_backbone=None,  # IMAGENET1K_V1 or IMAGENET1K_V2, likewise
     trainable_layers=3,  # stages of the ResNet, from its end
-    norm="FrozenBN",  # or BN, which wants many images per GPU
+    norm="FrozenBN",  # or BN, which wants many images per GPU, or SyncBN, over all GPUs
     norm_eps=None,  # of FrozenBN; null: 0 with weights=COCO_V1, else 1e-5
     input_format="RGB",
     min_size=[800],  # pixels of the short side that the model resizes to: one of them in training, the last at a test

@@ -1,0 +1,171 @@
+"""Where a detector's boxes come from: a detector that runs over the test set first, or a file of results."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import sam_d2  # noqa: F401  (makes detectron2 importable)
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from sam_d2.detector import Detector
+from sam_d2.errors import UserError
+from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
+from sam_d2.evaluation.detections import ImageDetections
+from sam_d2.evaluation.detector_prompts import DetectorPrompts, image_sizes
+from sam_d2.evaluation.prompt_file import read_prompt_file
+from sam_d2.evaluation.results import NO_PROMPT, Result
+from sam_d2.model_source import find_model
+
+FOLDER = "detector"
+"""Of a run folder: where the detector's own results are kept, which ``--prompt-boxes`` reads."""
+
+NO_BOXES = (
+    "Name the detector with dataloader.detector.config=RUN_OR_CONFIG, or a COCO results list with --prompt-boxes FILE."
+)
+
+_log = logging.getLogger(__name__)
+
+
+class BoxSource(Protocol):
+    """Makes the prompts of a dataset, and the rows of the report that say how good their maker is by itself."""
+
+    source: str
+
+    def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
+        """Find the boxes of the dataset of ``evaluator``; all processes take part, each gets those of all images.
+
+        Returns:
+            The prompts; in the main process the maker's own results (method ``detector``), elsewhere none.
+        """
+
+
+@dataclass
+class DetectorBoxes:
+    """Runs a detector over the test set, as an ``--eval-only`` of it does.
+
+    Attributes:
+        cfg: Of the detector.
+        weights: A file that holds a whole one.
+        min_score: Least score of a prompt.
+        max_boxes: Most prompts of an image.
+        device: Of the detector.
+        num_workers: Processes that read images.
+        output_dir: Run folder; the detections are written to its ``detector/coco_instances_results.json``.
+    """
+
+    cfg: DictConfig
+    weights: Path
+    min_score: float
+    max_boxes: int | None
+    device: torch.device
+    num_workers: int
+    output_dir: Path
+    source: str = "detector"
+
+    def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
+        """Detect; see :class:`BoxSource`.
+
+        Raises:
+            UserError: The detector tells other classes apart than the dataset has, or its weights do not fit it.
+        """
+        _log.info("Detecting the boxes of %s with %s", evaluator.dataset_name, self.weights)
+        detector = Detector(self.cfg, self.weights, self.device)
+        classes = list(MetadataCatalog.get(evaluator.dataset_name).get("thing_classes", []))
+        if detector.num_classes != len(classes):
+            raise UserError(
+                f"dataloader.detector: {self.weights} knows {detector.num_classes} classes, {evaluator.dataset_name} "
+                f"has {len(classes)}. Take a detector that was trained on these classes."
+            )
+        cfg = self.cfg.copy()
+        cfg.dataloader.test.dataset.names = evaluator.dataset_name
+        cfg.dataloader.test.num_workers = self.num_workers
+        own: InstanceEvaluator = instantiate(cfg.dataloader.evaluator)
+        own.method = "detector"
+        own.output_dir = self.output_dir / FOLDER
+        own.ground_truth, own.split = evaluator.ground_truth, evaluator.split
+        inference_on_dataset(detector.model, instantiate(cfg.dataloader.test), own)
+        # scored in the main process; the others get the boxes alone
+        found = [ImageDetections(i.image_id, i.scores, i.classes, i.boxes, None) for i in own.detections]
+        found = comm.all_gather(found)[0]
+        sizes = image_sizes(evaluator.dataset_name)
+        prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
+        return prompts, own.results
+
+
+@dataclass
+class FileBoxes:
+    """Reads the boxes that another system has found.
+
+    Attributes:
+        path: A COCO results list.
+        min_score: Least score of a prompt.
+        max_boxes: Most prompts of an image.
+    """
+
+    path: Path
+    min_score: float
+    max_boxes: int | None
+    source: str = "file"
+
+    def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
+        """Read the file; see :class:`BoxSource`.
+
+        Raises:
+            UserError: As :func:`~sam_d2.evaluation.prompt_file.read_prompt_file`.
+        """
+        found = read_prompt_file(self.path, evaluator.dataset_name)
+        sizes = image_sizes(evaluator.dataset_name)
+        prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
+        own = InstanceEvaluator(
+            evaluator.dataset_name,
+            prompt=NO_PROMPT,
+            prompt_source=self.source,
+            score="class_score",
+            method="detector",
+            tasks=("segm", "bbox") if found and all(image.rles is not None for image in found) else ("bbox",),
+            engine=evaluator.engine,
+            max_dets=evaluator.max_dets,
+            split=evaluator.split,
+            ground_truth=evaluator.ground_truth,
+        )
+        own.reset()
+        own.detections = found if comm.is_main_process() else []
+        own.evaluate()
+        return prompts, own.results
+
+
+def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBoxes | None:
+    """What the config names: the file of ``dataloader.detector.file``, else the detector of ``.config``, else none.
+
+    Args:
+        cfg: Of the run; reads ``dataloader.detector``, ``dataloader.test.num_workers`` and ``train.output_dir``.
+        device: Of the detector.
+
+    Raises:
+        UserError: The detector's config or weights do not exist, or it is no detector.
+    """
+    asked: Any = OmegaConf.select(cfg, "dataloader.detector") or {}
+    limits = {"min_score": asked.get("min_score", 0.0), "max_boxes": asked.get("max_boxes")}
+    if asked.get("file"):
+        return FileBoxes(Path(asked.file), **limits)
+    if not asked.get("config"):
+        return None
+    detector, weights = find_model(asked.config, asked.get("weights") or None, option="dataloader.detector.weights")
+    if "prompts" in detector.model:
+        raise UserError(f"dataloader.detector.config={asked.config}: its model takes prompts; name a detector.")
+    return DetectorBoxes(
+        detector,
+        weights,
+        **limits,
+        device=device,
+        num_workers=cfg.dataloader.test.num_workers,
+        output_dir=Path(cfg.train.output_dir),
+    )

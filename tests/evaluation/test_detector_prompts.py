@@ -1,0 +1,141 @@
+"""Boxes as prompts: what is kept of those of a detector or of a file, and what is said of the others."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from sam_d2.data import resolve_dataset
+from sam_d2.errors import UserError
+from sam_d2.evaluation import ImageDetections
+from sam_d2.evaluation.detector_prompts import DetectorPrompts, image_sizes
+from sam_d2.evaluation.prompt_file import read_prompt_file
+
+SIZES = {1: (50, 100), 2: (30, 30)}
+
+
+def found(image_id, *rows):
+    """Detections of (box, score, class)."""
+    boxes, scores, classes = zip(*rows, strict=True)
+    return ImageDetections(image_id, np.array(scores), np.array(classes), np.array(boxes, dtype=float), None)
+
+
+def boxes_of(prompts, image_id):
+    return prompts[image_id].pred_boxes.tensor.tolist()
+
+
+class TestPrompts:
+    def test_by_falling_score_the_first_of_equals_first(self):
+        prompts = DetectorPrompts(
+            [found(1, ([0, 0, 9, 9], 0.2, 4), ([1, 1, 9, 9], 0.9, 5), ([2, 2, 9, 9], 0.2, 6))], SIZES, source="file"
+        )
+        assert boxes_of(prompts, 1) == [[1, 1, 9, 9], [0, 0, 9, 9], [2, 2, 9, 9]]
+        assert prompts[1].pred_classes.tolist() == [5, 4, 6]
+        assert prompts[1].scores.tolist() == pytest.approx([0.9, 0.2, 0.2])
+        assert prompts[1].image_size == (50, 100) and not any(prompts.counts.values())
+
+    def test_an_image_without_boxes_has_no_prompts(self):
+        prompts = DetectorPrompts([], SIZES, source="detector")
+        assert len(prompts[2]) == 0 and prompts[2].image_size == (30, 30)
+        assert prompts[2].get_fields().keys() == {"pred_boxes", "scores", "pred_classes"}
+        assert prompts[2].pred_boxes.tensor.shape == (0, 4)
+
+    def test_what_is_left_out_is_counted_and_said(self, caplog):
+        rows = [
+            ([-5, -5, 20, 20], 0.9, 0),  # clipped
+            ([90, 40, 120, 45], 0.8, 0),  # clipped
+            ([10, 10, 20, 20], 0.7, 0),
+            ([10, 10, 30, 20], 0.6, 0),  # beyond the three surest
+            ([120, 0, 130, 20], 0.95, 0),  # outside
+            ([10, 10, 10, 20], 0.95, 0),  # no width
+            ([0, 0, 9, 9], 0.05, 0),
+            ([0, 0, 9, 9], 0.04, 0),  # unsure
+            ([300, 0, 309, 9], 0.04, 0),  # unsure, and counted once
+        ]
+        with caplog.at_level(logging.INFO):
+            prompts = DetectorPrompts([found(1, *rows)], SIZES, source="file", min_score=0.05, max_boxes=3)
+        assert boxes_of(prompts, 1) == [[0, 0, 20, 20], [90, 40, 100, 45], [10, 10, 20, 20]]
+        assert prompts.counts == {"clipped": 2, "empty": 2, "beyond": 2, "unsure": 2}
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(said) == 3 and any("2 boxes without area in their image: left out" in line for line in said)
+        assert "prompts: 3 boxes in 2 images, from the file" in caplog.text
+
+    def test_they_are_attached_to_each_sample(self):
+        prompts = DetectorPrompts([found(2, ([0, 0, 9, 9], 0.2, 0))], SIZES, source="detector")
+        batches = [[{"image_id": 1, "file_name": "a"}], [{"image_id": 2, "file_name": "b"}]]
+        loader = prompts.attached_to(batches)
+        assert len(loader) == 2
+        seen = [sample for batch in loader for sample in batch]
+        assert [len(sample["prompt_instances"]) for sample in seen] == [0, 1]
+        assert [sample["file_name"] for sample in seen] == ["a", "b"] and "prompt_instances" not in batches[0][0]
+
+
+@pytest.fixture
+def dataset(shapes_folder):
+    """Registered test part: images 0 to 3 (96 x 64 and 60 x 80 pixels), category 3."""
+    return resolve_dataset(str(shapes_folder)).test
+
+
+@pytest.fixture
+def read(tmp_path, dataset):
+    def of(rows):
+        (tmp_path / "boxes.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
+        return read_prompt_file(tmp_path / "boxes.json", dataset)
+
+    return of
+
+
+ROW = {"image_id": 0, "category_id": 3, "bbox": [10, 5, 20, 10], "score": 0.5}
+
+
+class TestFile:
+    def test_ids_are_the_datasets_own(self, read):
+        first, second = read([{**ROW, "image_id": 2}, ROW, {**ROW, "image_id": 2, "bbox": [0.5, 1, 2, 3], "score": 1}])
+        assert (first.image_id, second.image_id) == (2, 0)
+        assert first.boxes.tolist() == [[10, 5, 30, 15], [0.5, 1, 2.5, 4]] and first.scores.tolist() == [0.5, 1]
+        assert first.classes.tolist() == [0, 0] and first.rles is None
+
+    def test_nothing_found_is_legal(self, read):
+        assert read([]) == []
+
+    def test_a_file_name_finds_an_image_where_there_is_no_id(self, read):
+        row = {name: value for name, value in ROW.items() if name != "image_id"}
+        (image,) = read([{**row, "file_name": "test_1.png"}])
+        assert image.image_id == 1
+
+    def test_masks_of_the_files_maker_are_kept(self, read):
+        square = [[0, 0, 4, 0, 4, 4, 0, 4]]
+        (image,) = read([{**ROW, "segmentation": square}])
+        assert image.rles is not None and image.rles[0]["size"] == [64, 96]
+        (image,) = read([{**ROW, "segmentation": square}, ROW])
+        assert image.rles is None
+
+    def test_sizes_of_images(self, dataset):
+        assert image_sizes(dataset) == {0: (64, 96), 1: (80, 60), 2: (64, 96), 3: (80, 60)}
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([ROW, {**ROW, "image_id": 77}, {**ROW, "image_id": 78}], r"2 of 3 rows are of images that .* image_id 77"),
+            ([{**ROW, "file_name": "none.png"}], r"1 of 1 rows are of images that .* file_name 'none.png'"),
+            ([ROW, {**ROW, "category_id": 1}], r"row 1 \(image_id 0\): category 1 is not one of \[3\]"),
+            ([{**ROW, "score": float("nan")}], "row 0: score is nan, no finite number; correct or drop it"),
+            ([ROW, {**ROW, "bbox": [1, 2, float("inf"), 3]}], "row 1: bbox is .*inf.*, no finite number"),
+            ([{**ROW, "score": None}], r"Expected `float`, got `null` - at `\$\[0\].score`"),
+            ([{**ROW, "bbox": []}], r"of length 4.*\$\[0\].bbox"),
+            ([{**ROW, "bbox": [5, 5, -1, 3]}], r">= 0.*\$\[0\].bbox"),
+            ([{**ROW, "segmentation": {"size": [1, 1], "counts": [1]}}], r"image 0: a segmentation cannot be read"),
+            ([{"bbox": [0, 0, 1, 1]}], "row 0 has neither image_id nor file_name"),
+            ({"annotations": []}, "no COCO results list"),
+            ("[{", "no COCO results list"),
+        ],
+    )
+    def test_what_cannot_be_interpreted_is_an_error(self, read, rows, message):
+        with pytest.raises(UserError, match=message) as error:
+            read(rows)
+        assert "boxes.json" in str(error.value) and "\n" not in str(error.value)
+
+    def test_no_file(self, tmp_path, dataset):
+        with pytest.raises(UserError, match=r"none.json: cannot be read \(No such file"):
+            read_prompt_file(tmp_path / "none.json", dataset)

@@ -1,0 +1,203 @@
+"""A detector and SAM through experiments/train_net.py: --prompt detector and --prompt-boxes, on generated shapes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from detectron2.config import instantiate
+from sam_d2.config import apply_overrides, load_config, save_config
+from sam_d2.data import resolve_dataset
+from sam_d2.engine.checkpoint import Checkpointer
+from sam_d2.errors import UserError
+from sam_d2.evaluation import GroundTruth, read_report
+from sam_d2.evaluation.gap import CAUSES
+
+SMALL = [
+    "model.backbone.out_channels=32",
+    "model.roi_heads.box_head.fc_dims=[16]",
+    "model.roi_heads.box_predictor.input_shape.channels=16",
+    "model.roi_heads.box_predictor.test_score_thresh=0.0",
+    "model.roi_heads.box_predictor.test_topk_per_image=4",
+    "model.roi_heads.mask_head.conv_dims=[32,32]",
+    "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+]
+
+
+@pytest.fixture(scope="module")
+def make_detector(tmp_path_factory, root):
+    """``make_detector(classes)``: folder of a run, config.yaml and model_final.pth of random weights."""
+
+    def make(classes):
+        folder = tmp_path_factory.mktemp("detector")
+        cfg = apply_overrides(load_config(root / "configs" / "mask_rcnn_R_18_FPN.py"), SMALL)
+        cfg.model.roi_heads.num_classes = classes
+        save_config(cfg, folder / "config.yaml")
+        torch.manual_seed(0)
+        Checkpointer(instantiate(cfg.model), str(folder)).save("model_final")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pair_of(train_net, finished_run, tiny_overrides):
+    """``pair_of(output, words)``: evaluate the finished run's SAM with --prompt detector."""
+
+    def run(output, *words, overrides=()):
+        weights = f"train.init_checkpoint={finished_run / 'model_final.pth'}"
+        overrides = [*tiny_overrides, weights, "dataloader.detector.min_score=0", *overrides]
+        return train_net(output, "--eval-only", *words, overrides=overrides)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluated(pair_of, make_detector, tmp_path_factory):
+    """Run folder of the pair, and the detector's."""
+    detector = make_detector(1)
+    folder = tmp_path_factory.mktemp("pair") / "run"
+    pair_of(folder, "--prompt", "detector", overrides=[f"dataloader.detector.config={detector}"])
+    return folder, detector
+
+
+def rows_of(folder):
+    rows = read_report(folder / "report.json")
+    return {(row.prompt, row.method, row.task): row for row in rows if row.method in ("model", "detector")}
+
+
+def test_one_evaluation_gives_oracle_pair_and_detector(evaluated):
+    rows = rows_of(evaluated[0])
+    sources = {key: (row.prompt_source, row.score) for key, row in rows.items()}
+    assert sources == {
+        ("box", "model", "segm"): ("ground_truth", "predicted_iou"),
+        ("detector", "model", "segm"): ("detector", "class_score*predicted_iou"),
+        ("detector", "model", "bbox"): ("detector", "class_score*predicted_iou"),
+        ("none", "detector", "segm"): ("detector", "class_score"),
+        ("none", "detector", "bbox"): ("detector", "class_score"),
+    }
+    baselines = [row for row in read_report(evaluated[0] / "report.json") if row.method == "ellipse"]
+    assert [row.prompt for row in baselines] == ["box"], "boxes that a detector found have no baseline"
+
+
+def test_the_gap_is_of_these_rows(evaluated):
+    rows = rows_of(evaluated[0])
+    pair = rows["detector", "model", "segm"]
+    assert pair.metric("gap_oracle") == rows["box", "model", "segm"].metric("AP")
+    assert pair.metric("gap") == pytest.approx(100 - pair.metric("AP"), abs=1e-9)
+    assert pair.metric("gap") == pytest.approx(sum(pair.metric(f"gap_{cause}") for cause in CAUSES), abs=1e-9)
+    assert pair.metric("gap_masks") == pytest.approx(100 - pair.metric("gap_oracle"), abs=1e-9)
+
+
+def test_page_and_log_show_them_side_by_side(evaluated):
+    page = (evaluated[0] / "report.html").read_text()
+    assert "<h2>Oracle and detector</h2>" in page and "SAM in true boxes (oracle), prompt box" in page
+    assert "SAM in the detector&#x27;s boxes, prompt detector" in page and "the detector alone" in page
+    assert "From AP to 100, prompt detector" in page and 'aria-label="from the mask AP to 100, by cause"' in page
+    assert "no ground truth was in the prompts" in page
+    log = (evaluated[0] / "log.txt").read_text()
+    assert "prompt detector: AP " in log and "to 100 are missing" in log
+    assert "prompt detector | a detector's boxes as prompts | score class_score*predicted_iou" in log
+
+
+def test_the_detectors_rows_are_those_of_its_own_evaluation(evaluated, train_net, tmp_path):
+    folder, detector = evaluated
+    config = ["--config-file", str(detector / "config.yaml"), "--eval-only"]
+    weights = f"train.init_checkpoint={detector / 'model_final.pth'}"
+    alone = train_net(tmp_path / "alone", *config, overrides=[weights, "dataloader.test.num_workers=0"])
+    for row in read_report(alone / "report.json"):
+        assert rows_of(folder)["none", "detector", row.task].metrics == pytest.approx(row.metrics, nan_ok=True)
+    own = json.loads((folder / "detector" / "coco_instances_results.json").read_text())
+    assert own == json.loads((alone / "coco_instances_results.json").read_text())
+
+
+def test_the_same_boxes_from_a_file_give_the_same_figures(evaluated, pair_of, tmp_path):
+    file = evaluated[0] / "detector" / "coco_instances_results.json"
+    folder = pair_of(tmp_path / "file", "--prompt-boxes", str(file))
+    first, second = rows_of(evaluated[0]), rows_of(folder)
+    assert first.keys() == second.keys()
+    for key, row in second.items():
+        assert row.metrics == pytest.approx(first[key].metrics, nan_ok=True, abs=1e-6), key
+        assert row.prompt_source == ("ground_truth" if key[0] == "box" else "file")
+    assert "SAM in the file&#x27;s boxes" in (folder / "report.html").read_text()
+    masks = [json.loads((run / "coco_instances_results.json").read_text()) for run in (evaluated[0], folder)]
+    assert masks[0] == masks[1]
+
+
+def test_true_boxes_from_a_file_are_the_oracle(pair_of, shapes_folder, tmp_path):
+    """With the truth's boxes and classes and the score of the oracle nothing is missing but masks."""
+    truth = GroundTruth.from_catalog(resolve_dataset(str(shapes_folder)).test)
+    rows = [
+        {"image_id": image.image_id, "category_id": 3, "bbox": list(one.bbox), "score": 1.0}
+        for image in truth.images
+        for one in image.instances
+    ]
+    (tmp_path / "true.json").write_text(json.dumps(rows))
+    folder = pair_of(tmp_path / "run", "--prompt-boxes", str(tmp_path / "true.json"))
+    found = rows_of(folder)
+    pair, oracle = found["detector", "model", "segm"], found["box", "model", "segm"]
+    assert pair.metric("AP") == pytest.approx(oracle.metric("AP"), abs=1e-9) and oracle.metric("AP") > 0
+    assert pair.metric("gap_boxes") == pair.metric("gap_classes") == 0
+    assert found["none", "detector", "bbox"].metric("AP") == 100
+    assert ("none", "detector", "segm") not in found, "the file has no masks of its own"
+
+
+def test_boxes_of_no_image_are_legal(pair_of, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    row = rows_of(pair_of(tmp_path / "run", "--prompt-boxes", str(tmp_path / "none.json")))
+    assert row["detector", "model", "segm"].metric("AP") == 0
+    gap = row["detector", "model", "segm"].metrics
+    assert gap["gap_missed"] == pytest.approx(gap["gap_oracle"])
+
+
+def test_what_is_no_detector_of_this_dataset(pair_of, make_detector, finished_run, tmp_path):
+    other = make_detector(2)
+    with pytest.raises(UserError, match=r"knows 2 classes, .*_test has 1"):
+        pair_of(tmp_path / "a", "--prompt", "detector", overrides=[f"dataloader.detector.config={other}"])
+    with pytest.raises(UserError, match="its model takes prompts; name a detector"):
+        pair_of(tmp_path / "b", "--prompt", "detector", overrides=[f"dataloader.detector.config={finished_run}"])
+    with pytest.raises(UserError, match=r"none\.pth is not found"):
+        words = [f"dataloader.detector.config={other}", "dataloader.detector.weights=none.pth"]
+        pair_of(tmp_path / "c", "--prompt", "detector", overrides=words)
+
+
+def test_where_nobody_finds_boxes(pair_of, train_net, make_detector, tmp_path):
+    with pytest.raises(UserError, match=r"--prompt detector: .*dataloader.detector.config=.*--prompt-boxes FILE"):
+        pair_of(tmp_path / "a", "--prompt", "detector")
+    with pytest.raises(UserError, match=r"--prompt-boxes x.json: --prompt box uses none. Take --prompt detector"):
+        pair_of(tmp_path / "b", "--prompt", "box", "--prompt-boxes", "x.json")
+    with pytest.raises(UserError, match=r"--prompt-boxes x.json: the model of .* takes no prompts"):
+        config = str(make_detector(1) / "config.yaml")
+        train_net(tmp_path / "c", "--config-file", config, "--prompt-boxes", "x.json", overrides=[])
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_training_is_scored_with_both(train_net, tiny_overrides, evaluated, tmp_path):
+    words = ["train.max_iter=1", "train.eval_period=0", f"dataloader.detector.config={evaluated[1]}"]
+    folder = train_net(tmp_path / "run", "--prompt", "detector", overrides=[*tiny_overrides, *words])
+    rows = read_report(folder / "report.json")
+    found = {(row.prompt, row.method) for row in rows if row.task == "segm"}
+    assert found >= {("box", "model"), ("box", "base"), ("detector", "model"), ("detector", "base")}
+    with_gap = [row.method for row in rows if "gap" in row.metrics]
+    assert with_gap == ["model"]
+    assert (folder / "log.txt").read_text().count("Detecting the boxes of") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_find_and_score_as_one(evaluated, finished_run, shapes_folder, root, tiny_overrides, tmp_path):
+    folder, detector = evaluated
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(root / "experiments" / "train_net.py"), "--config-file", str(root / "configs" / "sam_tiny.py")]
+    command += ["--dataset", str(shapes_folder), "--output-dir", str(tmp_path / "two"), "--prompt", "detector"]
+    command += ["--eval-only", *tiny_overrides, f"train.init_checkpoint={finished_run / 'model_final.pth'}"]
+    command += [f"dataloader.detector.config={detector}", "dataloader.detector.min_score=0", "train.device=cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = rows_of(folder), rows_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for key, row in two.items():
+        assert row.metrics == pytest.approx(one[key].metrics, nan_ok=True, abs=1e-9), key
