@@ -97,33 +97,24 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load_cfg(args: argparse.Namespace) -> DictConfig:
-    """Return the config of a SAM, with the command line's changes."""
-    from sam_d2.config import apply_overrides, load_config
+def load_model(args: argparse.Namespace) -> tuple[DictConfig, Path]:
+    """Return the config of a SAM, with the command line's changes, and its weights."""
+    from sam_d2.config import apply_overrides
     from sam_d2.config_numbers import check_numbers
+    from sam_d2.engine.weights import find_weights
+    from sam_d2.model_source import find_model
 
-    file = args.config_file / "config.yaml" if args.config_file.is_dir() else args.config_file
-    cfg = apply_overrides(load_config(file), args.opts)
+    cfg, weights = find_model(args.config_file, args.weights, option="--weights")
+    begins_with = cfg.train.init_checkpoint
+    cfg = apply_overrides(cfg, args.opts)
     check_numbers(cfg)
     if "prompts" not in cfg.model:
         raise UserError(f"--config-file {args.config_file}: its model takes no boxes. Name a config of SAM.")
+    if not args.weights and cfg.train.init_checkpoint != begins_with:
+        weights = find_weights(cfg.train.init_checkpoint)
     if args.score:
         cfg.model.score = args.score
-    return cfg
-
-
-def weights_of(args: argparse.Namespace, cfg: DictConfig) -> Path:
-    """Return the weights: named, or of the run, or what the config begins with."""
-    from sam_d2.engine.checkpoint import FINAL
-    from sam_d2.engine.weights import find_weights
-
-    folder = args.config_file if args.config_file.is_dir() else args.config_file.parent
-    final = folder / f"{FINAL}.pth"
-    beside = str(final) if args.config_file.suffix != ".py" and final.is_file() else ""
-    name = args.weights or beside or cfg.train.init_checkpoint
-    if not name:
-        raise UserError(f"{args.config_file} names no weights to begin with. Add --weights FILE.")
-    return find_weights(str(name))
+    return cfg, weights
 
 
 def describe(args: argparse.Namespace, cfg: DictConfig, weights: Path, source: Source) -> dict[str, Any]:
@@ -137,10 +128,10 @@ def describe(args: argparse.Namespace, cfg: DictConfig, weights: Path, source: S
     from sam_d2.labelling.labeller import PROMPT
 
     model = msgspec.json.encode(OmegaConf.to_container(cfg.model, resolve=True))
-    folder = args.config_file.is_dir() or args.config_file.suffix != ".py"
-    run = args.config_file if args.config_file.is_dir() else args.config_file.absolute().parent
+    file = args.config_file.absolute()
+    run = file if file.is_dir() else file.parent
     return {
-        "model": run.name if folder else args.config_file.stem,
+        "model": file.stem if file.suffix == ".py" else run.name,
         "model_config_sha256": hashlib.sha256(model).hexdigest(),
         "checkpoint": weights.name,
         "checkpoint_sha256": sha256_of(weights),
@@ -209,8 +200,7 @@ def work(args: argparse.Namespace) -> int:
     first, processes = comm.is_main_process(), Processes()
     if not first:
         processes.wait()
-    cfg = load_cfg(args)
-    weights = weights_of(args, cfg)
+    cfg, weights = load_model(args)
     source = find_source(args.dataset, args.split, args.images)
     info = describe(args, cfg, weights, source)
     journal = Journal(args.output.with_name(f"{args.output.name}.journal"))

@@ -67,7 +67,7 @@ def tiny_sam(tmp_path_factory, root, tiny_overrides, with_random_weights) -> Pat
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     cfg = apply_overrides(load_config(root / "configs" / "sam_tiny.py"), tiny_overrides)
     save_config(cfg, folder / "config.yaml")
-    model = with_random_weights(lambda: instantiate(cfg.model), 4.0)
+    model = with_random_weights(lambda: instantiate(cfg.model), 100)
     Checkpointer(model, str(folder)).save("model_final")
     return folder
 
