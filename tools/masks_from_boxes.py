@@ -192,7 +192,7 @@ def work(args: argparse.Namespace) -> int:
     from sam_d2.labelling.labeller import BoxLabeller
     from sam_d2.labelling.output import read_info
     from sam_d2.labelling.progress import LabelProgress
-    from sam_d2.labelling.run import LabellingRun, Processes
+    from sam_d2.labelling.run import LabellingRun, Processes, keep_memory_flat
     from sam_d2.labelling.source import find_source
     from sam_d2.predictor import Predictor
 
@@ -228,6 +228,7 @@ def work(args: argparse.Namespace) -> int:
             print(f"Going on from {journal.folder}")
         processes.wait()
     torch.set_num_threads(journal.threads)
+    keep_memory_flat()
     index = DatasetIndex(journal.index, source.json_file)
     rows = run.remaining(index)
     processes.wait()  # nobody writes before everybody has seen what is left

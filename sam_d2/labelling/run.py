@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from sam_d2.labelling.journal import FinishedImage, Journal, JournalWriter, Made
 from sam_d2.labelling.output import Counts, write_output
 from sam_d2.labelling.progress import LabelProgress
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE_BLOCK = 1 << 20
 _LONGEST_WAIT = datetime.timedelta(days=30)
 Label = Callable[[BoxedImage], list[MadeAnnotation]]
 
@@ -92,6 +95,17 @@ class LabellingRun:
         if not counts.images_unread:
             self.journal.remove()
         return counts
+
+
+def keep_memory_flat() -> None:
+    """Have large blocks given back to the system as soon as they are freed, where the C library is glibc.
+
+    By itself glibc raises the size of what it calls large to that of the largest block freed so far, up to 32 MiB. Then
+    masks of many sizes share a heap with what stays, and it grows from image to image.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 class Processes:

@@ -1,6 +1,7 @@
 """The tables of a file of boxes: what becomes of each annotation, and every problem of a file at once."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -55,6 +56,30 @@ def test_records_are_read_as_they_stand(index, boxes):
     tables = index(boxes)
     begin, end = tables.connection.execute("SELECT begin, end FROM annotations WHERE row = 0").fetchone()
     assert tables.read(begin, end) == json.dumps(json.loads(boxes.read_text())["annotations"][0]).encode()
+
+
+def test_memory_does_not_grow_with_the_file(boxes, tmp_path, monkeypatch):
+    monkeypatch.setattr("sam_d2.labelling.index._ROWS", 50)
+    monkeypatch.setattr("sam_d2.data.json_records._BLOCK", 4096)
+    content = json.loads(boxes.read_text())
+
+    def peak(times):
+        images = [{**image, "id": image["id"] + 100 * n} for n in range(times) for image in content["images"]]
+        annotations = [
+            {**item, "id": item["id"] + 100 * n, "image_id": item["image_id"] + 100 * n}
+            for n in range(times) for item in content["annotations"]
+        ]  # fmt: skip
+        boxes.write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+        del images, annotations
+        tracemalloc.start()
+        build_index(boxes, None, (), tmp_path / "index.sqlite")
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(10)  # what is made once
+    # only the images' names are looked for all at once: 450 more of them, of some 100 bytes
+    assert peak(100) - peak(10) < 450 * 200
 
 
 def put(value, *path):
