@@ -1,6 +1,7 @@
 """Check a dataset and write it into the manifest, so that `--dataset NAME` finds it."""
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help=f"of that split (default {DEFAULT_SEED})")
     parser.add_argument("--classes", metavar="A,B", help="class names, for Detectron2's form, which has none")
+    parser.add_argument(
+        "--boxes-only",
+        action="store_true",
+        help="the annotations have no masks yet: tools/masks_from_boxes.py makes them",
+    )
     parser.add_argument("--manifest", metavar="FILE", help="default: SAM_D2_DATASETS, else data/datasets.json")
     parser.add_argument("--replace", action="store_true", help="overwrite another dataset of that name")
     return parser
@@ -77,8 +83,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def load_files(args: argparse.Namespace) -> dict[PartName, DatasetFile]:
     """Return the file of each part, after one error for all problems of both files."""
-    train = inspect_dataset_file(args.train_json, args.train_images)
-    test = train if args.test_json is None else inspect_dataset_file(args.test_json, args.test_images)
+    read = functools.partial(inspect_dataset_file, require_masks=not args.boxes_only)
+    train = read(args.train_json, args.train_images)
+    test = train if args.test_json is None else read(args.test_json, args.test_images)
     files = [train] if test is train else [train, test]
     raise_findings([finding for file in files for finding in file.findings])
     names = common_classes(files) if args.classes is None else [name.strip() for name in args.classes.split(",")]
@@ -130,6 +137,13 @@ def main() -> int:
         )
     add_to_manifest(manifest, args.name, entry, replace=args.replace)
     print_summary(args.name, files, parts)
+    if args.boxes_only:
+        print(
+            f"Registered in {manifest}. Make masks, and register the file with them to train on it:\n"
+            f"  python tools/masks_from_boxes.py --dataset {args.name} --config-file configs/sam_vit_h.py "
+            f"--output {args.name}_masks.json"
+        )
+        return 0
     print(f"Registered in {manifest}. Train with SAM ViT-B's weights, a tiny SAM from nothing on a CPU, or a detector:")
     for config, prompt in (("sam", "--prompt box "), ("sam_tiny", "--prompt box "), ("mask_rcnn_R_18_FPN", "")):
         print(f"  python experiments/train_net.py --config-file configs/{config}.py {prompt}--dataset {args.name}")

@@ -9,7 +9,7 @@ from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, compressed_rle
 from sam_d2.data.records import XYWH_ABS, XYXY_ABS, CocoFile, DatasetDict, Image, Rle, known
 
 
-def coco_table(records: CocoFile, file: Path) -> AnnotationTable:
+def coco_table(records: CocoFile, file: Path, *, require_masks: bool = True) -> AnnotationTable:
     """Return the annotations of a COCO file as rows, each beside its image."""
     by_id: dict[Any, Image] = {image.id: image for image in records.images}
     annotations = records.annotations
@@ -20,10 +20,11 @@ def coco_table(records: CocoFile, file: Path) -> AnnotationTable:
         image_ids=[known(item.image_id) for item in annotations],
         labels=[known(item.id) for item in annotations],
         modes=np.full(len(annotations), XYWH_ABS),
+        require_masks=require_masks,
     )
 
 
-def dicts_table(images: list[DatasetDict], file: Path) -> AnnotationTable:
+def dicts_table(images: list[DatasetDict], file: Path, *, require_masks: bool = True) -> AnnotationTable:
     """Return the annotations of Detectron2's dicts as rows, each beside its image."""
     rows = [
         (image, position, item) for image in images if image.annotations
@@ -36,6 +37,7 @@ def dicts_table(images: list[DatasetDict], file: Path) -> AnnotationTable:
         image_ids=[known(image.id) for image, _, _ in rows],
         labels=[f"annotations[{i}]" if known(item.id) is None else item.id for _, i, item in rows],
         modes=np.array([known(item.bbox_mode) or XYXY_ABS for _, _, item in rows], dtype=np.int64),
+        require_masks=require_masks,
     )
 
 
@@ -58,7 +60,7 @@ def build_dataset_dicts(
     contiguous = {category_id: index for index, category_id in enumerate(category_ids)}
     annotations: dict[int | str, list[dict[str, Any]]] = {image.id: [] for image in images}
     for row, (image_id, item) in enumerate(zip(table.image_ids, table.annotations, strict=True)):
-        if row not in table.left_out and image_id is not None:
+        if image_id is not None and not (table.require_masks and row in table.without_mask):
             annotations[image_id].append(_annotation_dict(table, row, item, contiguous[item.category_id]))
     return [
         {
@@ -83,7 +85,7 @@ def _annotation_dict(table: AnnotationTable, row: int, item: Any, category: int)
         "bbox": item.bbox if new_box is None else new_box,
         "bbox_mode": int(table.modes[row]) if new_box is None else XYXY_ABS,
         "category_id": category,
-        "segmentation": segmentation,
+        **({} if row in table.without_mask else {"segmentation": segmentation}),
         "iscrowd": int(item.iscrowd),
     }
     if item.id is not None:

@@ -14,13 +14,16 @@ from msgspec import UNSET
 from sam_d2.data.dataset_dicts import build_dataset_dicts, coco_table, dicts_table, number_of_classes
 from sam_d2.data.decode import decode_dataset
 from sam_d2.data.findings import Finding, RecordId, raise_findings
-from sam_d2.data.geometry import check_geometry
+from sam_d2.data.geometry import AnnotationTable, check_geometry
 from sam_d2.data.image_root import find_image_root
 from sam_d2.data.records import CocoFile, known
 from sam_d2.data.references import check_references, duplicate_images
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+ABSENT = {("segmentation", "missing key"), ("segmentation", "empty")}
+"""Field and found of the findings on a mask that is not there."""
 
 ImageRoot = str | Path | Sequence[str | Path] | None
 
@@ -90,7 +93,11 @@ def load_dataset_file(
 
 
 def inspect_dataset_file(
-    json_file: str | Path, image_root: ImageRoot = None, classes: Sequence[str] | None = None
+    json_file: str | Path,
+    image_root: ImageRoot = None,
+    classes: Sequence[str] | None = None,
+    *,
+    require_masks: bool = True,
 ) -> DatasetFile:
     """Read and check a dataset file, and return every problem instead of raising.
 
@@ -98,12 +105,14 @@ def inspect_dataset_file(
         json_file: as for :func:`load_dataset_file`.
         image_root: the same.
         classes: the same.
+        require_masks: whether annotations without a mask are left out, and a file of boxes alone is an error;
+            otherwise they stay, without `segmentation`, for :mod:`sam_d2.labelling`.
 
     Returns:
         The dataset with all findings. Where one of them is an error, `dataset_dicts` is empty.
     """
     with _collection_paused():
-        dataset = _inspect(Path(json_file).absolute(), image_root)
+        dataset = _inspect(Path(json_file).absolute(), image_root, require_masks)
     return dataset if classes is None else with_classes(dataset, classes)
 
 
@@ -119,19 +128,21 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _inspect(file: Path, image_root: ImageRoot) -> DatasetFile:
-    records, findings = decode_dataset(file)
+def _inspect(file: Path, image_root: ImageRoot, require_masks: bool) -> DatasetFile:
+    records, findings = decode_dataset(file, require_masks=require_masks)
     if isinstance(records, CocoFile):
         findings += check_references(records, file, {finding.field for finding in findings})
-        table = coco_table(records, file)
+        table = coco_table(records, file, require_masks=require_masks)
         images: list[Any] = sorted(records.images, key=lambda image: (image.id is UNSET, image.id or 0))
     else:
         images = records or []
-        table = dicts_table(images, file)
+        table = dicts_table(images, file, require_masks=require_masks)
         if records is not None:
             findings += duplicate_images(images, file)
     check_geometry(table)
     findings += table.findings
+    if require_masks:
+        findings = _boxes_alone(table, findings)
     root, image_findings = _find_root(file, images, image_root)
     findings += image_findings
     if isinstance(records, CocoFile):
@@ -150,6 +161,22 @@ def _inspect(file: Path, image_root: ImageRoot) -> DatasetFile:
         dataset_dicts=build_dataset_dicts(images, table, category_ids, root) if sound and root else [],
         findings=findings,
     )
+
+
+def _boxes_alone(table: AnnotationTable, findings: list[Finding]) -> list[Finding]:
+    """Return the findings, and one error in place of those on each absent mask where a file has boxes alone."""
+    instances = [item for item in table.annotations if not known(item.iscrowd)]
+    others = [finding for finding in findings if (finding.field, finding.found) not in ABSENT]
+    malformed = any(finding.field.startswith("segmentation") for finding in others)
+    if len(others) == len(findings) or malformed or any(item.segmentation for item in instances):
+        return findings
+    found = f"none of the {len(instances)} annotations has one: the file holds boxes alone"
+    fix = (
+        f"make masks from them, and train on those: python tools/masks_from_boxes.py --dataset {table.file} "
+        f"--config-file configs/sam_vit_h.py --output {table.file.with_name(table.file.stem + '_masks.json')}"
+    )
+    error = Finding("error", table.file, None, None, "segmentation", found, fix)
+    return [*others, error]
 
 
 def with_classes(dataset: DatasetFile, classes: Sequence[str]) -> DatasetFile:

@@ -10,27 +10,37 @@ import msgspec
 from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.records import (
     CocoAnnotation,
+    CocoBoxAnnotation,
+    CocoBoxFile,
     CocoCategory,
     CocoFile,
     CocoImage,
     DatasetAnnotation,
+    DatasetBoxAnnotation,
+    DatasetBoxDict,
     DatasetDict,
 )
 
 _UTF8_BOM = b"\xef\xbb\xbf"
-_COCO_DECODER = msgspec.json.Decoder(CocoFile)
-_DICTS_DECODER = msgspec.json.Decoder(list[DatasetDict])
-_COCO_LISTS: dict[str, type] = {
-    "images": CocoImage,
-    "annotations": CocoAnnotation,
-    "categories": CocoCategory,
+# By whether masks are required.
+_COCO_DECODERS: dict[bool, msgspec.json.Decoder] = {
+    True: msgspec.json.Decoder(CocoFile),
+    False: msgspec.json.Decoder(CocoBoxFile),
 }
+_DICTS_DECODERS: dict[bool, msgspec.json.Decoder] = {
+    True: msgspec.json.Decoder(list[DatasetDict]),
+    False: msgspec.json.Decoder(list[DatasetBoxDict]),
+}
+_COCO_ANNOTATIONS: dict[bool, type] = {True: CocoAnnotation, False: CocoBoxAnnotation}
+_DATASET_ANNOTATIONS: dict[bool, type] = {True: DatasetAnnotation, False: DatasetBoxAnnotation}
 _EXPECTED = (
     "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} or Detectron2's list of dicts"
 )
 
 
-def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
+def decode_dataset(
+    file: Path, *, require_masks: bool = True
+) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
     """Read a dataset file; its first character says whether it is COCO's form or Detectron2's.
 
     msgspec stops at the first problem. So a file that it refuses is read again with the standard library,
@@ -38,6 +48,7 @@ def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, lis
 
     Args:
         file: a JSON file in UTF-8, with or without a byte order mark.
+        require_masks: whether an annotation without the key `segmentation` is an error.
 
     Returns:
         The records and the problems. The records are None where the file as a whole cannot be read; a field
@@ -53,18 +64,23 @@ def decode_dataset(file: Path) -> tuple[CocoFile | list[DatasetDict] | None, lis
         return None, [_of_file(file, "file", "it is empty", "write or copy the file again")]
     try:
         is_list = content.lstrip()[:1] == b"["
-        return (_DICTS_DECODER if is_list else _COCO_DECODER).decode(content), []
+        decoders = _DICTS_DECODERS if is_list else _COCO_DECODERS
+        return decoders[require_masks].decode(content), []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decode_by_record(file, content)
+        return _decode_by_record(file, content, require_masks)
 
 
-def _decode_by_record(file: Path, content: bytes) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
+def _decode_by_record(
+    file: Path, content: bytes, require_masks: bool
+) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
     value, problem = _parse(file, content)
     if problem is not None:
         return None, [problem]
-    reader = _RecordReader(file)
+    reader = _RecordReader(file, require_masks)
     if isinstance(value, dict):
-        lists = {key: reader.coco_list(value, key, record_type) for key, record_type in _COCO_LISTS.items()}
+        annotation_type = _COCO_ANNOTATIONS[require_masks]
+        types = {"images": CocoImage, "annotations": annotation_type, "categories": CocoCategory}
+        lists = {key: reader.coco_list(value, key, record_type) for key, record_type in types.items()}
         return CocoFile(**lists), reader.findings
     if not isinstance(value, list):
         return None, [_of_file(file, "top level", f"a JSON {_json_type(value)}", _EXPECTED)]
@@ -99,8 +115,9 @@ def _parse(file: Path, content: bytes) -> tuple[Any, Finding | None]:
 class _RecordReader:
     """Converts parsed JSON to records field by field, and keeps every problem."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, require_masks: bool) -> None:
         self.file = file
+        self.annotation_type = _DATASET_ANNOTATIONS[require_masks]
         self.findings: list[Finding] = []
 
     def coco_list(self, value: dict[str, Any], key: str, record_type: type) -> list[Any]:
@@ -129,7 +146,7 @@ class _RecordReader:
             if record is None:
                 continue
             annotations = [
-                self._record(item, DatasetAnnotation, "", image_id, _id_of(item, "id", f"annotations[{position}]"))
+                self._record(item, self.annotation_type, "", image_id, _id_of(item, "id", f"annotations[{position}]"))
                 for position, item in enumerate([] if record.annotations is msgspec.UNSET else record.annotations)
             ]
             record.annotations = [annotation for annotation in annotations if annotation is not None]

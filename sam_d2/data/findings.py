@@ -79,17 +79,32 @@ def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = 
 
 def grouped_warnings(findings: Iterable[Finding]) -> list[str]:
     """Return one line for each kind of warning: how many, what is done about it, and the first example."""
-    counts: Counter[tuple[Path, str, str]] = Counter()
-    examples: dict[tuple[Path, str, str], str] = {}
-    for finding in findings:
-        if finding.severity == "warning":
-            kind = (finding.file, finding.field, finding.fix)
-            counts[kind] += 1
-            examples.setdefault(kind, finding.describe())
-    return [
-        f"{kind[0]}: {_plural(count, 'warning')} on {kind[1]} ({kind[2]}), first: {examples[kind]}"
-        for kind, count in counts.items()
-    ]
+    counts = WarningCounts()
+    counts.add(findings)
+    return counts.lines()
+
+
+class WarningCounts:
+    """How many warnings there are of each kind, with the first of each: for findings that are too many to keep."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[Path, str, str]] = Counter()
+        self._examples: dict[tuple[Path, str, str], str] = {}
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Count the warnings among findings."""
+        for finding in findings:
+            if finding.severity == "warning":
+                kind = (finding.file, finding.field, finding.fix)
+                self._counts[kind] += 1
+                self._examples.setdefault(kind, finding.describe())
+
+    def lines(self) -> list[str]:
+        """Return one line for each kind."""
+        return [
+            f"{kind[0]}: {_plural(count, 'warning')} on {kind[1]} ({kind[2]}), first: {self._examples[kind]}"
+            for kind, count in self._counts.items()
+        ]
 
 
 def _plural(count: int, noun: str) -> str:

@@ -32,7 +32,8 @@ class AnnotationTable:
         image_ids: what messages call the image (N).
         labels: what messages call the annotation (N).
         modes: the box mode of each row, int (N,).
-        left_out: rows that are usable by leaving them out.
+        require_masks: whether an annotation without a mask is of no use.
+        without_mask: rows that have no mask, or none that can be used; where masks are required, they are left out.
         new_boxes: XYXY, px, original frame, for the rows whose own box has no area.
         findings: what was found so far.
         error_rows: rows that have an error among them.
@@ -45,7 +46,8 @@ class AnnotationTable:
     image_ids: Sequence[RecordId]
     labels: Sequence[RecordId]
     modes: np.ndarray
-    left_out: set[int] = field(default_factory=set)
+    require_masks: bool = True
+    without_mask: set[int] = field(default_factory=set)
     new_boxes: dict[int, list[float]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     error_rows: set[int] = field(default_factory=set)
@@ -59,7 +61,7 @@ class AnnotationTable:
 
 
 def check_geometry(table: AnnotationTable) -> None:
-    """Check boxes, masks and areas, and fill the table's findings, `left_out` and `new_boxes`."""
+    """Check boxes, masks and areas, and fill the table's findings, `without_mask` and `new_boxes`."""
     boxes = _check_boxes(table)
     bounds = _check_polygons(table)
     _check_rles(table)
@@ -93,8 +95,9 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
         segmentation = annotation.segmentation
         if not segmentation:  # None and []; UNSET is reported already, and is false as well
             if segmentation is not UNSET:
-                table.left_out.add(row)
-                table.report(row, "warning", "segmentation", "empty", "the annotation is left out")
+                table.without_mask.add(row)
+                if table.require_masks:
+                    table.report(row, "warning", "segmentation", "empty", "the annotation is left out")
         elif isinstance(segmentation, list):
             before = len(polygons)
             for index, polygon in enumerate(segmentation):
@@ -109,7 +112,7 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
                     rows.append(row)
                     polygons.append(polygon)
             if len(polygons) == before:
-                table.left_out.add(row)
+                table.without_mask.add(row)
     return _polygon_bounds(table, np.array(rows, dtype=np.int64), polygons)
 
 
@@ -174,7 +177,9 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
         flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         far = _iou(boxes, bounds) < FAR_IOU
     for row in np.flatnonzero(flat).tolist():
-        if row in table.left_out or row in table.error_rows or table.annotations[row].segmentation is UNSET:
+        if row in table.error_rows or table.annotations[row].segmentation is UNSET:
+            continue
+        if table.require_masks and row in table.without_mask:
             continue
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()} has no area"
         mask_box = _mask_bounds(table.annotations[row], bounds[row])

@@ -100,6 +100,16 @@ class CocoAnnotation(Annotation, kw_only=True):
     image_id: Id
 
 
+class CocoBoxAnnotation(CocoAnnotation, kw_only=True):
+    """An entry of COCO's `annotations` whose mask need not be there yet.
+
+    Attributes:
+        segmentation: as any annotation's; the key may be absent.
+    """
+
+    segmentation: Segmentation = None
+
+
 class CocoCategory(Struct, kw_only=True):
     """An entry of COCO's `categories`.
 
@@ -126,6 +136,16 @@ class CocoFile(Struct, kw_only=True):
     categories: list[CocoCategory]
 
 
+class CocoBoxFile(CocoFile, kw_only=True):
+    """A COCO file whose masks need not be there yet.
+
+    Attributes:
+        annotations: in any order.
+    """
+
+    annotations: list[CocoBoxAnnotation]  # type: ignore[assignment]  # read only
+
+
 class DatasetAnnotation(Annotation, kw_only=True):
     """An instance in Detectron2's form.
 
@@ -140,6 +160,16 @@ class DatasetAnnotation(Annotation, kw_only=True):
     id: Annotated[Id | None, Meta(description="an integer of at most 64 bits")] = None
 
 
+class DatasetBoxAnnotation(DatasetAnnotation, kw_only=True):
+    """An instance in Detectron2's form whose mask need not be there yet.
+
+    Attributes:
+        segmentation: as any annotation's; the key may be absent.
+    """
+
+    segmentation: Segmentation = None
+
+
 class DatasetDict(Image, kw_only=True):
     """An image in Detectron2's form.
 
@@ -150,6 +180,18 @@ class DatasetDict(Image, kw_only=True):
 
     id: Annotated[Id | Name, Meta(description="an integer or a string")] = field(name="image_id")
     annotations: Annotated[list[DatasetAnnotation], Meta(description="a list, [] where there are none")]
+
+
+class DatasetBoxDict(DatasetDict, kw_only=True):
+    """An image in Detectron2's form whose masks need not be there yet.
+
+    Attributes:
+        annotations: its instances; an empty list where there are none.
+    """
+
+    annotations: Annotated[  # type: ignore[assignment]  # read only
+        list[DatasetBoxAnnotation], Meta(description="a list, [] where there are none")
+    ]
 
 
 def known(value: Any) -> Any:

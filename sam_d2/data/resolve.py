@@ -14,6 +14,7 @@ from sam_d2.data.image_root import names_folder
 from sam_d2.data.manifest import (
     RESERVED_NAME,
     ManifestDataset,
+    ManifestSplit,
     clean_name,
     from_manifest,
     manifest_path,
@@ -94,14 +95,7 @@ def _resolve_coco_2017(manifest: Path) -> ResolvedDataset:
 
 def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> ResolvedDataset:
     parts = {
-        split_name: _Part(
-            split_name,
-            SplitFiles(
-                from_manifest(item.json, manifest),
-                () if item.images is None else (from_manifest(item.images, manifest),),
-            ),
-            item.split,
-        )
+        split_name: _Part(split_name, manifest_files(item, manifest), item.split)
         for split_name, item in entry.splits.items()
     }
     test = parts.get("test") or parts.get("val")
@@ -111,6 +105,12 @@ def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> Resolve
             "'test' or 'val'. Register it again with tools/register_dataset.py."
         )
     return _register_parts(name, parts["train"], test, entry)
+
+
+def manifest_files(item: ManifestSplit, manifest: Path) -> SplitFiles:
+    """Return the files of a split in the manifest."""
+    images = () if item.images is None else (from_manifest(item.images, manifest),)
+    return SplitFiles(from_manifest(item.json, manifest), images)
 
 
 def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
@@ -128,14 +128,14 @@ def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
 def _resolve_file(file: Path) -> ResolvedDataset:
     folders = (folder.name for folder in file.parents if folder.name not in ("", "annotations"))
     name = clean_name("_".join((*list(folders)[:1], file.stem)))
-    files = SplitFiles(file, tuple(path for path in _image_folders(file) if path.is_dir()))
+    files = SplitFiles(file, tuple(image_folders(file)))
     logger.info(f"{file} is one file: its images are split, {Split('train').fraction:g} of them for training")
     return _register_parts(name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None)
 
 
-def _image_folders(file: Path) -> list[Path]:
-    """Return where the images of a lone file usually are, beside the file or beside its folder."""
-    return [folder / "images" for folder in (file.parent, file.parent.parent)]
+def image_folders(file: Path) -> list[Path]:
+    """Return where the images of a lone file usually are, of the folders that exist: beside it or beside its folder."""
+    return [folder for folder in (file.parent / "images", file.parent.parent / "images") if folder.is_dir()]
 
 
 def _register_parts(name: str, train: _Part, test: _Part, entry: ManifestDataset | None) -> ResolvedDataset:

@@ -9,6 +9,7 @@ import pytest
 
 from sam_d2.data import resolve_dataset
 from sam_d2.errors import UserError
+from sam_d2.labelling.source import find_source
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/register_dataset.py"
 
@@ -57,6 +58,20 @@ def test_one_file_is_split(dicts, write, register, tmp_path, capsys):
     for part in ("train", "test"):
         assert entry["splits"][part]["split"] == {"part": part, "fraction": 0.5, "seed": 3}
     assert "--config-file configs/sam.py --prompt box --dataset made" in capsys.readouterr().out
+
+
+def test_boxes_without_masks(coco, write, register, tmp_path, capsys):
+    for item in coco["annotations"]:
+        del item["segmentation"]
+    file = write(coco)
+    with pytest.raises(UserError, match="none of the 2 annotations has one: the file holds boxes alone"):
+        register("made", "--train-json", file)
+    assert not (tmp_path / "datasets.json").exists()
+    assert register("made", "--train-json", file, "--boxes-only") == 0
+    assert "python tools/masks_from_boxes.py --dataset made " in capsys.readouterr().out
+    source = find_source("made", manifest=tmp_path / "datasets.json")
+    assert (source.json_file, source.image_roots, source.other_splits) == (file, (tmp_path,), ())
+    assert source.classes == ("cat", "dog")
 
 
 def test_all_errors_of_both_files_come_at_once_and_nothing_is_written(coco, write, register, tmp_path):

@@ -1,0 +1,89 @@
+"""Which file ``--dataset`` means where one file of boxes is wanted, and not a training and a test part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_d2.data.coco_2017 import NAME as COCO_2017
+from sam_d2.data.coco_2017 import find_coco_2017
+from sam_d2.data.folder_layouts import SplitFiles, find_splits
+from sam_d2.data.manifest import RESERVED_NAME, manifest_path, read_manifest
+from sam_d2.data.resolve import image_folders, manifest_files
+from sam_d2.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset file.
+
+    Attributes:
+        json_file: absolute path.
+        image_roots: folders of its images, to try first.
+        other_splits: of the same dataset, in other files.
+        classes: names that the manifest has, for a file that names none.
+    """
+
+    json_file: Path
+    image_roots: tuple[Path, ...]
+    other_splits: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+
+def find_source(
+    argument: str, split: str | None = None, images: Path | None = None, manifest: Path | None = None
+) -> Source:
+    """Return the file of a dataset, unread.
+
+    Args:
+        argument: a name of the manifest, ``quickstart`` or ``coco_2017``, a folder in one of the layouts that
+            :func:`sam_d2.data.resolve_dataset` knows, or a file.
+        split: which of its files; by default the one of the training.
+        images: folder of the images, in place of the dataset's.
+        manifest: instead of `SAM_D2_DATASETS` or data/datasets.json.
+
+    Raises:
+        UserError: nothing is known by that name, or it has no such split.
+    """
+    manifest = manifest_path(manifest)
+    splits = _splits(argument, manifest)
+    name = split or ("train" if "train" in splits else next(iter(splits)))
+    if name not in splits:
+        raise UserError(f"--split {name}: the dataset {argument} has {', '.join(splits)}.")
+    files = splits[name]
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images}: no such folder. Check the path (the working directory is {Path.cwd()}).")
+    others = tuple(other for other, its in splits.items() if its.json_file != files.json_file)
+    if not files.json_file.is_file():
+        raise UserError(f"{files.json_file}: no such dataset file. Check the path.")
+    roots = files.image_roots if images is None else (images.absolute(),)
+    known = read_manifest(manifest).datasets
+    classes = tuple(known[argument].classes) if argument in known else ()
+    return Source(files.json_file.absolute(), roots, others, classes)
+
+
+def _splits(argument: str, manifest: Path) -> dict[str, SplitFiles]:
+    known = read_manifest(manifest).datasets
+    path = Path(argument).expanduser()
+    if argument in known:
+        return {name: manifest_files(item, manifest) for name, item in known[argument].splits.items()}
+    if argument == COCO_2017:
+        return find_coco_2017(manifest.parent)
+    if argument == RESERVED_NAME:
+        from sam_d2.data.scenes import ensure_quickstart
+
+        return find_splits(ensure_quickstart(manifest.parent / RESERVED_NAME))
+    if path.is_dir():
+        splits = find_splits(path.resolve())
+        if not splits:
+            raise UserError(
+                f"{path}: the layout of this folder is not known (docs/datasets.md lists those that are). "
+                "Name the file: --dataset FILE.json --images DIR"
+            )
+        return splits
+    if path.is_file():
+        return {"train": SplitFiles(path.resolve(), tuple(image_folders(path.resolve())))}
+    raise UserError(
+        f"Dataset {argument!r} is not known. Known: {', '.join([*known, RESERVED_NAME, COCO_2017])} (manifest "
+        f"{manifest}). Name the file: --dataset FILE.json --images DIR"
+    )
