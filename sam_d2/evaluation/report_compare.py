@@ -211,9 +211,8 @@ def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
     for name, run in zip(names, runs, strict=True):
         for row in run.results:
             if row.method == "model" and row.ranks:
-                columns[
-                    f"{name}: {_prompts(row)}, {splits[row.split, row.ground_truth]}, {row.task}{pseudo_text(row)}"
-                ] = row
+                truth = f"{splits[row.split, row.ground_truth]}, {row.task}{pseudo_text(row)}"
+                columns[f"{name}: {_prompts(row)}, {truth}"] = row
     classes = dict.fromkeys(metric for row in columns.values() for metric in row.metrics if metric.startswith("AP-"))
     if len(columns) < 2 or not classes:
         return ""
