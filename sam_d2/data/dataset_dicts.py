@@ -69,6 +69,7 @@ def build_dataset_dicts(
             "width": image.width,
             "image_id": image.id,
             "annotations": annotations[image.id],
+            **({} if image.domain is None else {"domain": image.domain}),
         }
         for image in images
     ]
@@ -92,4 +93,6 @@ def _annotation_dict(table: AnnotationTable, row: int, item: Any, category: int)
         result["id"] = item.id
     if item.area is not None and item.area >= 0:
         result["area"] = item.area
+    if item.provenance is not None:
+        result["provenance"] = item.provenance
     return result

@@ -53,11 +53,13 @@ class Image(Struct, kw_only=True):
         file_name: path relative to the image root.
         height: H0, px.
         width: W0, px.
+        domain: what sort of image it is, such as `sketch`, for an AP of each; None where the file does not say.
     """
 
     file_name: Name
     height: Side
     width: Side
+    domain: Annotated[Name | None, Meta(description="a name, such as 'sketch'")] = None
 
 
 class Annotation(Struct, kw_only=True):
@@ -69,6 +71,7 @@ class Annotation(Struct, kw_only=True):
         segmentation: polygons, an RLE, or nothing ([] and null).
         iscrowd: 1 for a region of many instances that COCO's evaluation ignores.
         area: of the mask, px^2; None where the file has none.
+        provenance: what made the annotation, where a model did (`model`, `checkpoint_sha256`, `prompt`, ...).
     """
 
     category_id: Id
@@ -76,6 +79,7 @@ class Annotation(Struct, kw_only=True):
     segmentation: Segmentation
     iscrowd: Annotated[Literal[0, 1] | bool, Meta(description="0 or 1")] = 0
     area: Annotated[float | None, Meta(description="a number, in px^2")] = None
+    provenance: Annotated[dict[str, Any] | None, Meta(description="an object that says which model made it")] = None
 
 
 class CocoImage(Image, kw_only=True):

@@ -18,6 +18,7 @@ import pycocotools.mask as mask_utils
 
 from sam_d2.evaluation.coco_metrics import Engine, detection_limit, evaluate_detections
 from sam_d2.evaluation.detections import ImageDetections
+from sam_d2.evaluation.domains import domain_metrics
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.results import Result
@@ -108,7 +109,7 @@ def evaluate_baselines(
         methods: Keys of ``BASELINES``.
         engine: As for :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`.
         max_dets: Likewise.
-        pseudo_ground_truth: Whether a model made the truth.
+        pseudo_ground_truth: Whether a model made the truth; of annotations with a ``provenance`` that is known.
 
     Returns:
         One row per method, task ``segm``, score ``constant``.
@@ -119,6 +120,7 @@ def evaluate_baselines(
         begin = time.perf_counter()
         found = baseline_detections(ground_truth, method)
         metrics = evaluate_detections(ground_truth, found, engine=engine, max_dets=limit)
+        metrics |= domain_metrics(ground_truth, found, task="segm", engine=engine, max_dets=limit)
         metrics["mIoU"] = mean_iou(ground_truth, found).value
         results.append(
             Result(
@@ -132,7 +134,7 @@ def evaluate_baselines(
                 task="segm",
                 score="constant",
                 max_dets=limit,
-                pseudo_ground_truth=pseudo_ground_truth,
+                pseudo_ground_truth=pseudo_ground_truth or ground_truth.pseudo > 0,
                 seconds=time.perf_counter() - begin,
                 metrics=dict(metrics),
             )

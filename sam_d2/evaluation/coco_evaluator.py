@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections, evaluate_rankings
 from sam_d2.evaluation.detections import ImageDetections, detections_to_coco
+from sam_d2.evaluation.domains import domain_metrics
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.reliability import Reliability, prediction_ious, reliabilities
@@ -40,7 +41,8 @@ class InstanceEvaluator(DatasetEvaluator):
     Predictions are kept as run-length codes, gathered from all processes, and scored in the main one.
     With ground-truth prompts the AP is an oracle's (the model is told where every instance is) and bbox AP is
     left out; in its place stands the mean IoU of each mask with the instance it was prompted for.
-    Metrics are those of :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`, and of the masks ``ECE``
+    Metrics are those of :func:`~sam_d2.evaluation.coco_metrics.evaluate_detections`, ``AP@domain=NAME`` where images
+    have a domain (:mod:`~sam_d2.evaluation.domains`), and of the masks ``ECE``
     (:mod:`~sam_d2.evaluation.reliability`). Where predictions carry the scores of
     :data:`~sam_d2.modeling.scoring.SCORES`, the same masks are ranked by each of ``scores`` too.
 
@@ -94,7 +96,8 @@ class InstanceEvaluator(DatasetEvaluator):
             max_dets: Detections that count per image and class; by default
                 :func:`~sam_d2.evaluation.coco_metrics.detection_limit`.
             split: Name in the report; the dataset's by default.
-            pseudo_ground_truth: Whether a model made the truth, for the report.
+            pseudo_ground_truth: Whether a model made the truth, for the report; of annotations with a
+                ``provenance`` that is known.
             ground_truth: Of the dataset, where it is read already.
 
         Raises:
@@ -220,6 +223,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 scores[task] = evaluate_detections(
                     truth, self.detections, task=task, engine=self.engine, max_dets=limit
                 )
+            scores[task].update(domain_metrics(truth, self.detections, task=task, engine=self.engine, max_dets=limit))
         if self.oracle:
             scores["prompt"] = {"mIoU": self._mean_iou(truth)}
         self.results = self._rows(truth, scores, others, limits, time.perf_counter() - self._begin)
@@ -329,7 +333,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     score=score,
                     ranks=score == self.score,
                     max_dets=limits[task],
-                    pseudo_ground_truth=self.pseudo_ground_truth,
+                    pseudo_ground_truth=self.pseudo_ground_truth or truth.pseudo > 0,
                     selected=self.selected,
                     seconds=seconds,
                     metrics=metrics,

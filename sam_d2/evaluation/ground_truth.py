@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ class AnnotatedImage:
     Attributes:
         image_id: The dataset's own id.
         number: The id that the evaluation engines see, from 1; set by :class:`GroundTruth`.
+        domain: What sort of image it is, such as ``sketch``; None where the dataset does not say.
+        pseudo: Of the annotations, how many a model made.
         file_name: As registered.
         size: (H0, W0) in pixels.
         annotations: Crowd regions included.
@@ -63,6 +65,8 @@ class AnnotatedImage:
     size: tuple[int, int]
     annotations: list[Annotation] = field(default_factory=list)
     number: int = 0
+    domain: str | None = None
+    pseudo: int = 0
 
     @property
     def instances(self) -> list[Annotation]:
@@ -130,6 +134,21 @@ class GroundTruth:
         return sum(_count(image, boxes) for image in self.images)
 
     @cached_property
+    def pseudo(self) -> int:
+        """The number of annotations that a model made: those with a ``provenance``."""
+        return sum(image.pseudo for image in self.images)
+
+    @cached_property
+    def domains(self) -> list[str]:
+        """The domains of the images, in alphabetical order; images without one are of none."""
+        return sorted({image.domain for image in self.images if image.domain is not None})
+
+    def of_domain(self, domain: str) -> GroundTruth:
+        """The images of one domain with all classes, as a ground truth of their own."""
+        images = [replace(image) for image in self.images if image.domain == domain]  # numbered anew there
+        return GroundTruth(images, self.class_names, self.category_ids, f"{self.name}, domain {domain}")
+
+    @cached_property
     def digest(self) -> str:
         """16 hex digits that tell one ground truth from another: of all that figures depend on, file names not.
 
@@ -137,7 +156,8 @@ class GroundTruth:
         """
         digest = hashlib.sha256(repr(self.class_names).encode())
         for image in self.images:
-            digest.update(repr((image.image_id, image.size)).encode())
+            domain = () if image.domain is None else (image.domain,)
+            digest.update(repr((image.image_id, image.size, *domain)).encode())
             for one in image.annotations:
                 facts = one._replace(rle=one.rle["counts"])  # its size is the image's
                 digest.update(repr(tuple(facts)).encode())
@@ -169,7 +189,8 @@ class GroundTruth:
 
         Args:
             dicts: One per image; ``image_id`` may be an integer of any size or a string, and is the file name
-                where absent. Annotations may have polygons, compressed or uncompressed RLE, or none of these.
+                where absent, and there may be a ``domain``. Annotations may have polygons, compressed or
+                uncompressed RLE, or none of these, and a ``provenance`` where a model made them.
             class_names: By contiguous class id.
             category_ids: The file's id of each class; the contiguous ids where None.
             name: For messages.
@@ -181,10 +202,12 @@ class GroundTruth:
         for record in dicts:
             size = (int(record["height"]), int(record["width"]))
             file_name = str(record.get("file_name", ""))
-            image = AnnotatedImage(record.get("image_id", file_name), file_name, size)
+            image_id = record.get("image_id", file_name)
+            image = AnnotatedImage(image_id, file_name, size, domain=record.get("domain"))
             for index, annotation in enumerate(record.get("annotations", ())):
                 where = f"{name}: image id {image.image_id!r} ({file_name}), annotation {index}"
                 image.annotations.append(_annotation(annotation, size, len(class_names), where))
+                image.pseudo += annotation.get("provenance") is not None
             images.append(image)
         return cls(images, class_names, category_ids, name)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.coco_metrics import evaluate_detections
+from sam_d2.evaluation.domains import PREFIX
 from sam_d2.evaluation.ground_truth import GroundTruth
 
 _ABOVE_COCO = 101
@@ -28,5 +29,6 @@ def metric_names(evaluator: InstanceEvaluator, prompts: Sequence[str] = ()) -> l
         for task in evaluator.tasks
         for metric in evaluate_detections(nothing, [], task=task, max_dets=evaluator.max_dets or _ABOVE_COCO)
     ]
+    names += [f"{task}/{PREFIX}{domain}" for task in evaluator.tasks for domain in truth.domains]
     names += ["prompt/mIoU"] if evaluator.oracle else []
     return [*(f"{prompt}/{name}" for prompt in prompts for name in names), "segm/AP"] if len(prompts) > 1 else names

@@ -15,10 +15,10 @@ from rich.text import Text
 from sam_d2.evaluation.report_charts import METHOD_NAMES, Series, line_chart
 from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import breakable, chart_grid, escape, page, table
-from sam_d2.evaluation.report_tables import metric_head, source_of
+from sam_d2.evaluation.report_tables import domain_section, metric_head, source_of
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import NO_PROMPT, Result, selected_text
-from sam_d2.evaluation.table import counts_text, grouped, metric_text
+from sam_d2.evaluation.results import NO_PROMPT, Result, notes_text, pseudo_text
+from sam_d2.evaluation.table import counts_text, domains_table, grouped, metric_text
 
 _CURVES = (
     ("total_loss", "Loss in training", "weighted loss"),
@@ -64,6 +64,7 @@ def compare_page(runs: Sequence[Run]) -> str:
             charts.append(line_chart(heading, series, unit, from_zero="0-1" in unit))
     if charts:
         parts += ["<h2>Training</h2>", chart_grid(charts)]
+    parts += [domain_section(run, f"AP by domain, {name}") for name, run in zip(names, runs, strict=True)]
     parts += [_per_class(runs, names), _differences_html(runs, names)]
     return page(f"{title} - sam_d2 report", "\n".join(parts))
 
@@ -79,7 +80,7 @@ def compare_text(runs: Sequence[Run]) -> list[Table]:
             shown.add_column(name, justify="right", no_wrap=True)
         best = _best([row for _, row in rows])
         for name, row in rows:
-            cells = [Text(clean(cell)) for cell in (name, _prompts(row), row.method + selected_text(row))]
+            cells = [Text(clean(cell)) for cell in (name, _prompts(row), row.method + notes_text(row))]
             for metric in _METRICS:
                 value = row.metric(metric)
                 cells.append(Text(metric_text(metric, value), style="bold" if value == best[metric] else ""))
@@ -89,7 +90,7 @@ def compare_text(runs: Sequence[Run]) -> list[Table]:
 
 
 def print_comparison(runs: Sequence[Run]) -> None:
-    """Print :func:`compare_text`."""
+    """Print :func:`compare_text`, and of each run the AP by domain."""
     console = Console()
     if not console.is_terminal:
         console.width = 120
@@ -97,6 +98,11 @@ def print_comparison(runs: Sequence[Run]) -> None:
         console.print(Text(clean(line)))
     for shown in compare_text(runs):
         console.print(shown)
+    for name, run in zip(run_names(runs), runs, strict=True):
+        text = domains_table(run.results, run.in_distribution)
+        if text:
+            title = f"{name}\n" if len(runs) > 1 else ""
+            console.print(Text(f"{clean(title)}{text}\n"))
 
 
 def differing_truths(runs: Sequence[Run]) -> list[str]:
@@ -185,7 +191,7 @@ def _table_html(label: str, rows: Sequence[tuple[str, Result]]) -> str:
         cells = [
             breakable(name),
             escape(_prompts(row)),
-            escape(METHOD_NAMES.get(row.method, row.method) + selected_text(row)),
+            escape(METHOD_NAMES.get(row.method, row.method) + notes_text(row)),
         ]
         for metric in _METRICS:
             value = row.metric(metric)
@@ -205,7 +211,8 @@ def _per_class(runs: Sequence[Run], names: Sequence[str]) -> str:
     for name, run in zip(names, runs, strict=True):
         for row in run.results:
             if row.method == "model" and row.ranks:
-                columns[f"{name}: {_prompts(row)}, {splits[row.split, row.ground_truth]}, {row.task}"] = row
+                truth = f"{splits[row.split, row.ground_truth]}, {row.task}{pseudo_text(row)}"
+                columns[f"{name}: {_prompts(row)}, {truth}"] = row
     classes = dict.fromkeys(metric for row in columns.values() for metric in row.metrics if metric.startswith("AP-"))
     if len(columns) < 2 or not classes:
         return ""

@@ -19,8 +19,8 @@ from sam_d2.evaluation.report_charts import (
 from sam_d2.evaluation.report_data import Evaluation, Run, read_run
 from sam_d2.evaluation.report_html import breakable, chart_grid, data_uri, definitions, escape, escape_lines, page
 from sam_d2.evaluation.report_pair import pair_section
-from sam_d2.evaluation.report_tables import class_table, method_table, score_table, source_of
-from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, write_atomically
+from sam_d2.evaluation.report_tables import class_table, domain_section, method_table, score_table, source_of
+from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, prompts_text, write_atomically
 from sam_d2.evaluation.table import by_score, grouped, metric_text, shortfalls
 
 FILE_NAME = "report.html"
@@ -59,6 +59,7 @@ def run_page(run: Run) -> str:
     parts += [pair_section(run.results), "<h2>Results</h2>"]
     parts += [method_table(rows) for rows in groups]
     parts += [_scores(rows) for rows in by_score(run.results)]
+    parts.append(domain_section(run))
     parts.append(_curves(run))
     parts += [class_table(rows, run.evaluations) for rows in groups]
     left = MOST_PICTURE_BYTES
@@ -85,6 +86,8 @@ def is_loss(name: str) -> bool:
 def _header(run: Run, title: str) -> str:
     first = run.results[0]
     tags = [f'<span class="tag strong">{escape(source_of(first))}</span>'] if run.oracle else []
+    if any(row.pseudo_ground_truth for row in run.results):
+        tags.append(f'<span class="tag strong">{PSEUDO}</span>')
     tags += [f'<span class="tag">{escape(split)}</span>' for split in dict.fromkeys(row.split for row in run.results)]
     if run.evaluations:
         tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')

@@ -8,7 +8,7 @@ from sam_d2.evaluation.gap import BOX_CAUSES, CAUSES
 from sam_d2.evaluation.report_charts import Chart, Step, waterfall_chart
 from sam_d2.evaluation.report_html import chart_grid, escape, table
 from sam_d2.evaluation.report_tables import metric_head
-from sam_d2.evaluation.results import Result
+from sam_d2.evaluation.results import Result, pseudo_text
 from sam_d2.evaluation.table import metric_text
 
 _COLUMNS = ("AP", "AP50", "AP75", "AR")
@@ -37,7 +37,7 @@ def gap_text(row: Result) -> str:
     share = {cause: f"{cause} {metric_text('AP', row.metric(f'gap_{cause}'))}" for cause in (*CAUSES, *BOX_CAUSES)}
     boxes = f"{share['boxes']} ({', '.join(share[cause] for cause in BOX_CAUSES)})"
     return (
-        f"{row.split}, prompt {row.prompt}: AP {metric_text('AP', row.metric('AP'))}, oracle "
+        f"{row.split}, prompt {row.prompt}{pseudo_text(row)}: AP {metric_text('AP', row.metric('AP'))}, oracle "
         f"{metric_text('AP', row.metric('gap_oracle'))}; to 100 are missing {metric_text('AP', row.metric('gap'))}: "
         f"{share['classes']}, {boxes}, {share['masks']}"
     )
@@ -76,8 +76,9 @@ def _side_by_side(pairs: Sequence[Result], results: Sequence[Result]) -> str:
     if alone:
         by_task = {row.task: row for row in alone}
         lines.append(_line(f"the {maker} alone", alone[0].score, by_task.get("segm"), by_task.get("bbox")))
+    words = escape(f"{pairs[0].split} · masks and boxes{pseudo_text(pairs[0])}")
     header = ["", "ranked by", *(f"mask {metric_head(name)}" for name in _COLUMNS), f"box {metric_head('AP')}"]
-    return table(header, lines, caption=escape(f"{pairs[0].split} · masks and boxes"), text_columns=2)
+    return table(header, lines, caption=words, text_columns=2)
 
 
 def _line(words: str, score: str, masks: Result | None, boxes: Result | None) -> list[str]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sam_d2.evaluation.domains import Lines, table_words
 from sam_d2.evaluation.report_charts import METHOD_NAMES
-from sam_d2.evaluation.report_data import Evaluation
-from sam_d2.evaluation.report_html import escape, table
-from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, selected_text
-from sam_d2.evaluation.table import COLUMNS, OF_ONE, SCORE_COLUMNS, counts_text, metric_text
+from sam_d2.evaluation.report_data import Evaluation, Run
+from sam_d2.evaluation.report_html import breakable, escape, table
+from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, notes_text, prompts_text, pseudo_text
+from sam_d2.evaluation.table import COLUMNS, OF_ONE, SCORE_COLUMNS, by_domain, counts_text, metric_text
 
 _WORDS = {"base": "base, before training"}
 _SOURCES = {"detector": "from a detector", "file": "from a file"}
@@ -46,12 +47,12 @@ def method_table(rows: Sequence[Result]) -> str:
     scores = " / ".join(dict.fromkeys(row.score for row in rows if row.score != "constant")) or "constant"
     words = [first.split, first.task, f"{prompts_text(first.prompt)}, {source_of(first)}", f"ranked by {scores}"]
     if any(row.pseudo_ground_truth for row in rows):
-        words.append("PSEUDO ground truth, made by a model")
+        words.append(f"{PSEUDO}, made by a model")
     if first.images is not None:
         words.append(counts_text(first))
     lines = [
         [
-            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method)) + selected_text(row)),
+            escape(_WORDS.get(row.method, METHOD_NAMES.get(row.method, row.method)) + notes_text(row)),
             *(metric_text(name, row.metric(name)) for name in names),
             str(row.max_dets),
             f"{row.seconds:.1f} s",
@@ -67,11 +68,24 @@ def score_table(rows: Sequence[Result]) -> str:
     """One table of the same masks ranked by several scores."""
     first = rows[0]
     words = [first.split, first.task, f"{prompts_text(first.prompt)}, {source_of(first)}"]
-    words.append(f"the same masks of the {METHOD_NAMES.get(first.method, first.method)}, ranked by each score")
+    method = METHOD_NAMES.get(first.method, first.method) + pseudo_text(first)
+    words.append(f"the same masks of the {method}, ranked by each score")
     lines = [[escape(row.score), *(metric_text(name, row.metric(name)) for name in SCORE_COLUMNS)] for row in rows]
     header = ["ranked by", *map(metric_head, SCORE_COLUMNS)]
     classes = ["main" if row.ranks else "" for row in rows]
     return f'<div class="sheet">{table(header, lines, caption=escape(" · ".join(words)), classes=classes)}</div>'
+
+
+def domain_section(run: Run, heading: str = "AP by domain") -> str:
+    """AP by domain of a run, and its effective robustness where the run in distribution is known; or nothing."""
+    tables = [_domain_table(rows, lines) for rows, lines in by_domain(run.results, run.in_distribution)]
+    return "\n".join([f"<h2>{breakable(heading)}</h2>", *tables]) if tables else ""
+
+
+def _domain_table(rows: Sequence[Result], lines: Lines) -> str:
+    header = ["domain", *(escape(METHOD_NAMES.get(row.method, row.method) + pseudo_text(row)) for row in rows)]
+    cells = [[escape(label), *(metric_text("AP", value) for value in values)] for label, values in lines]
+    return f'<div class="sheet">{table(header, cells, caption=escape(" · ".join(table_words(rows[0], lines))))}</div>'
 
 
 def class_table(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> str:
@@ -109,6 +123,7 @@ def class_table(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> st
     heads = [f"AP of {escape(METHOD_NAMES.get(row.method, row.method))}" for row in references]
     header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
     prompts = prompts_text(first.prompt)
-    words = f"{first.split} · {first.task} · {prompts} · {shown.method}, {len(names)} classes by falling AP"
+    method = shown.method + pseudo_text(shown)
+    words = f"{first.split} · {first.task} · {prompts} · {method}, {len(names)} classes by falling AP"
     drawn = table(header, lines, caption=escape(words), tall=True)
     return f'<h2>AP per class, {escape(prompts)}</h2><div class="sheet">{drawn}</div>'

@@ -14,6 +14,8 @@ from sam_d2.errors import UserError
 VERSION = 1
 NO_PROMPT = "none"
 """Kind of prompt of a model that takes none."""
+PSEUDO = "pseudo ground truth"
+"""Said wherever figures stand that were measured on annotations which a model made."""
 
 
 def prompts_text(prompt: str) -> str:
@@ -42,7 +44,7 @@ class Result(msgspec.Struct, kw_only=True):
         ranks: Whether it is the one that ranks the method's results; False of another score that the same masks were
             ranked by for comparison.
         max_dets: Detections that count per image and class.
-        pseudo_ground_truth: Whether the truth itself was made by a model.
+        pseudo_ground_truth: Whether a model made the truth itself, or some of it.
         selected: Whether the weights were chosen by scores on this very split, as those of ``model_best.pth`` or where
             early stop ended the training.
         seconds: Wall-clock time of prediction and evaluation.
@@ -82,9 +84,16 @@ class Result(msgspec.Struct, kw_only=True):
         return math.nan if value is None else value
 
 
-def selected_text(row: Result) -> str:
-    """What to put behind a row's method where its split chose the weights; else nothing."""
-    return " (selected on this split)" if row.selected else ""
+def pseudo_text(row: Result) -> str:
+    """What to put behind figures whose truth a model made; else nothing."""
+    return f" ({PSEUDO})" if row.pseudo_ground_truth else ""
+
+
+def notes_text(row: Result) -> str:
+    """What to put behind a row's method: that its split chose the weights, that its truth is a model's; or nothing."""
+    notes = ["selected on this split"] if row.selected else []
+    notes += [PSEUDO] if row.pseudo_ground_truth else []
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 class _Report(msgspec.Struct):

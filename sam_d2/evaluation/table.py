@@ -11,8 +11,11 @@ from io import StringIO
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from sam_d2.evaluation.results import NO_PROMPT, Result, prompts_text, selected_text
+from sam_d2.evaluation.domains import PREFIX, InDistribution, Lines, domain_lines, table_words
+from sam_d2.evaluation.report_text import clean
+from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, notes_text, prompts_text, pseudo_text
 from sam_d2.evaluation.short_training import short_training_hint, training_losses
 
 SCORE_COLUMNS = ("AP", "AP50", "AP75", "ECE")
@@ -42,6 +45,8 @@ _TERMS = {
     "base": "base: the model before training",
     "box_as_mask": "box_as_mask: no model, the box filled",
     "ellipse": "ellipse: no model, the ellipse in the box",
+    PSEUDO: f"{PSEUDO}: a model made the annotations, or some of them",
+    PREFIX: "AP by domain: on the images of one domain, all classes; their mean counts every domain alike",
     "selected": "selected on this split: its scores chose the weights, so they flatter",
 }
 
@@ -127,7 +132,7 @@ def results_table(results: Iterable[Result]) -> str:
             table.add_column(name, justify="right")
         for row in rows:
             cells = [metric_text(name, row.metric(name)) for name in columns]
-            table.add_row(row.method + selected_text(row), *cells, str(row.max_dets), f"{row.seconds:.1f}")
+            table.add_row(row.method + notes_text(row), *cells, str(row.max_dets), f"{row.seconds:.1f}")
         console.print(_title(rows), soft_wrap=True, markup=False, highlight=False)
         console.print(table)
     return _text_of(console)
@@ -151,10 +156,55 @@ def scores_table(results: Iterable[Result]) -> str:
             table.add_column(name, justify="right")
         for row in rows:
             table.add_row(row.score, *(metric_text(name, row.metric(name)) for name in SCORE_COLUMNS))
-        words = ["AP by score", first.split, first.task, prompts_text(first.prompt), f"the {first.method}'s masks"]
+        words = ["AP by score", first.split, first.task, prompts_text(first.prompt)]
+        words.append(f"the {first.method}'s masks{pseudo_text(first)}")
         console.print(" | ".join(words), soft_wrap=True, markup=False, highlight=False)
         console.print(table)
     return _text_of(console)
+
+
+def domains_table(results: Iterable[Result], in_distribution: InDistribution | None = None) -> str:
+    """One table per group of :func:`grouped` whose images have domains: AP by domain, one column per method.
+
+    Args:
+        results: Rows of a report, in any order.
+        in_distribution: The same models' results in distribution: with them AP there and the effective robustness
+            follow, of groups without domains too.
+
+    Returns:
+        Plain text of several lines; 0-100, a dash where undefined; empty where there is nothing to show.
+
+    Raises:
+        UserError: As :meth:`~sam_d2.evaluation.domains.InDistribution.partners`.
+    """
+    console = _plain_console()
+    for rows, lines in by_domain(results, in_distribution):
+        first = rows[0]
+        table = Table(box=box.SIMPLE_HEAD, header_style="")
+        table.add_column("domain")
+        for row in rows:
+            table.add_column(row.method + pseudo_text(row), justify="right")
+        for label, values in lines:
+            table.add_row(Text(clean(label)), *(metric_text("AP", value) for value in values))
+        console.print(" | ".join(table_words(first, lines)), soft_wrap=True, markup=False, highlight=False)
+        console.print(table)
+    return _text_of(console)
+
+
+def by_domain(
+    results: Iterable[Result], in_distribution: InDistribution | None = None
+) -> list[tuple[list[Result], Lines]]:
+    """The groups of :func:`grouped` with their lines of AP by domain, where there are any; as :func:`domains_table`.
+
+    A group none of whose rows has a counterpart in distribution is an error only where that holds for all groups.
+
+    Raises:
+        UserError: As :meth:`~sam_d2.evaluation.domains.InDistribution.partners`.
+    """
+    groups = grouped(results)
+    partners = in_distribution.partners(groups) if in_distribution is not None else [{} for _ in groups]
+    lines = [(rows, domain_lines(rows, found)) for rows, found in zip(groups, partners, strict=True)]
+    return [(rows, shown) for rows, shown in lines if shown]
 
 
 def _plain_console() -> Console:
@@ -167,7 +217,7 @@ def _text_of(console: Console) -> str:
 
 
 def legend(results: Iterable[Result]) -> str:
-    """The words that :func:`results_table` and :func:`scores_table` show for these rows, in some lines.
+    """The words that the tables of this module show for these rows, in some lines.
 
     Args:
         results: Rows of a report, in any order.
@@ -176,6 +226,10 @@ def legend(results: Iterable[Result]) -> str:
     used = {"AP", *(row.method for row in rows), *(name for row in rows for name in row.metrics)}
     if not by_score(rows):
         used.discard("ECE")
+    if any(name.startswith(PREFIX) for name in used):
+        used.add(PREFIX)
+    if any(row.pseudo_ground_truth for row in rows):
+        used.add(PSEUDO)
     if any(row.selected for row in rows):
         used.add("selected")
     terms = "; ".join(words for term, words in _TERMS.items() if term in used)
@@ -212,7 +266,8 @@ def shortfalls(results: Iterable[Result]) -> list[str]:
             if better:
                 *others, last = better
                 names = f"{', '.join(others)} and {last}" if others else last
-                lines.append(f"WORSE than {names}: {model.split}, prompt {model.prompt}, {model.task}")
+                where = f"{model.split}, prompt {model.prompt}, {model.task}"
+                lines.append(f"WORSE than {names}: {where}{pseudo_text(model)}")
     return lines
 
 
@@ -225,7 +280,7 @@ def log_results(results: Iterable[Result], *, pretrained: bool = False) -> None:
     """
     rows = list(results)
     if rows:
-        tables = [table for table in (results_table(rows), scores_table(rows)) if table]
+        tables = [table for table in (results_table(rows), scores_table(rows), domains_table(rows)) if table]
         _log.info("results\n%s\n\n%s", "\n\n".join(tables), legend(rows))
     for line in shortfalls(rows):
         _log.warning("*** %s ***", line)
@@ -245,7 +300,7 @@ def _title(rows: list[Result]) -> str:
     prompt = ["no prompts"] if first.prompt == NO_PROMPT else [f"prompt {first.prompt}", source]
     parts = [first.split, first.task, *prompt, f"score {' / '.join(scores)}"]
     if any(row.pseudo_ground_truth for row in rows):
-        parts.append("PSEUDO ground truth, made by a model")
+        parts.append(f"{PSEUDO}, made by a model")
     if first.images is not None:
         parts.append(counts_text(first))
     return " | ".join(parts)
