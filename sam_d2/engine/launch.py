@@ -165,13 +165,20 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> int | None:
     except Exception as error:
         problem = UserError(_LOST) if is_lost_connection(error) else error
         # Of the same mistake in all processes, and of what follows from one of them, the user is told once.
-        if store.add("failed processes", 1) > 1:
+        if not _is_first_to_fail(store):
             raise SystemExit(2) from None
         if isinstance(problem, UserError):
             _tell_torchrun(str(problem))
         raise problem from error
     torch.distributed.destroy_process_group()
     return code
+
+
+def _is_first_to_fail(store: torch.distributed.Store) -> bool:
+    try:
+        return store.add("failed processes", 1) == 1
+    except RuntimeError:  # the process that keeps it has ended
+        return False
 
 
 def _tell_torchrun(message: str) -> None:
