@@ -153,7 +153,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
-    from sam_d2.engine.distributed import choose_amp_dtype, distribute
+    from sam_d2.engine.distributed import choose_amp_dtype, distribute, share_buffers
     from sam_d2.engine.early_stop import EarlyStop
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.progress import ProgressLine
@@ -206,6 +206,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
+        share_buffers(model)
         with average.applied():
             results.update({**evaluation(model), **(validation(model) if validation else {})})
         return dict(results)
@@ -265,7 +266,7 @@ def main(args: argparse.Namespace) -> int:
 
 def launch() -> int | None:
     args = parse_args()
-    from sam_d2.engine.distributed import launch_main
+    from sam_d2.engine.launch import launch_main
 
     return launch_main(main, args)
 

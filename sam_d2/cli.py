@@ -65,15 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-only", action="store_true", help="score a checkpoint, train nothing")
     machines = parser.add_argument_group("processes")
     machines.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="GPUs per machine; without any, the CPU is used"
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes per machine, one per GPU; on the CPU where it has none",
     )
     machines.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines")
     machines.add_argument("--machine-rank", type=int, default=0, metavar="I", help="this machine, from 0")
     machines.add_argument(
         "--dist-url",
-        default=_default_dist_url(),
+        default=default_dist_url(),
         metavar="URL",
-        help="where the processes meet (default: %(default)s)",
+        help="where the processes meet; auto: a free port of this machine (default: %(default)s)",
     )
     parser.add_argument("opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
     return parser
@@ -140,27 +144,10 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except Exception as error:
-        message = _user_error_of_child(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        code = 2
     sys.exit(code or 0)
 
 
-def _user_error_of_child(error: Exception) -> str | None:
-    """Return the message of a UserError raised in a process that torch has started, None if it was another.
-
-    torch hands on such an error as text alone: the child's traceback, whose last lines are the message.
-    """
-    if type(error).__name__ != "ProcessRaisedException":
-        return None
-    _, found, message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
-    return message.strip() if found else None
-
-
-def _default_dist_url() -> str:
+def default_dist_url() -> str:
     """Return a local address with a port of the user's own: a run left behind shows as a port in use."""
     user = os.getuid() if hasattr(os, "getuid") else 1
     return f"tcp://127.0.0.1:{49152 + user % 16384}"

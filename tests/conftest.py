@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import sam_d2  # noqa: F401
+from detectron2.utils import comm
 
 ROOT = Path(__file__).resolve().parents[1]
 TrainNet = Callable[..., Path]
@@ -28,6 +30,21 @@ TINY = [
     "dataloader.test.num_workers=0",
 ]
 """Overrides of configs/sam_tiny.py for a model that trains a step in some ten milliseconds."""
+R_18 = [
+    "model.backbone.out_channels=32",
+    "model.roi_heads.box_head.fc_dims=[16]",
+    "model.roi_heads.box_predictor.input_shape.channels=16",
+    "model.roi_heads.mask_head.conv_dims=[32,32]",
+    "model.roi_heads.batch_size_per_image=16",
+    "model.proposal_generator.post_nms_topk=[40,20]",
+    "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+    "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "train.log_period=1",
+]
+"""Overrides of configs/mask_rcnn_R_18_FPN.py for a step in a fraction of a second."""
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +88,12 @@ def tiny_overrides() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def r_18_overrides() -> list[str]:
+    """``key=value`` arguments that make configs/mask_rcnn_R_18_FPN.py small enough for a test."""
+    return list(R_18)
+
+
+@pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder for ``--dataset``: 6 training and 4 test images of coloured shapes, landscape and portrait.
 
@@ -101,6 +124,35 @@ def restore_loggers() -> Iterator[None]:
     """For tests that begin a run themselves."""
     with loggers_restored():
         yield
+
+
+@pytest.fixture(scope="session")
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """``in_two_processes(function, *arguments)``: what it returns in each of two processes that are joined by gloo.
+
+    They are forked, because importing torch again would take longer than most tests, so it may be any function. What
+    hangs fails after two minutes.
+    """
+
+    def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        folder = tmp_path_factory.mktemp("processes")
+        torch.multiprocessing.start_processes(
+            _run_in_process, args=(folder, function, arguments), nprocs=2, start_method="fork"
+        )
+        return [torch.load(folder / f"{rank}.pth", weights_only=False) for rank in range(2)]
+
+    return run
+
+
+def _run_in_process(rank: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)  # a forked process cannot use the threads of the first one
+    dist = torch.distributed
+    patience = timedelta(minutes=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
+    comm.create_local_process_group(2)
+    torch.save(function(*arguments), folder / f"{rank}.pth")
+    dist.barrier()  # else the first to end would take the connection from the other
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing
 
 from detectron2.engine import default_argument_parser
 from sam_d2.cli import build_parser, check_output, parse_args, run_main
@@ -96,22 +95,6 @@ def test_run_main_ends_the_process(main, code, message, capsys):
         run_main(main)
     assert end.value.code == code
     assert capsys.readouterr().err == message
-
-
-def _fail(rank, error):
-    raise error
-
-
-def test_run_main_shows_a_user_error_of_a_started_process(capfd):
-    def launch(error):
-        return lambda: torch.multiprocessing.start_processes(_fail, (error,), nprocs=1, start_method="fork")
-
-    with pytest.raises(SystemExit) as end:
-        run_main(launch(UserError("f.json: image 3 has no size")))
-    assert end.value.code == 2
-    assert capfd.readouterr().err == "error: f.json: image 3 has no size\n"
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException):
-        run_main(launch(ValueError("a fault of ours")))
 
 
 def test_run_main_lets_our_own_faults_through():

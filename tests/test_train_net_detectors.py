@@ -12,31 +12,14 @@ from sam_d2.engine.checkpoint import load_checkpoint_file
 from sam_d2.errors import UserError
 from sam_d2.evaluation.results import read_report
 
-R_18 = [
-    "model.backbone.out_channels=32",
-    "model.roi_heads.box_head.fc_dims=[16]",
-    "model.roi_heads.box_predictor.input_shape.channels=16",
-    "model.roi_heads.mask_head.conv_dims=[32,32]",
-    "model.roi_heads.batch_size_per_image=16",
-    "model.proposal_generator.post_nms_topk=[40,20]",
-    "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
-    "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-    "dataloader.train.total_batch_size=2",
-    "dataloader.train.num_workers=0",
-    "dataloader.test.num_workers=0",
-    "train.max_iter=4",
-    "train.checkpointer.period=2",
-    "train.eval_period=0",
-    "train.log_period=1",
-]
-"""Overrides of configs/mask_rcnn_R_18_FPN.py for a step in a fraction of a second."""
+SHORT = ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]
 
 
 @pytest.fixture(scope="module")
-def detector(train_net, root):
+def detector(train_net, root, r_18_overrides):
     def run(output, *arguments, overrides=()):
         config = str(root / "configs" / "mask_rcnn_R_18_FPN.py")
-        return train_net(output, "--config-file", config, *arguments, overrides=[*R_18, *overrides])
+        return train_net(output, "--config-file", config, *arguments, overrides=[*r_18_overrides, *SHORT, *overrides])
 
     return run
 

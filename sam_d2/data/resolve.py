@@ -78,8 +78,11 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
         return _resolve_coco_2017(manifest)
     if argument == RESERVED_NAME:
         from sam_d2.data.scenes import ensure_quickstart
+        from sam_d2.engine.distributed import first_process_first
 
-        return _resolve_folder(ensure_quickstart(manifest.parent / RESERVED_NAME), RESERVED_NAME)
+        with first_process_first():
+            folder = ensure_quickstart(manifest.parent / RESERVED_NAME)
+        return _resolve_folder(folder, RESERVED_NAME)
     if path.is_dir():
         return _resolve_folder(path.resolve(), clean_name(path.resolve().name))
     if path.is_file():

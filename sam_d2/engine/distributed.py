@@ -1,65 +1,18 @@
-"""Processes and devices: ``torchrun``, Detectron2's launcher, a GPU or none."""
+"""Devices, and the models of a training in several processes; :mod:`sam_d2.engine.launch` starts them."""
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Callable
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detectron2.engine import launch
 from detectron2.utils import comm
 from sam_d2.errors import UserError
-
-
-def launch_main(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int | None:
-    """Run ``main(args)`` in as many processes as asked for.
-
-    Under ``torchrun`` this process is one of them already: NCCL joins them where there are GPUs, gloo elsewhere.
-    Otherwise Detectron2's launcher starts one process per GPU. On a machine without a GPU there is one process.
-
-    Raises:
-        UserError: more GPUs are asked for than the machine has.
-    """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _run_under_torchrun(main, args)
-    available = torch.cuda.device_count()
-    if available == 0 and args.num_machines > 1:
-        raise UserError("--num-machines: no GPU is found. For several machines without GPUs use torchrun on each.")
-    if available == 0 and args.num_gpus > 1:
-        raise UserError(
-            f"--num-gpus {args.num_gpus}: no GPU is found. For several processes on the CPU use "
-            f"torchrun --nproc-per-node {args.num_gpus} experiments/train_net.py ..."
-        )
-    if args.num_gpus > max(available, 1):
-        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {available}.")
-    if available == 0 or args.num_gpus * args.num_machines <= 1:
-        return main(args)
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-    return None
-
-
-def _run_under_torchrun(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int | None:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        return main(args)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def choose_device(name: str) -> torch.device:
@@ -98,12 +51,69 @@ def distribute(model: nn.Module, **options: Any) -> nn.Module:
     """Wrap a model for DDP where there are several processes.
 
     Detectron2's ``create_ddp_model`` always passes ``device_ids``, which a model on the CPU refuses.
+
+    Args:
+        model: with the same parameters and buffers by name in every process; those of the first become everyone's.
+        **options: of ``DistributedDataParallel``; ``broadcast_buffers`` is taken under this name by every torch.
+
+    Raises:
+        UserError: the model is on the CPU, where the processes were joined for GPUs or it synchronises its batch
+            normalisation by a layer that is for GPUs only.
     """
     if comm.get_world_size() == 1:
         return model
-    # DDP copies the first process's parameters to the others, but its buffers only with broadcast_buffers, at every
-    # step. SAM's random position encoding is a buffer: each process would train with one of its own.
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, src=0)
     on_gpu = next(model.parameters()).is_cuda
+    if not on_gpu:
+        _check_on_cpu(model)
+    share_buffers(model)
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:  # torch 2.15 and later
+        options = {{"broadcast_buffers": "forward_sync_buffers"}.get(name, name): v for name, v in options.items()}
     return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **options)
+
+
+def _check_on_cpu(model: nn.Module) -> None:
+    if torch.distributed.get_backend() == "nccl":
+        raise UserError(
+            "train.device=cpu: the processes were joined for this machine's GPUs. To train on the CPU in several "
+            "processes hide them: begin the command with CUDA_VISIBLE_DEVICES= (and nothing after it)."
+        )
+    synchronised = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if synchronised:
+        raise UserError(
+            f"norm=SyncBN ({synchronised[0]} and {len(synchronised) - 1} more): torch synchronises batch normalisation "
+            "on GPUs only. On the CPU take norm=naiveSyncBN, GN or FrozenBN, or one process."
+        )
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers, which are the ones that it saves; nothing where it is alone.
+
+    DDP copies them only with ``broadcast_buffers``, and then before a step and not after it. But SAM's random position
+    encoding is a buffer, of which each process would train with one of its own, and so are the running statistics of
+    batch normalisation, with which a test would score another model in each process, none of them the saved one.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first process of a machine through the block before its others, which find what it has made.
+
+    Where it fails in there, the others go in nevertheless, and fail by themselves.
+    """
+    first = comm.get_local_rank() == 0
+    if not first:
+        comm.synchronize()
+    try:
+        yield
+    finally:
+        if first:
+            comm.synchronize()
+
+
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Tell whether an error says no more than that another process of the run is gone, or out of reach."""
+    # gloo's errors are plain RuntimeErrors that begin with the place in its source.
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))

@@ -54,7 +54,12 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
             f"{folder} holds an earlier run. Add --resume to go on with it, --eval-only to score it, or "
             "--output-dir DIR to begin another."
         )
-    goes_on = has_checkpoint(cfg, args) and not args.eval_only
+    found = comm.all_gather(has_checkpoint(cfg, args))
+    if len(set(found)) > 1:
+        raise UserError(
+            f"--resume: {folder} is not the same folder for all processes. Take a disk that all machines share."
+        )
+    goes_on = found[0] and not args.eval_only
     changes = check_resume(cfg) if goes_on else []
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,9 +89,12 @@ def _holds_a_run(folder: Path) -> bool:
 
 
 def _hardware() -> str:
+    processes = comm.get_world_size()
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return f"no GPU, {torch.get_num_threads()} CPU threads"
+        hardware = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    else:
+        hardware = f"no GPU, {torch.get_num_threads()} CPU threads"
+    return f"{hardware}, {processes} processes" if processes > 1 else hardware
 
 
 def has_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> bool:

@@ -16,6 +16,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from sam_d2.data.loader import sample_seed
+from sam_d2.engine.distributed import is_lost_connection
 from sam_d2.engine.not_finite import not_finite_text
 from sam_d2.engine.oom import Losses, OomRetry
 from sam_d2.engine.step_batches import StepBatches
@@ -80,9 +81,7 @@ class Trainer(SimpleTrainer):
         self.device = next(model.parameters()).device
         self.amp_dtype = amp_dtype
         self.clip_gradient_norm = clip_gradient_norm
-        self.grad_scaler = torch.amp.GradScaler(
-            self.device.type, enabled=amp_dtype == torch.float16 and self.device.type == "cuda"
-        )
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations ``start_iter`` to ``max_iter - 1``.
@@ -91,7 +90,7 @@ class Trainer(SimpleTrainer):
             UserError: a step met bad input. Detectron2's loop would log it with its traceback, which helps nobody.
         """
         loop_log = logging.getLogger("detectron2.engine.train_loop")
-        loop_log.addFilter(_is_no_user_error)
+        loop_log.addFilter(_is_fault_of_ours)
         if self.accumulate > 1:
             logger.info("A step takes %d batches; images per second count them all", self.accumulate)
         try:
@@ -99,7 +98,7 @@ class Trainer(SimpleTrainer):
         except _StopTraining:
             self.iter += 1
         finally:
-            loop_log.removeFilter(_is_no_user_error)
+            loop_log.removeFilter(_is_fault_of_ours)
             self.oom.report(self.iter)
 
     def stop(self) -> None:
@@ -189,11 +188,13 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
-        if self.grad_scaler.is_enabled():
+        # The run may have begun in another precision, without a scaler.
+        if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if "oom" in state_dict:  # not of an earlier sam_d2
             self.oom.load_state_dict(state_dict["oom"])
 
 
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+def _is_fault_of_ours(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, UserError) or is_lost_connection(error))

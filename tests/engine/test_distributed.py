@@ -1,60 +1,23 @@
 """Devices, and a training in two processes that equals one in a single process."""
 
-import argparse
-import importlib
+import copy
 import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from detectron2.utils import comm
-from sam_d2.engine import distributed
-from sam_d2.engine.distributed import choose_amp_dtype, choose_device, distribute, launch_main
+from sam_d2.engine.distributed import choose_amp_dtype, choose_device, distribute, first_process_first, share_buffers
 from sam_d2.errors import UserError
 from sam_d2.evaluation import read_report
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
-
-
-def arguments(**options):
-    single = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    return argparse.Namespace(**{**single, **options})
-
-
-class TestLaunch:
-    @pytest.fixture(autouse=True)
-    def outside_of_torchrun(self, monkeypatch):
-        monkeypatch.delenv("RANK", raising=False)
-
-    @pytest.mark.parametrize(("gpus", "asked"), [(0, 0), (0, 1), (1, 1), (4, 1)])
-    def test_one_process_is_this_one(self, monkeypatch, gpus, asked):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        args = arguments(num_gpus=asked)
-        assert launch_main(lambda given: (given is args, os.getpid()), args) == (True, os.getpid())
-
-    def test_several_without_a_gpu(self, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-        with pytest.raises(UserError, match=r"no GPU is found.*torchrun --nproc-per-node 3"):
-            launch_main(print, arguments(num_gpus=3))
-
-    def test_more_gpus_than_there_are(self, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        with pytest.raises(UserError, match="--num-gpus 3: this machine has 2"):
-            launch_main(print, arguments(num_gpus=3))
-
-    def test_several_gpus_go_to_detectron2s_launcher(self, monkeypatch):
-        calls = []
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        monkeypatch.setattr(distributed, "launch", lambda *given, **named: calls.append((given, named)))
-        args = arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url="tcp://a:1")
-        launch_main(print, args)
-        named = {"num_machines": 3, "machine_rank": 1, "dist_url": "tcp://a:1", "args": (args,)}
-        assert calls == [((print, 2), named)]
 
 
 class TestDevice:
@@ -103,35 +66,82 @@ def test_one_process_needs_no_wrapper():
     assert distribute(model, find_unused_parameters=False) is model
 
 
-# The processes import it by name, and "tests" is a package of Detectron2 where that lies on the path.
-DISTRIBUTE = """
-import torch
-from torch import nn
+class Model(nn.Module):
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        torch.manual_seed(comm.get_rank())
+        self.norm = norm(2)
+        self.register_buffer("encoding", torch.randn(3))
 
-from sam_d2.engine.distributed import distribute
-
-
-def run(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    model = nn.Module()
-    model.linear = nn.Linear(2, 2)
-    model.register_buffer("encoding", torch.randn(3))
-    distribute(model, broadcast_buffers=False)
-    torch.save(model.state_dict(), folder / f"{rank}.pth")
-    torch.distributed.destroy_process_group()
-"""
+    def forward(self, images):
+        return self.norm(images)
 
 
-def test_every_process_begins_with_the_same_parameters_and_buffers(tmp_path, monkeypatch):
-    (tmp_path / "distribute_in_a_process.py").write_text(DISTRIBUTE)
-    monkeypatch.syspath_prepend(tmp_path)
-    worker = importlib.import_module("distribute_in_a_process")
-    torch.multiprocessing.spawn(worker.run, args=(tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
-    assert first.keys() == {"linear.weight", "linear.bias", "encoding"}
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+def states():
+    """Of parameters and buffers: at the beginning, after a forward pass in training, and as shared then."""
+    model = Model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapped = distribute(model, broadcast_buffers=False, find_unused_parameters=False)
+    copies = [copy.deepcopy(model.state_dict())]
+    wrapped(torch.full((1, 2, 2, 2), float(comm.get_rank())))
+    copies.append(copy.deepcopy(model.state_dict()))
+    share_buffers(model)
+    return [*copies, model.state_dict()]
+
+
+def test_every_process_begins_with_the_same_parameters_and_buffers_and_shares_them(in_two_processes):
+    first, second = in_two_processes(states)
+    assert first[0].keys() >= {"norm.weight", "norm.running_mean", "encoding"}
+    assert_equal(first[0], second[0])
+    # a tenth of the way to the mean, 0 and 1
+    assert (first[1]["norm.running_mean"] == 0).all() and second[1]["norm.running_mean"].allclose(torch.tensor(0.1))
+    assert_equal(first[1], first[2])
+    assert_equal(first[1], second[2])
+
+
+def assert_equal(one, other):
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def two(self, monkeypatch):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda: self.backend)
+
+    def test_batch_norm_that_only_gpus_synchronise(self):
+        self.backend = "gloo"
+        with pytest.raises(UserError, match=r"norm=SyncBN \(norm and 0 more\).*naiveSyncBN, GN or FrozenBN"):
+            distribute(Model(nn.SyncBatchNorm))
+
+    def test_the_cpu_of_a_machine_with_gpus(self):
+        self.backend = "nccl"
+        with pytest.raises(UserError, match=r"train\.device=cpu: .*begin the command with CUDA_VISIBLE_DEVICES="):
+            distribute(Model())
+
+
+def visits(folder):
+    with first_process_first():
+        found = (folder / "made").exists()
+        (folder / "made").touch()
+    return found
+
+
+def test_what_the_first_process_has_made_the_others_find(in_two_processes, tmp_path):
+    assert in_two_processes(visits, tmp_path) == [False, True]
+
+
+def failing_visit():
+    try:
+        with first_process_first():
+            raise UserError("no such dataset")
+    except UserError as error:
+        return str(error)
+
+
+def test_where_it_fails_all_fail(in_two_processes):
+    assert in_two_processes(failing_visit) == ["no such dataset"] * 2
 
 
 @pytest.mark.slow
@@ -151,7 +161,7 @@ def test_two_processes_train_as_one(train_net, shapes_folder, tmp_path, root, ti
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(root / "experiments" / "train_net.py"), "--config-file", str(root / "configs" / "sam_tiny.py")]
     command += ["--dataset", str(shapes_folder), "--output-dir", str(tmp_path / "two"), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     weights = [torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (one, tmp_path / "two")]

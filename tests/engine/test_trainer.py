@@ -169,6 +169,45 @@ def test_bfloat16_autocast_on_the_cpu():
     assert not torch.equal(expected["layers.0.weight"], by_hand(3)[0]["layers.0.weight"])
 
 
+class Faint(TwoLosses):
+    """Its gradients are a ten-millionth of those: below the smallest number of float16, 6e-8, for most activations."""
+
+    def forward(self, batch):
+        return {name: 1e-7 * loss.float() for name, loss in super().forward(batch).items()}
+
+
+def faint_gradients(amp_dtype):
+    model = Faint()
+    trainer = Trainer(model, [list(batches()[0])], optimizer_of(model), amp_dtype=amp_dtype)
+    found = {}
+    hook = HookBase()
+    hook.after_backward = lambda: found.update(
+        {name: p.grad / trainer.grad_scaler.get_scale() for name, p in model.named_parameters()}
+    )
+    trainer.register_hooks([hook])
+    trainer.train(0, 1)
+    return found
+
+
+def test_float16_gradients_do_not_vanish_on_the_cpu():
+    full, half = faint_gradients(None), faint_gradients(torch.float16)
+    for name, gradient in full.items():
+        largest = gradient.abs().max().item()
+        assert largest > 0
+        torch.testing.assert_close(half[name], gradient, rtol=0, atol=0.05 * largest)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, torch.float16), (torch.float16, torch.bfloat16)])
+def test_a_resume_may_change_the_precision(before, after):
+    first = make_trainer(amp_dtype=before)
+    first.train(0, 2)
+    second = make_trainer(batches()[2:], amp_dtype=after)
+    second.load_state_dict(first.state_dict())
+    second.train(2, 4)
+    assert second.grad_scaler.is_enabled() == (after == torch.float16)
+    assert all(p.isfinite().all() for p in second.model.parameters())
+
+
 def test_its_state_goes_on_where_it_was():
     whole = make_trainer()
     whole.train(0, 4)
