@@ -200,7 +200,6 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         PeriodicCheckpoint(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
         BestCheckpoint(cfg.train.eval_period, checkpointer, "segm/AP"),
         ProgressLine(cfg.train.log_period),
-        hooks.PeriodicWriter(curve_writers(cfg, output) if comm.is_main_process() else [], period=cfg.train.log_period),
     ]
 
     results: dict[str, Any] = {}
@@ -211,7 +210,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
             results.update({**evaluation(model), **(validation(model) if validation else {})})
         return dict(results)
 
-    checkpoint, best, progress, writer = main_process_hooks if comm.is_main_process() else [None] * 4
+    checkpoint, best, progress = main_process_hooks if comm.is_main_process() else [None] * 3
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -222,11 +221,12 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
             EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
             checkpoint,
             progress,
-            writer,
         ]
     )
     options = optimizer_options(optimizer)
     checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
+    if comm.is_main_process():  # after the weights are found to fit: a start that fails leaves no file of a run
+        trainer.register_hooks([hooks.PeriodicWriter(curve_writers(cfg, output), period=cfg.train.log_period)])
     start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
     loader.start_iteration = start * cfg.train.accumulate
     if 0 < start < cfg.train.max_iter:

@@ -73,7 +73,8 @@ def _classes_of(weights: Path, cfg: DictConfig) -> int:
             f"{weights} holds no whole detector (no cls_score): name a checkpoint of a training, or published weights."
         )
     outputs = heads[0].shape[0]
+    asked = {OmegaConf.select(cfg, key) for key in class_keys(cfg)}
     # torchvision's heads for COCO have its category ids for labels, with gaps.
-    if outputs == COCO_OUTPUTS and cfg.model.get("labels") in ("auto", "coco"):
+    if outputs == COCO_OUTPUTS and cfg.model.get("labels") in ("auto", "coco") and outputs - 1 not in asked:
         return len(coco_labels())
     return outputs - 1

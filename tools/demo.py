@@ -193,6 +193,7 @@ def main() -> int:
 
     from sam_d2.config import load_config
     from sam_d2.data.prompt_boxes import PromptBoxes
+    from sam_d2.engine.oom import is_out_of_memory
     from sam_d2.evaluation.overlay import overlay_paths
     from sam_d2.evaluation.results import write_atomically
 
@@ -222,6 +223,10 @@ def main() -> int:
             results += process(predictor, file, boxes, classes, args.confidence, paths[file])
         except UserError as error:
             skipped.append(str(error))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            skipped.append(f"{file}: too large for the memory of the device; make it smaller, or cut it into tiles")
     write_atomically(args.output / RESULTS, msgspec.json.encode(results))
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)

@@ -48,23 +48,28 @@ def main() -> int:
     state = official_state_dict(checkpoint, args.config_file)
     save_checkpoint_file(file_content(state), args.output)
     print(f"{args.output}: {args.output.stat().st_size:,} bytes, {len(state)} weights of {checkpoint}")
-    print_use(state, args.output, checkpoint)
+    print_use(state, args.output, checkpoint, args.config_file)
     return 0
 
 
-def print_use(state: dict[str, Tensor], file: Path, checkpoint: Path) -> None:
+def print_use(state: dict[str, Tensor], file: Path, checkpoint: Path, config_file: Path | None) -> None:
     """Say how the model's own library loads the file."""
     from sam_d2.engine.export import (
         is_calibrated,
         library_of,
         registry_name,
-        torchvision_line,
+        torchvision_lines,
         wants_drawn_boxes,
     )
 
     library = library_of(state)
     if library == "torchvision":
-        print(f'Load it with {torchvision_line(state)}.load_state_dict(torch.load("{file}"))')
+        beside = checkpoint.parent / "config.yaml"
+        config = config_file or (beside if beside.is_file() else None)
+        lines = [*torchvision_lines(state, config), f'model.load_state_dict(torch.load("{file}"))']
+        print("Load it with", *(f"  {line}" for line in lines), sep="\n")
+        if config is None:
+            print("WARNING: no config.yaml lies beside it, so its settings are unknown: name its --config-file.")
         print("Norms that were frozen here learn there in train(); call eval(), or freeze them there too.")
         return
     if library == "detectron2":

@@ -33,7 +33,7 @@ def log_canvas_fit(records: Sequence[dict[str, Any]], canvas: int) -> None:
         record = records[row]
         scale = canvas / max(record["height"], record["width"])
         scales.append(scale)
-        for annotation in record["annotations"]:
+        for annotation in record.get("annotations", ()):
             if not annotation.get("iscrowd"):
                 x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
                 sides.append(scale * min(x1 - x0, y1 - y0))

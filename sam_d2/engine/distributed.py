@@ -19,12 +19,14 @@ def choose_device(name: str) -> torch.device:
     """Return the device of this process; ``auto`` is its GPU where there is one and the CPU elsewhere.
 
     Raises:
-        UserError: the device is unknown to torch or not on this machine.
+        UserError: the device is unknown to torch or not on this machine, or one device is named for several processes.
     """
     if name == "auto":
         name = f"cuda:{comm.get_local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.index is not None and comm.get_world_size() > 1 and device.index != comm.get_local_rank():
+            raise UserError(f"train.device={name}: each of several processes has a device of its own. Take 'auto'.")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from omegaconf import OmegaConf
 from segment_anything import sam_model_registry
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import FrozenBatchNorm2d
 
 from detectron2.config import instantiate
 from sam_d2.config import load_config
@@ -24,6 +28,8 @@ Library = Literal["segment_anything", "detectron2", "torchvision"]
 
 _DETECTRON2_PARTS = {"backbone", "proposal_generator", "roi_heads"}
 _TORCHVISION_PARTS = {"backbone", "rpn", "roi_heads"}
+_DEFAULTS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+"""What torchvision takes for None."""
 _VARIANTS = ("vit_b", "vit_l", "vit_h")
 
 
@@ -93,12 +99,35 @@ def file_content(state: dict[str, Tensor]) -> dict[str, Any]:
     return {"model": state} if library_of(state) == "detectron2" else state
 
 
-def torchvision_line(state: dict[str, Tensor]) -> str:
-    """Return the Python that builds torchvision's model which the weights fit, without the loading."""
+def torchvision_lines(state: dict[str, Tensor], config_file: Path | None) -> list[str]:
+    """Return the Python that builds torchvision's model with the weights' settings, as ``model``, without the loading.
+
+    Args:
+        state: weights of a torchvision model.
+        config_file: that they were trained with; None leaves all settings at torchvision's defaults.
+    """
     # The box head of the second version has convolutions before its one linear layer.
     version = "" if "roi_heads.box_head.fc6.weight" in state else "_v2"
     outputs = len(state["roi_heads.box_predictor.cls_score.weight"])
-    return f"torchvision.models.detection.maskrcnn_resnet50_fpn{version}(weights_backbone=None, num_classes={outputs})"
+    arguments = {"weights_backbone": None, "num_classes": outputs}
+    epsilon = None
+    if config_file is not None:
+        settings: Any = load_config(config_file).model
+        norm = next(
+            (module for module in instantiate(settings).modules() if isinstance(module, FrozenBatchNorm2d)), None
+        )
+        epsilon = None if norm is None or norm.eps == nn.BatchNorm2d(1).eps else norm.eps
+        plain = OmegaConf.to_container(settings, resolve=True)
+        assert isinstance(plain, dict)
+        for name, parameter in inspect.signature(MaskRCNN).parameters.items():
+            default = _DEFAULTS.get(name, parameter.default)
+            if name in plain and name != "num_classes" and plain[name] not in (default, [default]):
+                arguments[name] = plain[name]
+    shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    lines = [f"model = torchvision.models.detection.maskrcnn_resnet50_fpn{version}({shown})"]
+    if epsilon is not None:
+        lines.append(f"torchvision.models.detection._utils.overwrite_eps(model, {epsilon})")
+    return lines
 
 
 def wants_drawn_boxes(checkpoint: Path) -> bool:

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 _MADE_FROM_CONFIG = re.compile(r"^pixel_(mean|std)$|anchor_generator\.cell_anchors")
 _STATISTICS = re.compile(r"\.running_(mean|var)$")
 _BACKBONE = "backbone."
+_BOTTOM_UP = ("backbone.bottom_up.", "backbone.body.")
+"""Of Detectron2's and of torchvision's feature pyramids."""
+_COUNTER = ".num_batches_tracked"
 _SHOWN = 3
 
 
@@ -55,7 +58,7 @@ def fit_weights(
             ", ".join(f"{name} {tuple(own[name].shape)}" for name in reshaped),
         )
         reshaped = []
-    if begins and missing and not reshaped and _is_backbone(state, own):
+    if begins and missing and not reshaped and _is_backbone(state, own, missing, unknown):
         _log_random(missing, len(own), unknown, file)
         return {name: value for name, value in state.items() if name in own}
     found = [
@@ -89,12 +92,23 @@ def _is_of_other_classes(name: str, value: Tensor, own: Tensor) -> bool:
     return "predictor" in name and value.dim() == own.dim() and value.shape[1:] == own.shape[1:]
 
 
-def _is_backbone(state: Iterable[str], own: Iterable[str]) -> bool:
-    """Whether what a file has of a model is of its backbone, and is more than chance."""
-    of_model, taken = set(own), set(state)
-    found = of_model & taken
-    bottom_up = {name for name in of_model if name.startswith(f"{_BACKBONE}bottom_up.")}
-    return bool(found) and all(name.startswith(_BACKBONE) for name in found) and 2 * len(found) > len(bottom_up)
+def _is_backbone(state: Iterable[str], own: Iterable[str], missing: Iterable[str], unknown: Iterable[str]) -> bool:
+    """Whether what a file has of a model is its backbone, and one of the same depth.
+
+    Parts of the bottom-up network that the file does not have at all may begin at random, such as the norms that MViT's
+    classifier lacks; a stage that it has, it must have whole, and no more of it than the model.
+    """
+    found = set(own) & set(state)
+    stages = {_stage(name) for name in found if name.startswith(_BOTTOM_UP)}
+    uneven = [name for name in (*missing, *unknown) if _stage(name) in stages and not name.endswith(_COUNTER)]
+    return bool(stages) and all(name.startswith(_BACKBONE) for name in found) and not uneven
+
+
+def _stage(name: str) -> str:
+    """Return the first component of a name inside of the bottom-up network, such as ``res4``."""
+    for prefix in _BOTTOM_UP:
+        name = name.removeprefix(prefix)
+    return name.partition(".")[0]
 
 
 def _log_random(missing: list[str], total: int, unknown: list[str], file: str) -> None:

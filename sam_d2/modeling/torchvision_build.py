@@ -61,6 +61,13 @@ def build_mask_rcnn(
     ):
         if value not in allowed:
             raise UserError(f"model.{key}={value!r}: expected one of {', '.join(map(str, allowed))}.")
+    for part in ("rpn", "box"):
+        low, high = options.get(f"{part}_bg_iou_thresh"), options.get(f"{part}_fg_iou_thresh")
+        if low is not None and high is not None and low > high:
+            raise UserError(
+                f"model.{part}_bg_iou_thresh={low} is above model.{part}_fg_iou_thresh={high}: regions of less overlap "
+                "than the first are background, of more than the second an object."
+            )
     known = _labels(num_classes, labels)
     # A config's lists are of a type that torchvision takes for a single value.
     options = {key: list(value) if isinstance(value, Sequence) else value for key, value in options.items()}

@@ -18,6 +18,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils import comm
 from sam_d2.errors import UserError
 
 _PASTED_AT_ONCE = 16
@@ -99,7 +100,12 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
             ]
             return self._detect(images, sizes)
         targets = [self._target(sample["instances"]) for sample in batched_inputs]
-        with _norm_kept(self.roi_heads.mask_head, not any(len(target["boxes"]) for target in targets)):
+        nothing = not any(len(target["boxes"]) for target in targets)
+        head = self.roi_heads.mask_head
+        if any(isinstance(module, nn.SyncBatchNorm) for module in head.modules()):
+            # A head in eval mode would take no part in the others' statistics, and they would wait for it.
+            nothing = all(comm.all_gather(nothing))
+        with _norm_kept(head, nothing):
             return self._losses(images, targets)
 
     def _losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -166,9 +172,9 @@ class TorchvisionMaskRCNN(GeneralizedRCNN):
         """
         own = self.state_dict()
         if "fc.weight" in state:
-            body = {f"backbone.body.{name}": value for name, value in state.items()}
-            return {name: value for name, value in body.items() if name in own}
-        renamed = {_today(name): value for name, value in state.items()}
+            renamed = {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith("fc.")}
+        else:
+            renamed = {_today(name): value for name, value in state.items()}
         return {
             name: value for name, value in renamed.items() if name in own or not name.endswith("num_batches_tracked")
         }
