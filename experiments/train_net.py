@@ -84,11 +84,12 @@ def use_prompt_boxes(cfg: DictConfig, args: argparse.Namespace) -> None:
 
     from sam_d2.errors import UserError
 
-    if not args.prompt_boxes:
+    file = getattr(args, "prompt_boxes", None)  # tools that build a config have no such option
+    if not file:
         return
     if "prompts" not in cfg.model:
-        raise UserError(f"--prompt-boxes {args.prompt_boxes}: the model of {args.config_file} takes no prompts.")
-    OmegaConf.update(cfg, "dataloader.detector.file", args.prompt_boxes, force_add=True)
+        raise UserError(f"--prompt-boxes {file}: the model of {args.config_file} takes no prompts.")
+    OmegaConf.update(cfg, "dataloader.detector.file", file, force_add=True)
     if not args.prompt:
         cfg.model.prompt = "detector"
 

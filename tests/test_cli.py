@@ -19,7 +19,7 @@ def test_every_option_of_detectron2_is_there_with_its_default():
     theirs = vars(default_argument_parser().parse_args([]))
     ours = vars(build_parser().parse_args([]))
     assert ours.items() >= theirs.items()
-    assert ours.keys() - theirs.keys() == {"dataset", "prompt", "output_dir"}
+    assert ours.keys() - theirs.keys() == {"dataset", "prompt", "prompt_boxes", "output_dir"}
     options = {name for action in default_argument_parser()._actions for name in action.option_strings}
     assert options <= {name for action in build_parser()._actions for name in action.option_strings}
 

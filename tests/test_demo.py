@@ -164,7 +164,9 @@ def test_sam_in_the_boxes_of_a_file(sam, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--config-file {sam}/config.yaml --input {photos}/a.png", "Add --prompt-boxes FILE"),
+        ("--config-file {sam}/config.yaml --input {photos}/a.png", "Add --prompt-boxes FILE, or --detector RUN"),
+        ("--config-file {run}/config.yaml --input {photos}/a.png --detector {run}", "--detector: the model of"),
+        ("--config-file {sam}/config.yaml --input {photos}/a.png --detector {tmp}/none", "none does not exist"),
         ("--config-file {run}/config.yaml --input {photos}/a.png --prompt-boxes x.json", "takes no prompts"),
         ("--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/none.json", "cannot be read"),
         (
@@ -211,3 +213,57 @@ def test_images_of_one_name_have_overlays_of_their_own(run, photos, tmp_path, mo
     assert demo(monkeypatch, *line) == 0
     assert Image.open(tmp_path / "out" / "a.jpg").size == (80, 60)
     assert Image.open(tmp_path / "out" / "a_2.jpg").size == (30, 20)
+
+
+@pytest.fixture(scope="module")
+def pair(sam, run):
+    return sam_d2.Predictor(sam, detector=run, device="cpu")
+
+
+class TestPair:
+    def test_masks_in_the_boxes_that_the_detector_finds(self, pair, sam, run, photos):
+        """With its classes, by falling product of both scores; the masks those of the same boxes given by hand."""
+        image = photos / "a.png"
+        found = sam_d2.Predictor(run)(image)
+        instances = pair(image)
+        sure = found[found.scores >= 0.05]
+        assert len(sure) > 1 and len(instances) == len(sure)
+        rows = instances.prompt_index
+        assert torch.equal(instances.pred_classes, sure.pred_classes[rows])
+        by_hand = sam_d2.Predictor(sam)(image, boxes=sure.pred_boxes.tensor)[rows]
+        assert torch.equal(instances.pred_masks, by_hand.pred_masks)
+        torch.testing.assert_close(instances.scores, by_hand.scores * sure.scores[rows])
+        assert (instances.scores.diff() <= 0).all()
+
+    def test_the_config_may_name_the_detector(self, sam, run, photos, pair):
+        cfg = load_config(sam / "config.yaml")
+        cfg.dataloader.detector.update(config=str(run), max_boxes=1)
+        (one,) = sam_d2.Predictor(cfg, sam / "model_final.pth")(photos / "a.png").scores.tolist()
+        all_of_them = pair(photos / "a.png")
+        assert one == pytest.approx(all_of_them.scores[all_of_them.prompt_index == 0].item(), rel=1e-4)
+
+    def test_boxes_given_by_hand_need_no_detector(self, sam, run, photos, pair, tmp_path):
+        boxes = [[5, 6, 25, 36]]
+        torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "none.pth")
+        late = sam_d2.Predictor(sam, detector=run, detector_weights=tmp_path / "none.pth")
+        assert torch.equal(late(photos / "a.png", boxes=boxes).scores, pair(photos / "a.png", boxes=boxes).scores)
+        with pytest.raises(UserError, match="holds no whole detector"):
+            late(photos / "a.png")
+
+    def test_wrong_use(self, sam, run, photos, pair):
+        with pytest.raises(UserError, match="or name a detector"):
+            sam_d2.Predictor(sam)(photos / "a.png")
+        with pytest.raises(UserError, match="a detector takes the image itself"):
+            pair(pair.encode(photos / "a.png"))
+        with pytest.raises(UserError, match="is for SAM; this model is a detector itself"):
+            sam_d2.Predictor(run, detector=run)
+        with pytest.raises(UserError, match="takes prompts itself; name one that does not"):
+            sam_d2.Predictor(sam, detector=sam)
+
+    def test_the_demo_gives_the_same(self, pair, sam, run, photos, tmp_path, monkeypatch):
+        line = ["--config-file", sam / "config.yaml", "--input", photos / "a.png", "--output", tmp_path]
+        assert demo(monkeypatch, *line, "--detector", run, "--confidence", 0) == 0
+        found = json.loads((tmp_path / "results.json").read_text())
+        expected = pair(photos / "a.png")
+        assert [row["score"] for row in found] == expected.scores.tolist()
+        assert [row["category_id"] for row in found] == expected.pred_classes.tolist()

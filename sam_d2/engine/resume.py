@@ -116,7 +116,8 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
     before, now = _settings(record), _settings({name: value for name, value in current.items() if name in record})
     pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now}}
     changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
-    if refused := [key for key in changed if key.startswith(_REFUSED) and not key.startswith((*_FREE, *_MEMORY))]:
+    prompt = str(OmegaConf.select(cfg, "model.prompt"))
+    if refused := [key for key in changed if _decides(key, prompt)]:
         edited = " The annotations have been edited; put the run's back." if _DATA in refused else ""
         raise UserError(
             f"--resume: {folder} cannot go on as the same training with other settings: "
@@ -130,6 +131,14 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
         for key in changed
         if key.startswith(_WARNED)
     ]
+
+
+def _decides(key: str, prompt: str) -> bool:
+    """Tell whether a changed setting makes another training; of the recipes only what trains with ``prompt`` does."""
+    if key.startswith("model.prompts."):
+        recipe, _, part = key.removeprefix("model.prompts.").partition(".")
+        return recipe == prompt and part.startswith("train")
+    return key.startswith(_REFUSED) and not key.startswith((*_FREE, *_MEMORY))
 
 
 def _settings(record: dict[str, Any]) -> dict[str, _Setting]:

@@ -5,6 +5,7 @@ No text of the user's enters a chart: names stand in the legend, which is HTML.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ def score_chart(evaluation: Evaluation) -> Chart | None:
 def reliability_chart(measured: Sequence[Reliability]) -> Chart | None:
     """Mean true IoU of each bin of each score; the more predictions a bin holds, the larger its dot.
 
+    The axes begin where the lowest of them lies.
+
     Args:
         measured: Of several scores; None is drawn where none has predictions.
     """
@@ -202,7 +205,7 @@ def reliability_chart(measured: Sequence[Reliability]) -> Chart | None:
     if not shown:
         return None
     figure, axes = _axes("mean score of a bin", "mean true IoU")
-    axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.plot([-1, 2], [-1, 2], color=SERIES[7], linewidth=1.2, linestyle=(0, (4, 3)))
     legend: list[tuple[str, int, LegendKind]] = []
     for index, one in enumerate(shown):
         colour = index % (len(SERIES) - 1)
@@ -212,7 +215,9 @@ def reliability_chart(measured: Sequence[Reliability]) -> Chart | None:
         axes.scatter(x, y, s=8 + 92 * count / count.sum(), color=SERIES[colour], linewidths=0, zorder=3)
         ece = "" if one.ece is None else f", ECE {one.ece:.3f}"
         legend.append((f"{one.score}{ece}", colour, "line"))
-    axes.set(xlim=(-0.02, max(1.02, 0.02 + max(one.bins[-1].score for one in shown))), ylim=(-0.02, 1.02))
+    bins = [one for score in shown for one in score.bins]
+    low = math.floor(10 * min(0.9, *(min(one.score, one.iou) for one in bins))) / 10
+    axes.set(xlim=(low - 0.02, max(1.0, *(one.score for one in bins)) + 0.02), ylim=(low - 0.02, 1.02))
     legend.append(("score = IoU", 7, "dashed"))
     title = "Reliability of the scores"
     note = (

@@ -87,6 +87,7 @@ def test_the_same_settings_go_on(cfg):
         ("train.accumulate", 2, "train.accumulate 1 -> 2."),
         ("train.ema.decay", 0.9, "train.ema.decay None -> 0.9."),
         ("model.prompt", "point", "model.prompt box -> point."),
+        ("model.prompts.box.train.jitter", 0.2, "model.prompts.box.train.jitter absent -> 0.2."),
         ("model.encoder.depth", 3, "model.encoder.depth 2 -> 3."),
         ("model.encoder.width", 8, "model.encoder.width absent -> 8."),
         ("dataloader.train.total_batch_size", 2, "dataloader.train.total_batch_size 4 -> 2."),
@@ -164,6 +165,8 @@ def test_what_may_be_changed_on_the_way_is_said(cfg, key, value, words):
         ("dataloader.test.num_workers", 2),
         ("dataloader.train.seed", 0),  # written out, the same
         ("model.score", "stability"),
+        ("model.prompts.detector.score", "class_score"),  # of a recipe that trains nothing here
+        ("model.prompts.box.prompt_source", "ground_truth"),  # the recipe's test
         ("train.log_period", 1),
     ],
 )
