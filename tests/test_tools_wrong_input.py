@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("register_dataset.py x --train-json {tmp}/list.json", "at least one image"),
         ("report.py {tmp}", "holds no report.json"),
         ("report.py {tmp}/none", "no such run folder"),
+        ("merge_datasets.py a={tmp}/empty.json --output {tmp}/out.json", "file: it is empty"),
+        ("merge_datasets.py a={tmp}/list.json --output {tmp}/out.json", "Detectron2's list of dicts"),
         ("download_checkpoint.py sam_vit_x", "one of sam_vit_b, sam_vit_l, sam_vit_h"),
         ("export_checkpoint.py {tmp} --output {tmp}/out.pth", "has no model_final.pth"),
         ("export_checkpoint.py {tmp}/empty.json --output {tmp}/out.pth", "not a checkpoint .*EOFError"),

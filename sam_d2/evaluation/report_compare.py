@@ -102,7 +102,7 @@ def print_comparison(runs: Sequence[Run]) -> None:
         text = domains_table(run.results, run.in_distribution)
         if text:
             title = f"{name}\n" if len(runs) > 1 else ""
-            console.print(Text(f"{clean(title)}{text}\n"))
+            console.print(Text(f"{clean(title)}{text}\n"), soft_wrap=True)
 
 
 def differing_truths(runs: Sequence[Run]) -> list[str]:

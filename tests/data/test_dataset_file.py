@@ -100,6 +100,22 @@ def test_class_names_must_fit(form, classes, message, coco, dicts, write):
         load_dataset_file(write(coco if form == "coco" else dicts), classes=classes)
 
 
+@pytest.mark.parametrize("form", ["coco", "dicts"])
+def test_domain_and_provenance_are_carried_along(form, coco, dicts, write):
+    content = {"coco": coco, "dicts": dicts}[form]
+    image = content["images"][0] if form == "coco" else content[0]
+    annotation = content["annotations"][0] if form == "coco" else content[0]["annotations"][0]
+    image["domain"] = "sketch"
+    annotation["provenance"] = {"model": "sam", "score": 0.9}
+    records = load_dataset_file(write(content)).dataset_dicts
+    assert sorted(record.get("domain", "") for record in records) == ["", "sketch"]
+    found = [item.get("provenance") for record in records for item in record["annotations"]]
+    assert [one for one in found if one is not None] == [{"model": "sam", "score": 0.9}]
+    image["domain"], annotation["provenance"] = "", "by sam"
+    with pytest.raises(UserError, match=r"(?s)domain: .*expected a name.*provenance: 'by sam'.*expected an object"):
+        load_dataset_file(write(content))
+
+
 def test_byte_order_mark_is_accepted(coco, write):
     file = write(coco)
     expected = load_dataset_file(file).dataset_dicts
