@@ -14,14 +14,28 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    spec = importlib.util.spec_from_file_location("benchmark_tool", TOOLS / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
+def load(monkeypatch):
+    """``load(folder)``: the tool of a folder as a module, with the benchmarks beside it."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+            del sys.modules[name]
+
+    def make(folder):
+        forget()
+        monkeypatch.syspath_prepend(str(folder))
+        spec = importlib.util.spec_from_file_location("benchmark_tool", folder / "benchmark.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield make
+    forget()
+
+
+@pytest.fixture
+def tool(load):
+    return load(TOOLS)
 
 
 @pytest.fixture
@@ -46,9 +60,21 @@ def test_median_range_and_ratio(tool, toy):
     ours = runs([(1, 10), (9, 10), (2, 40)], [[1.0]] * 3)
     peer = runs([(4, 20), (5, 20), (4, 20)], [[1.0]] * 3)
     result = tool.summarise(toy, {"ours": ours, "peer": peer})
-    assert result["cases"]["ours"]["seconds"] == {"median": 2, "min": 1, "max": 9}
-    assert [ratio["value"] for ratio in result["ratios"]] == [0.5, 0.5]  # 2 / 4, 10 / 20
+    seconds = result["cases"]["ours"]["seconds"]
+    assert seconds == {"median": 2, "min": 1, "max": 9, "quartile_1": 1.5, "quartile_3": 5.5}
+    assert [ratio["median"] for ratio in result["ratios"]] == [0.5, 0.5]  # of 1/4, 9/5, 2/4 and of 10/20, 10/20, 40/20
+    first = result["ratios"][0]
+    assert (first["min"], first["max"], first["of_minima"]) == (0.25, 1.8, 0.25)  # the last is 1 / 4
+    assert first["quartile_1"] == 0.375 and first["quartile_3"] == pytest.approx(1.15)  # halfway to 0.25 and to 1.8
     assert result["failures"] == []
+
+
+def test_a_ratio_is_of_what_was_measured_at_the_same_time(tool, toy):
+    """The machine gets slower and slower: each turn takes twice as long as the one before, on both sides."""
+    ours = runs([(2**turn, 1) for turn in range(6)], [[1.0]] * 6)
+    peer = runs([(4 * 2**turn, 1) for turn in range(6)], [[1.0]] * 6)
+    ratio = tool.summarise(toy, {"ours": ours, "peer": peer})["ratios"][0]
+    assert ratio["min"] == ratio["median"] == ratio["max"] == 0.25
 
 
 def test_a_ratio_over_its_limit_is_a_failure(tool, toy):
@@ -77,6 +103,8 @@ def test_every_benchmark_is_described_and_consistent(tool):
         assert description.endswith(".") and len(description) <= 100
         mentioned = {case for ratio in benchmark.ratios for case in (ratio.case, ratio.base)}
         assert mentioned.union(*benchmark.same_answers) <= set(benchmark.cases)
+        groups = [case for group in benchmark.groups() for case in group]
+        assert sorted(groups) == sorted(benchmark.cases), "each case is run once"
 
 
 def test_an_unknown_name_is_refused(tool):
@@ -105,30 +133,108 @@ def test_a_peak_is_that_of_its_own_call():
         assert 35 < small["step_mib"] < 100, "the peak of 300 before it does not count"
 
 
-def test_runs_each_case_in_its_own_process_and_keeps_the_figures(tool, tmp_path, monkeypatch):
-    folder = tmp_path / "tools"
-    (folder / "benchmarks").mkdir(parents=True)
-    (folder / "benchmark.py").write_text((TOOLS / "benchmark.py").read_text())
-    (folder / "benchmarks" / "__init__.py").write_text((TOOLS / "benchmarks" / "__init__.py").read_text())
-    (folder / "benchmarks" / "toy_sum.py").write_text(
-        '"""Two ways to add."""\n'
-        "import os\n"
-        "from benchmarks import Benchmark, Measured, Ratio\n"
-        "def add():\n"
-        "    return Measured({'process': os.getpid(), 'seconds': 1.0}, [3.0])\n"
-        "BENCHMARK = Benchmark({'a': add, 'b': add}, (Ratio('seconds', 'a', 'b', 1.1),), (('a', 'b'),))\n"
-    )
-    command = [str(folder / "benchmark.py"), "toy-sum", "--repeats", "2", "--output-dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.syspath_prepend(str(folder))
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
-    spec = importlib.util.spec_from_file_location("toy_tool", folder / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main() == 0
+@pytest.fixture
+def toy_tool(load, tmp_path, monkeypatch):
+    """``toy_tool(source, *arguments)``: a copy of the tool with one benchmark, toy-sum, and what it is called with."""
+
+    def make(source, *arguments):
+        folder = tmp_path / "tools"
+        (folder / "benchmarks").mkdir(parents=True)
+        (folder / "benchmark.py").write_text((TOOLS / "benchmark.py").read_text())
+        (folder / "benchmarks" / "__init__.py").write_text((TOOLS / "benchmarks" / "__init__.py").read_text())
+        (folder / "benchmarks" / "toy_sum.py").write_text(f'"""Two ways to add."""\n{source}')
+        command = [str(folder / "benchmark.py"), *arguments, "--output-dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", command)
+        return load(folder)
+
+    return make
+
+
+ALONE = """
+import os
+from benchmarks import Benchmark, Measured, Ratio
+def add():
+    return Measured({'process': os.getpid(), 'seconds': 1.0}, [3.0])
+BENCHMARK = Benchmark({'a': add, 'b': add}, (Ratio('seconds', 'a', 'b', 1.1),), (('a', 'b'),))
+"""
+
+
+def test_runs_each_case_in_its_own_process_and_keeps_the_figures(toy_tool, tmp_path):
+    assert toy_tool(ALONE, "toy-sum", "--repeats", "2").main() == 0
     result = json.loads((tmp_path / "out" / "toy-sum.json").read_text())
     processes = result["cases"]["a"]["process"], result["cases"]["b"]["process"]
     assert len({value for found in processes for value in (found["min"], found["max"])}) == 4
-    assert result["ratios"][0]["value"] == 1.0 and result["repeats"] == 2
+    assert result["ratios"][0]["median"] == 1.0 and (result["repeats"], result["turns"]) == (2, 1)
     assert {"date", "commit", "hardware", "torch", "threads"} <= set(result)
+
+
+# Each turn notes its case in a file, and one of them says too much.
+IN_TURN = """
+import os, sys
+from pathlib import Path
+from benchmarks import Benchmark, Measured, Ratio
+from sam_d2.errors import UserError
+NOTES = Path(__file__).with_name("notes")
+def turns(case):
+    print("what a library says")
+    for turn in range(3):
+        with NOTES.open("a") as notes:
+            notes.write(os.environ["NAME"])
+        if (case, turn) == FAILS:
+            raise ValueError("no more")
+        yield Measured({'process': os.getpid(), 'seconds': 1.0}, [3.0])
+def peer():
+    if PEER is None:
+        raise UserError("the peer is not here")
+    return PEER
+BENCHMARK = Benchmark(
+    {case: lambda case=case: turns(case) for case in "abc"}, (Ratio('seconds', 'a', 'b'),), in_turn=(("a", "b"),),
+    environment=lambda case: {"NAME": case.upper()}, peer=peer,
+)
+"""
+
+
+def test_cases_take_turns_and_every_other_time_in_reverse(toy_tool, tmp_path):
+    assert toy_tool("FAILS, PEER = None, 'the other 1.0'" + IN_TURN, "toy-sum", "--repeats", "1").main() == 0
+    assert (tmp_path / "tools" / "benchmarks" / "notes").read_text() == "AB" + "BA" + "AB" + "CCC"
+    result = json.loads((tmp_path / "out" / "toy-sum.json").read_text())
+    a, b = (result["cases"][case]["process"] for case in "ab")
+    assert a["min"] == a["max"] != b["min"] == b["max"], "each keeps its process"
+    assert (result["turns"], result["peer"]) == (3, "the other 1.0")
+
+
+def test_a_case_that_fails_between_turns_ends_all(toy_tool, tmp_path):
+    tool = toy_tool("FAILS, PEER = ('b', 1), 'other'" + IN_TURN, "toy-sum", "--repeats", "1")
+    with pytest.raises(UserError, match=r"(?s)toy-sum, b: ended with code 1.*ValueError: no more"):
+        tool.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_peer_a_benchmark_is_refused_by_name_and_left_out_of_all(toy_tool, tmp_path, capsys):
+    source = "FAILS, PEER = None, None" + IN_TURN
+    tool = toy_tool(source)
+    assert tool.main() == 0
+    assert "toy-sum is left out: the peer is not here" in capsys.readouterr().out
+    sys.argv.append("toy-sum")
+    with pytest.raises(UserError, match="the peer is not here"):
+        tool.main()
+
+
+@pytest.mark.parametrize("checkout", [None, "", "nowhere"])
+def test_the_embedded_core_needs_a_checkout_to_be_measured_against(tool, monkeypatch, checkout):
+    monkeypatch.delenv("SAM_D2_DETECTRON2_PATH", raising=False)
+    if checkout is not None:
+        monkeypatch.setenv("SAM_D2_DETECTRON2_PATH", checkout)
+    benchmark, _ = tool.load_benchmark("embedded-core")
+    with pytest.raises(UserError, match=f"SAM_D2_DETECTRON2_PATH='{checkout or ''}' .* git clone https://"):
+        benchmark.peer()
+
+
+def test_each_core_has_a_path_of_its_own(tool, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAM_D2_DETECTRON2_PATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    benchmark, _ = tool.load_benchmark("embedded-core")
+    ours, theirs = (benchmark.environment(case) for case in benchmark.in_turn[0])
+    assert (ours["SAM_D2_DETECTRON2"], theirs["SAM_D2_DETECTRON2"]) == ("embedded", "installed")
+    assert theirs["PYTHONPATH"].split(":")[0] == str(tmp_path) and str(tmp_path) not in ours["PYTHONPATH"].split(":")
+    assert ours["PYTHONPATH"].endswith(":mine") and ours["OMP_NUM_THREADS"] == theirs["OMP_NUM_THREADS"] == "1"

@@ -1,6 +1,7 @@
 """The writer of W&B, with a stand-in for the package: what it is given, and what happens without it."""
 
 import contextlib
+import io
 import sys
 from types import SimpleNamespace
 
@@ -107,7 +108,7 @@ def test_without_wandb_the_message_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_what_wandb_refuses_is_a_message(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", StandIn(fails="api_key not configured"))
-    before = sys.stdin
+    monkeypatch.setattr(sys, "stdin", before := io.StringIO("1"))
     with pytest.raises(UserError, match=r"api_key not configured.*train.wandb.mode=offline"):
         WandbWriter(tmp_path)
     assert sys.stdin is before and not list(tmp_path.iterdir()), "the next attempt may use the folder"

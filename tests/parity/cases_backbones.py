@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from inputs import raised, text
-from networks import answer_of, blank, filled, image, sampled, seeded, signature, stand_in_for_timm
+from networks import answer_of, blank, filled, image, sampled, seeded, signature
 from torch import nn
 
 from detectron2.layers import (
@@ -22,8 +22,6 @@ from detectron2.modeling import FPN, MViT, ResNet
 from detectron2.modeling.backbone import utils
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, make_stage
-
-stand_in_for_timm()
 
 STAGES = ["res2", "res3", "res4", "res5"]
 ODD = (2, 3, 67, 90)  # of no stride a multiple

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from networks import stand_in_for_timm
 from torch import nn
 
 from detectron2.layers import ShapeSpec
@@ -28,8 +27,6 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
-
-stand_in_for_timm()
 
 CLASSES = 80
 LEVELS = ["p2", "p3", "p4", "p5"]

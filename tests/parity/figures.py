@@ -1,9 +1,9 @@
-"""Print how much of the embedded core is compared with Detectron2, and how much differs.
+"""Print how much of the embedded core is compared with Detectron2, how much differs, and the same by architecture.
 
 Usage: figures.py CHECKOUT
 
-``CHECKOUT`` is a checkout of Detectron2; set ``SAM_D2_REAL_DATA`` to include the real data sets. Any difference
-is printed to stderr and makes the exit status 1.
+``CHECKOUT`` is a checkout of Detectron2; set ``SAM_D2_REAL_DATA`` to include the real data sets, and
+``SAM_D2_PARITY_FULL=1`` for detectors on photographs. Any difference is printed to stderr and makes the exit status 1.
 """
 
 import math
@@ -16,6 +16,18 @@ from answers import differences, mask_iou
 from processes import answers_of
 
 HEADER = "| area | cases | exact values | values within a tolerance | tolerance | largest difference | differences |"
+
+DETECTORS = {
+    "Mask R-CNN R_50_FPN": ("mask_rcnn_r50", "photographs_r50"),
+    "Mask R-CNN R_101_FPN": ("mask_rcnn_r101", "photographs_r101"),
+    "Mask R-CNN R_18_FPN, GN": ("mask_rcnn_r18_gn", "photographs_r18_gn"),
+    "Mask R-CNN MViTv2-T": ("mask_rcnn_mvitv2", "photographs_mvitv2"),
+    "Cascade Mask R-CNN MViTv2-T": ("cascade_mvitv2", "photographs_cascade"),
+}
+DETECTORS_HEADER = (
+    "| architecture | 4 images | detections of each | classes in each | boxes, px | scores | of another class "
+    "| least mask IoU | losses | gradients |"
+)
 
 
 @dataclass
@@ -95,6 +107,27 @@ def figures_of(case: str, expected: Any, actual: Any) -> Figures:
     return found
 
 
+def detector_row(name: str, expected: dict[str, Any], actual: dict[str, Any]) -> str:
+    """Return the row of an architecture for its answers of ``cases_detectors.py``: largest differences of each part."""
+    images = "photographs" if "found" in expected else "made"
+    expected, actual = (one["found"]["live"] if "found" in one else one for one in (expected, actual))
+
+    def largest(key: str, one: Any, other: Any) -> float:
+        if isinstance(one, list):
+            return max(largest(key, a, b) for a, b in zip(one, other, strict=True))
+        return max(difference for _, _, difference, _ in compared(one[key], other[key]))
+
+    outputs = expected["outputs"], actual["outputs"]
+    theirs, ours = ([one["classes"]["values"] for one in side] for side in outputs)
+    different = sum(a != b for one, other in zip(theirs, ours, strict=True) for a, b in zip(one, other, strict=True))
+    counts, classes = sorted(map(len, theirs)), sorted(len(set(one)) for one in theirs)
+    cells = [name, images, f"{counts[0]} to {counts[-1]}", f"{classes[0]} to {classes[-1]}"]
+    cells += [f"{largest('boxes', *outputs):g}", f"{largest('scores', *outputs):g}", f"{different}"]
+    cells += [f"{1 - largest('masks', *outputs):g}"]
+    cells += [f"{largest(key, expected, actual):g}" for key in ("losses", "gradients")]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -114,6 +147,12 @@ def main() -> None:
         print(area.row(module.removeprefix("cases_")))
         total.add(area)
     print(total.row("all"))
+    print(f"\n{DETECTORS_HEADER}\n{'|---' * (DETECTORS_HEADER.count('|') - 1)}|")
+    ours, theirs = (results["modules"]["cases_detectors"] for results in (embedded, installed))
+    for name, cases in DETECTORS.items():
+        for case in cases:
+            if "answer" in theirs[f"case_{case}"]:
+                print(detector_row(name, theirs[f"case_{case}"]["answer"], ours[f"case_{case}"]["answer"]))
     sys.exit(total.different > 0)
 
 

@@ -1,47 +1,13 @@
 """Networks with the same weights on both sides, and what is compared of them."""
 
-import sys
-import types
 import zlib
-from collections import OrderedDict
 
 import numpy as np
 import torch
 from answers import Approx
 from inputs import text
-from torch import nn
 
 SAMPLES = 10
-
-
-class DropPath(nn.Module):
-    """Skip the residual of a sample as timm does: a kept one is scaled up."""
-
-    def __init__(self, drop_prob):
-        super().__init__()
-        self.keep = 1 - drop_prob
-
-    def forward(self, x):
-        if not self.training:
-            return x
-        return x * x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(self.keep).div_(self.keep)
-
-
-def perceptron(in_features, hidden_features, out_features, act_layer):
-    first, second = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features)
-    return nn.Sequential(OrderedDict(fc1=first, act=act_layer(), fc2=second))
-
-
-def stand_in_for_timm():
-    """Let the real MViT import the two layers that it takes from timm, which nothing else here needs."""
-    try:
-        import timm.models.layers  # noqa: F401
-    except ImportError:
-        layers = types.ModuleType("timm.models.layers")
-        layers.DropPath, layers.Mlp = DropPath, perceptron
-        sys.modules.update({"timm": layers, "timm.models": layers, "timm.models.layers": layers})
-
-
 POOL = torch.randn(65521, generator=torch.Generator().manual_seed(0))  # a prime: no layer's rows repeat
 
 
