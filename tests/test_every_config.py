@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -22,7 +21,6 @@ from omegaconf import OmegaConf
 import detectron2
 from detectron2.config import instantiate
 from sam_d2.config import load_config
-from sam_d2.evaluation.report_data import read_evaluation
 from sam_d2.evaluation.results import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,14 +174,15 @@ def losses_of(run):
 
 
 def last_evaluation(run):
-    """Return the model's metrics by task, and what was found of each instance."""
+    """Return the model's metrics by task, and its predictions, of which there are some."""
     rows = [row for row in read_report(run / "report.json") if row.method == "model"]
-    (file,) = run.glob("instances_*.npz")
-    return {row.task: row.metrics for row in rows}, read_evaluation(file)
+    predictions = json.loads((run / "coco_instances_results.json").read_text())
+    assert predictions
+    return {row.task: row.metrics for row in rows}, predictions
 
 
 def run_demo(run, dataset, output, prompts):
-    """Run tools/demo.py on two images of the test part, as a user would; returns the rows of its results."""
+    """Run tools/demo.py on two images of the test part, as a user would; returns its results and how many may be."""
     content = json.loads((dataset / "test.json").read_text())
     images = {image["id"]: dataset / "images" / "test" / image["file_name"] for image in content["images"][:2]}
     command = [sys.executable, ROOT / "tools" / "demo.py", "--config-file", run / "config.yaml", "--confidence", "0"]
@@ -200,8 +199,7 @@ def run_demo(run, dataset, output, prompts):
     assert done.returncode == 0, done.stderr
     found = json.loads((output / "results.json").read_text())
     assert {path.name for path in output.iterdir()} == {"results.json", *(f"{p.stem}.jpg" for p in images.values())}
-    assert len(found) == (len(boxes) if prompts else FEW * len(images))
-    return found
+    return found, len(boxes) if prompts else FEW * len(images)
 
 
 @pytest.mark.slow
@@ -220,15 +218,16 @@ def test_trains_resumes_scores_and_runs(leaf, dataset, checkpoints, train_net, t
     assert [step for step, _ in losses] == [0, 1, 2, 3] and all(math.isfinite(loss) for _, loss in losses)
 
     prompted = "prompts" in cfg.model
-    metrics, instances = last_evaluation(run)
+    metrics, predictions = last_evaluation(run)
     assert metrics.keys() == ({"segm"} if prompted else {"segm", "bbox"})
     train_net(run, *line, "--eval-only", overrides=overrides)
-    again, same_instances = last_evaluation(run)
+    again, same_predictions = last_evaluation(run)
     assert all(again[task] == pytest.approx(metrics[task], rel=0, abs=1e-9, nan_ok=True) for task in metrics)
-    assert np.array_equal(instances.score, same_instances.score, equal_nan=True)
-    assert np.array_equal(instances.iou, same_instances.iou, equal_nan=True)
+    assert same_predictions == predictions
 
-    found = run_demo(run, dataset, tmp_path / "found", prompted)
+    found, most = run_demo(run, dataset, tmp_path / "found", prompted)
+    # With COCO's labels torchvision's models may find some of the ten that are no category, which are left out.
+    assert len(found) == most or ("architecture" in cfg.model and 0 < len(found) < most)
     ids = {category["id"] for category in json.loads((dataset / "test.json").read_text())["categories"]}
     assert {row["category_id"] for row in found} <= ids
     shutil.rmtree(run)  # up to 3 GB
