@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_d2.config_targets import BIND, PARTIAL, check_target, find_targets, parameter_names
+from sam_d2.config_targets import BIND, PARTIAL, check_target, find_targets, parameter_names, takes_any_name
 from sam_d2.config_yacs import lazy_key
 from sam_d2.errors import UserError
 
@@ -75,14 +75,29 @@ def _apply(cfg: DictConfig, text: str) -> None:
     if _has(node, last) and not interpolated and not OmegaConf.is_interpolation(node, name):
         value = _of_the_same_type(text, _value(node, last), value)
     if isinstance(value, Mapping) and _has(node, last) and isinstance(_value(node, last), DictConfig):
-        _own_group(node, last, text, key).merge_with(value)
+        group = _own_group(node, last, text, key)
+        if not adds:
+            _drop_what_only_the_old_target_takes(group, value.get("_target_"))
+        group.merge_with(value)
     else:
+        if last == "_target_" and not adds:
+            _drop_what_only_the_old_target_takes(node, value)
         node[name] = value
         if OmegaConf.is_interpolation(node, name):
             try:
                 node[name]
             except OmegaConfBaseException as error:
                 raise UserError(f"override {text!r}: {str(error).splitlines()[0]}.") from error
+
+
+def _drop_what_only_the_old_target_takes(group: Any, target: Any) -> None:
+    """Prepare a group for another ``_target_``, such as an SGD that is to be an AdamW, which has no momentum."""
+    if not isinstance(target, str) or "${" in target or target == group.get("_target_") or takes_any_name(target):
+        return
+    known = parameter_names(target)
+    for name in [str(name) for name in group if not str(name).startswith("_")]:
+        if name not in known:
+            del group[name]
 
 
 def _of_the_same_type(text: str, present: Any, value: Any) -> Any:

@@ -95,14 +95,24 @@ def locate(path: str) -> Any:
 
 def parameter_names(target: Any) -> list[str]:
     """Return the keyword parameters of a callable or of the one under an import path; none for None."""
-    if target is None:
-        return []
-    try:
-        signature = inspect.signature(locate(target) if isinstance(target, str) else target)
-    except (TypeError, ValueError):  # some builtins tell nothing about their parameters
-        return []
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
+    return [name for name, parameter in (_signature(target) or {}).items() if parameter.kind in kinds]
+
+
+def takes_any_name(target: Any) -> bool:
+    """Tell whether a callable, or the one under an import path, may take keywords that its signature does not list."""
+    parameters = _signature(target)
+    return parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _signature(target: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters by name; None where there is no callable, or a builtin that does not tell them."""
+    if target is None:
+        return None
+    try:
+        return inspect.signature(locate(target) if isinstance(target, str) else target).parameters
+    except (TypeError, ValueError):
+        return None
 
 
 def find_targets(cfg: Any, where: str = "", _ancestors: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:

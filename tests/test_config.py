@@ -208,6 +208,23 @@ def test_override_of_a_target_lets_its_parameters_follow(cfg):
         apply_overrides(cfg, ["optimizer.momentum=0.9"])
 
 
+@pytest.mark.parametrize(
+    ("override", "rate"),
+    [("optimizer._target_=torch.optim.Adam", 1e-4), ("optimizer={_target_:torch.optim.Adam,lr:0.1}", 0.1)],
+)
+def test_another_target_keeps_what_it_takes_and_no_more(cfg, override, rate):
+    cfg.optimizer.momentum = 0.9  # Adam has none
+    apply_overrides(cfg, [override])
+    found = OmegaConf.to_container(cfg.optimizer)
+    assert found == {"_target_": "torch.optim.Adam", "params": "???", "lr": rate}
+
+
+def test_a_target_that_takes_any_name_keeps_all(cfg):
+    cfg.optimizer.momentum = 0.9
+    apply_overrides(cfg, ["optimizer._target_=sam_d2.engine.torchvision_weights.torchvision_mask_rcnn"])
+    assert cfg.optimizer.momentum == 0.9
+
+
 DANGEROUS = [
     "os.system",
     "builtins.eval",

@@ -248,7 +248,7 @@ def main() -> int:
 
     args = parse_args()
     check_output(args.output)
-    from sam_d2.engine.distributed import launch_main
+    from sam_d2.engine.launch import launch_main
 
     try:
         return launch_main(work, args) or 0
