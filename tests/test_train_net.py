@@ -23,7 +23,7 @@ METHODS = {"model", "base", "box_as_mask", "ellipse"}
 
 def rows_of(folder):
     """The rows of a run's report by method, of which each has one."""
-    rows = read_report(folder / "report.json")
+    rows = [row for row in read_report(folder / "report.json") if row.ranks]
     assert len({row.method for row in rows}) == len(rows)
     return {row.method: row for row in rows}
 

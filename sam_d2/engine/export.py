@@ -126,7 +126,8 @@ def torchvision_lines(state: dict[str, Tensor], config_file: Path | None) -> lis
     shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     lines = [f"model = torchvision.models.detection.maskrcnn_resnet50_fpn{version}({shown})"]
     if epsilon is not None:
-        lines.append(f"torchvision.models.detection._utils.overwrite_eps(model, {epsilon})")
+        norms = "for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)"
+        lines.append(f'[setattr(module, "eps", {epsilon}) {norms}]')
     return lines
 
 

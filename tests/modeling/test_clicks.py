@@ -144,7 +144,7 @@ class TestRecipes:
             prompt_recipes(mixed=PromptRecipe(train=BoxSampler(), tested_as=["box"]))
 
     def test_a_test_only_recipe_cannot_train(self, build_model):
-        with pytest.raises(UserError, match=r"model\.prompt='clicks_3'.*box, point, points, mixed, clicks\."):
+        with pytest.raises(UserError, match=r"model\.prompt='clicks_3'.*box, point, points, mixed, clicks, detector"):
             build_model("model.prompt=clicks_3")
 
 
@@ -213,7 +213,7 @@ class TestMultimask:
     def test_the_prediction_has_the_highest_predicted_iou(self, build_model, batch):
         model = build_model("model.multimask=True", "model.prompt=point").eval()
         embedding = model.encode(model.preprocess(batch).tensor)[0]
-        prompts = model._test_prompts(batch[0])
+        prompts = model._test_prompts(batch[0], model.prompts[model.test_prompts[0]])
         with torch.no_grad():
             _, iou = model.decode(embedding, prompts, True)
         torch.testing.assert_close(model(batch)[0]["instances"].scores, iou.max(dim=1).values)
