@@ -166,7 +166,7 @@ class TestEnds:
 
     def test_by_ctrl_c_that_they_do_not_see(self, monkeypatch, tmp_path):
         """As where a service ends the first process only. They get their own after a while, and are waited for."""
-        monkeypatch.setattr(launching, "SECONDS_TO_END", 0.5)
+        monkeypatch.setattr(launching, "SECONDS_TO_END", 3.0)
 
         def main(args):
             (tmp_path / str(comm.get_rank())).touch()
