@@ -363,3 +363,12 @@ def test_it_learns(tmp_path, train_net):
     again = rows_of(folder)["model"]
     assert all(again.metric(name) == rows["model"].metric(name) for name in ("AP", "AR", "mIoU"))
     assert "WORSE" not in (folder / "log.txt").read_text().rpartition("results\n")[2]
+
+
+def test_a_start_whose_weights_do_not_fit_leaves_nothing_in_the_way(train_net, tmp_path):
+    torch.save({"model": {"other.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    options = ["train.max_iter=1", "train.eval_base=false"]
+    with pytest.raises(UserError, match="does not fit the model"):
+        train_net(tmp_path / "run", *options, f"train.init_checkpoint={tmp_path / 'other.pth'}")
+    train_net(tmp_path / "run", *options)
+    assert (tmp_path / "run" / "model_final.pth").is_file()

@@ -40,7 +40,7 @@ def test_other_boxes_and_crowds(caplog):
     assert "instance is 30 pixels" in caplog.text
 
 
-@pytest.mark.parametrize("records", [[], [record(10, 10)]])
+@pytest.mark.parametrize("records", [[], [record(10, 10)], [{"width": 9, "height": 9}]])
 def test_nothing_to_measure(records, caplog):
     with caplog.at_level("INFO"):
         log_canvas_fit(records, 128)

@@ -32,6 +32,12 @@ class TestDevice:
         monkeypatch.setattr(torch, "zeros", lambda size, device: None)
         assert choose_device("auto") == torch.device("cuda", 1)
 
+    def test_one_device_for_several_processes(self, monkeypatch):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_local_rank", lambda: 1)
+        with pytest.raises(UserError, match=r"train\.device=cuda:0: each of several processes"):
+            choose_device("cuda:0")
+
     @pytest.mark.parametrize("name", ["gpu", "cuda:97", "tpu"])
     def test_what_is_not_there(self, name):
         with pytest.raises(UserError, match=rf"train\.device='{name}' cannot be used .*'auto' or 'cpu'") as caught:

@@ -62,6 +62,34 @@ def test_another_width_is_never_legal():
         fit({**OWN, "backbone.fpn.weight": torch.ones(16, 4)}, begins=True)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.bottom_up.", "backbone.body."])
+@pytest.mark.parametrize(
+    ("of_file", "of_model"),
+    [(5, 22), (22, 5)],  # blocks of a stage that the file has and the model has: a ResNet-50's and a 101's, and turned
+)
+def test_a_backbone_of_another_depth_begins_nothing(prefix, of_file, of_model):
+    def network(blocks):
+        names = [f"{prefix}res3.0.weight", *(f"{prefix}res4.{block}.weight" for block in range(blocks))]
+        return {name: torch.zeros(4) for name in names}
+
+    own = {**network(of_model), "roi_heads.weight": torch.zeros(3)}
+    with pytest.raises(UserError, match=r"does not fit the model.*res4\.5"):
+        fit_weights(network(of_file), own, begins=True, matched=True, file="R-X.pkl")
+    assert (
+        fit_weights(network(of_model), own, begins=True, matched=True, file="R-X.pkl").keys()
+        == network(of_model).keys()
+    )
+
+
+def test_parts_of_a_backbone_that_a_file_does_not_know_begin_at_random():
+    """As the norms after MViT's scales, which its classifier lacks; what only the classifier has is let go."""
+    own = {f"backbone.bottom_up.{name}.weight": torch.zeros(4) for name in ("blocks.0", "blocks.1", "scale2_norm")}
+    own["roi_heads.weight"] = torch.zeros(3)
+    state = {name: value for name, value in own.items() if "blocks" in name} | {"head.weight": torch.zeros(5)}
+    taken = fit_weights(state, own, begins=True, matched=True, file="MViT.pyth")
+    assert taken.keys() == {name for name in own if "blocks" in name}
+
+
 def test_a_backbone_may_begin_a_training(caplog):
     state = {name: value for name, value in OWN.items() if "bottom_up" in name and "running" not in name}
     state["fc1000.weight"] = torch.zeros(1000, 4)

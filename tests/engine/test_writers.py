@@ -28,6 +28,21 @@ def test_files_only_by_default(run):
     assert [type(writer) for writer in curve_writers(*run(False))] == [JSONWriter, TensorboardXWriter]
 
 
+def test_a_config_of_before_has_no_wandb(run):
+    cfg, folder = run(False)
+    del cfg.train.wandb
+    assert [type(writer) for writer in curve_writers(cfg, folder)] == [JSONWriter, TensorboardXWriter]
+
+
+@pytest.mark.parametrize("key", ["entity", "config"])
+def test_what_it_does_not_take_is_refused(run, key):
+    cfg, folder = run(True)
+    cfg.train.wandb[key] = "team"
+    with pytest.raises(UserError, match=rf"train\.wandb\.{key}: there is no such key"):
+        curve_writers(cfg, folder)
+    assert [file.name for file in folder.iterdir()] == ["config.yaml"]
+
+
 def test_wandb_gets_its_options_and_the_saved_config(run, monkeypatch):
     calls = []
     stand_in = SimpleNamespace(init=lambda **options: calls.append(options) or SimpleNamespace(define_metric=print))

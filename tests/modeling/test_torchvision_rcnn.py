@@ -10,6 +10,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 import sam_d2  # noqa: F401
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils import comm
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.torchvision_weights import torchvision_mask_rcnn
 from sam_d2.errors import UserError
@@ -153,6 +154,18 @@ def test_norms_over_processes_are_those_of_one_in_a_process_alone(built):
     pixels = image(64, 64)[None].float() / 255
     features = [model.backbone(pixels)["0"] for model in (plain, synced)]
     torch.testing.assert_close(*features)
+
+
+@pytest.mark.parametrize("others_have_some", [True, False])
+def test_norms_over_processes_wait_for_no_process_without_instances(built, monkeypatch, others_have_some):
+    """In eval mode they would take no part in the statistics, and the others would wait for ever."""
+    model = built("maskrcnn_resnet50_fpn_v2", "SyncBN")
+    monkeypatch.setattr(comm, "all_gather", lambda nothing: [nothing, not others_have_some])
+    modes = []
+    handle = model.roi_heads.mask_head.register_forward_hook(lambda head, *_: modes.append(head.training))
+    model([sample(0)])
+    handle.remove()
+    assert modes == [others_have_some]
 
 
 def test_a_norm_in_eval_mode_stays_in_it(built):
@@ -323,6 +336,10 @@ def test_absent_weights_are_an_error_with_the_command(tmp_path, monkeypatch):
         ({"weights": "COCO_V1", "weights_backbone": "DEFAULT"}, "set model.weights_backbone to null"),
         ({"trainable_layers": 6}, "expected one of 0, 1, 2, 3, 4, 5"),
         ({"norm": "GN"}, "expected one of BN, SyncBN, FrozenBN"),
+        (
+            {"rpn_fg_iou_thresh": 0.3, "rpn_bg_iou_thresh": 0.4},
+            r"rpn_bg_iou_thresh=0\.4 is above .*rpn_fg_iou_thresh=0\.3",
+        ),
         ({"labels": "coco"}, "COCO's 80 classes, not for 2: take auto"),
         ({"num_classes": 0}, "set it to the number of the dataset's classes"),
         ({"num_classes": None}, "set it to the number of the dataset's classes"),
