@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shlex
 import shutil
@@ -7,7 +8,7 @@ import types
 import pytest
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from sam_d2.data import Split, resolve_dataset
+from sam_d2.data import Split, resolve_dataset, scenes
 from sam_d2.data.manifest import ManifestDataset, ManifestSplit, add_to_manifest
 from sam_d2.errors import UserError
 
@@ -164,6 +165,25 @@ def test_a_file_is_split_by_image_and_says_so(coco, write, manifest, caplog):
     assert [len(part) for part in parts] == [9, 2]  # round(0.8 * 11)
     assert sorted(parts[0] + parts[1]) == list(range(10, 21))
     assert "_train: 9 images, of the 11 in " in caplog.text
+
+
+def what_is_there(manifest):
+    """Of the scenes when a process comes to write them, in a process of its own."""
+    found = []
+
+    def write(folder):
+        found.append(folder.is_dir())
+        folder.mkdir(exist_ok=True)
+        raise UserError("enough")
+
+    scenes.ensure_quickstart = write
+    with contextlib.suppress(UserError):
+        resolve_dataset("quickstart", manifest)
+    return found
+
+
+def test_one_of_several_processes_writes_the_quickstart_scenes(in_two_processes, tmp_path):
+    assert in_two_processes(what_is_there, tmp_path / "datasets.json") == [[False], [True]]
 
 
 def test_quickstart_lies_beside_the_manifest(coco, write, manifest, monkeypatch):

@@ -1,10 +1,6 @@
-"""Devices, and a training in two processes that equals one in a single process."""
+"""Devices, and the models of a training in several processes."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -14,7 +10,6 @@ from torch import nn
 from detectron2.utils import comm
 from sam_d2.engine.distributed import choose_amp_dtype, choose_device, distribute, first_process_first, share_buffers
 from sam_d2.errors import UserError
-from sam_d2.evaluation import read_report
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -148,42 +143,3 @@ def failing_visit():
 
 def test_where_it_fails_all_fail(in_two_processes):
     assert in_two_processes(failing_visit) == ["no such dataset"] * 2
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(train_net, shapes_folder, tmp_path, root, tiny_overrides):
-    """Two steps of 6 images, 3 in each process: an empty image and several numbers of instances among them."""
-    overrides = [
-        *tiny_overrides,
-        "train.max_iter=2",
-        "train.eval_base=false",
-        "dataloader.train.total_batch_size=6",
-        # Adam divides by the size of the gradient, which for vanishing ones is that of their rounding
-        "optimizer.eps=1e-3",
-        "optimizer.lr=0.01",
-        "train.device=cpu",
-    ]
-    one = train_net(tmp_path / "one", overrides=overrides)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(root / "experiments" / "train_net.py"), "--config-file", str(root / "configs" / "sam_tiny.py")]
-    command += ["--dataset", str(shapes_folder), "--output-dir", str(tmp_path / "two"), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    weights = [torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (one, tmp_path / "two")]
-    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
-    images = [[row["images"] for row in metrics(folder) if "images" in row] for folder in (one, tmp_path / "two")]
-    assert images == [[6], [6]]
-    # all test images were predicted, each once
-    assert [len(read_report(folder / "report.json")) for folder in (one, tmp_path / "two")] == [3, 3]
-    ious = [
-        row.metric("mIoU")
-        for folder in (one, tmp_path / "two")
-        for row in read_report(folder / "report.json")
-        if row.method == "model"
-    ]
-    assert ious[0] == pytest.approx(ious[1], abs=1e-3) and ious[0] > 0
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from detectron2.utils import comm
 from sam_d2.config import load_config
 from sam_d2.engine.run import begin_run, checkpoint_to_evaluate, initial_weights
 from sam_d2.engine.weights import FOLDER_VARIABLE
@@ -44,6 +45,21 @@ class TestBeginRun:
         (tmp_path / "run" / left).mkdir(parents=True)
         begin_run(cfg, arguments())
         assert load_config(tmp_path / "run" / "config.yaml") == cfg
+
+    def test_it_counts_the_processes(self, cfg, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+        monkeypatch.setattr(comm, "all_gather", lambda value: [value] * 3)
+        monkeypatch.setattr(comm, "synchronize", lambda: None)
+        begin_run(cfg, arguments())
+        assert "CPU threads, 3 processes" in (tmp_path / "run" / "log.txt").read_text()
+
+    def test_machines_that_do_not_share_the_folder(self, cfg, tmp_path, monkeypatch):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "last_checkpoint").touch()
+        monkeypatch.setattr(comm, "all_gather", lambda value: [value, False])
+        with pytest.raises(UserError, match=r"--resume: .*run is not the same folder for all processes\. .*share"):
+            begin_run(cfg, arguments(resume=True))
 
     @pytest.mark.parametrize("inside", ["", "deeper/run"])
     def test_a_file_where_the_folder_is_to_be(self, cfg, tmp_path, inside):

@@ -281,7 +281,12 @@ class TestErrors:
         return Trainer(model := TwoLosses(), data(), optimizer_of(model))
 
     @pytest.mark.parametrize(
-        ("error", "in_log"), [(UserError("a.png: no such image file."), False), (ZeroDivisionError("x"), True)]
+        ("error", "in_log"),
+        [
+            (UserError("a.png: no such image file."), False),
+            (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"), False),
+            (ZeroDivisionError("x"), True),
+        ],
     )
     def test_traceback(self, caplog, error, in_log):
         for _ in range(2):  # the second run: nothing of the first is left on the logger
