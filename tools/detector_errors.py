@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure how far a detector's boxes lie from the instances of its training set, to train SAM with the same errors.
 
-The file holds (dx0 / w, dy0 / h, dx1 / w, dy1 / h) of each detection that is of an instance (same class, IoU of at least
-0.5). A training with --prompt detector draws from it: model.prompts.detector.train.errors=FILE.
+The file holds (dx0 / w, dy0 / h, dx1 / w, dy1 / h) of each detection that is of an instance (same class, IoU >= 0.5).
+A training with --prompt detector draws from it: model.prompts.detector.train.errors=FILE.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure how much worse prompts cost: AP and mean IoU of SAM checkpoints over box noise and numbers of points.
 
-Every checkpoint is evaluated on the whole test set, once for each level: boxes of the ground truth moved (shift) or made
-larger or smaller (scale) by a share of their sides, and points inside of the masks. The noise is the same for all.
+Every checkpoint is evaluated on the whole test set, once for each level: boxes of the ground truth moved (shift) or
+made larger or smaller (scale) by a share of their sides, and points inside of the masks. The noise is the same for all.
 Writes prompt_robustness.json and prompt_robustness.png, and prints a table.
 """
 
@@ -37,7 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shift", type=_shares, default=LEVELS, metavar="LEVELS", help=f"how far boxes move: {shares}")
     parser.add_argument("--scale", type=_shares, default=LEVELS, metavar="LEVELS", help=f"how much they grow: {shares}")
     parser.add_argument(
-        "--points", type=_counts, default="1,2,3,5,10", metavar="LEVELS", help="numbers of points (default: %(default)s)"
+        "--points",
+        type=_counts,
+        default="1,2,3,5,10",
+        metavar="LEVELS",
+        help="numbers of points (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     return parser
@@ -55,6 +59,15 @@ def _counts(text: str) -> list[int]:
     if not all(1 <= level <= 100 for level in levels):
         raise argparse.ArgumentTypeError(f"{text}: expected numbers of points, 1 to 100, such as 1,3,5")
     return levels
+
+
+def _labels(runs: list[str]) -> list[str]:
+    """Return what to call each checkpoint: the name of its folder or file, or all of its path where names are equal."""
+    if len(set(runs)) < len(runs):
+        raise UserError(f"{next(run for run in runs if runs.count(run) > 1)} is named twice; once will do.")
+    paths = [Path(run) for run in runs]
+    short = [f"{path.parent.name}/{path.name}" if path.suffix == ".pth" else path.resolve().name for path in paths]
+    return [run if short.count(name) > 1 else name for name, run in zip(short, runs, strict=True)]
 
 
 def main() -> int:
@@ -97,17 +110,12 @@ def main() -> int:
     quiet_console()
     logging.getLogger("sam_d2.evaluation").setLevel(logging.WARNING)  # the same lines at each level
     models = {}
-    for run in runs:
+    for label, run in zip(_labels(runs), runs, strict=True):
         path = Path(run)
         weights = path if path.is_file() and path.suffix == ".pth" else None
         cfg, file = find_model(path.parent / "config.yaml" if weights else run, weights)
         if "prompts" not in cfg.model:
             raise UserError(f"{run}: its model takes no prompts; name a run of SAM.")
-        label = (path.name if runs.count(run) == 1 else run) or run
-        if sum(Path(other).name == path.name for other in runs) > 1:
-            label = run
-        if label in models:
-            raise UserError(f"{run} is named twice; once will do.")
         models[label] = apply_overrides(cfg, opts), file
     recomputed = {bool(cfg.dataloader.test.mapper.recompute_boxes) for cfg, _ in models.values()}
     if len(recomputed) > 1:

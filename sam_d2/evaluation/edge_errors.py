@@ -16,9 +16,7 @@ from sam_d2.evaluation.ground_truth import AnnotatedImage, GroundTruth, ImageId
 _DECIMALS = 5
 
 
-def edge_errors(
-    ground_truth: GroundTruth, found: Callable[[ImageId], Instances], *, detector: str = ""
-) -> EdgeErrors:
+def edge_errors(ground_truth: GroundTruth, found: Callable[[ImageId], Instances], *, detector: str = "") -> EdgeErrors:
     """Measure the boxes of a detector.
 
     A detection is of the instance of its class that it overlaps most, from an IoU of 0.5 on; of those that an instance

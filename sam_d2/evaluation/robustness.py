@@ -27,7 +27,7 @@ from sam_d2.modeling.prompt_samplers import NoisyBoxSampler, PointSampler, Promp
 from sam_d2.modeling.sam import PromptableSAM
 
 VERSION = 1
-AXES = {"shift": "shift of the box, % of its side", "scale": "growth of the box, % of its side", "points": "points"}
+AXES = {"shift": "shift of the box, % of its side", "scale": "box longer or shorter, % of its side", "points": "points"}
 """Kinds of prompt, and what their levels are."""
 
 
@@ -243,7 +243,7 @@ def write_plot(path: Path, robustness: Robustness) -> None:
                 x = [row.level if kind == "points" else 100 * row.level for row in rows]
                 y = [math.nan if getattr(row, metric) is None else getattr(row, metric) for row in rows]
                 style = {"color": SERIES[number % len(SERIES)], "marker": "o", "markersize": 4}
-                axes.plot(x, y, label=name, **style)
+                axes.plot(x, y, **style)
             axes.set_ylim(0, 100 if metric == "AP" else 1)
             axes.grid(alpha=0.4)
             if kind == "points":
@@ -252,10 +252,9 @@ def write_plot(path: Path, robustness: Robustness) -> None:
                 axes.set_xlabel(AXES[kind])
             if not column:
                 axes.set_ylabel("mask AP" if metric == "AP" else "mean IoU")
-    # names are a user's: a $ in them is no formula
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    labels = ["​" + label if label.startswith("_") else label for label in labels]
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    # names are a user's: a _ before one hides it, a $ in it would be a formula
+    names = [f" {name}" if name.startswith("_") else name for name in robustness.checkpoints]
+    legend = figure.legend(grid[0][0].lines, names, loc="outside lower center", ncols=min(3, len(names)))
     for text in (*legend.get_texts(), figure.suptitle(robustness.title, fontsize=11)):
         text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
