@@ -43,7 +43,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     from sam_d2.config import apply_overrides, load_config
     from sam_d2.config_dataset import set_max_iter, set_num_classes
     from sam_d2.config_numbers import check_numbers
-    from sam_d2.config_prompts import check_prompt
+    from sam_d2.config_prompts import check_edge_errors, check_prompt
     from sam_d2.data import resolve_dataset
     from sam_d2.errors import UserError
 
@@ -61,6 +61,8 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     use_prompt_boxes(cfg, args)
     cfg = apply_overrides(cfg, args.opts)
     check_prompt(cfg, args.config_file)
+    if not args.eval_only:
+        check_edge_errors(cfg)
     check_numbers(cfg)
     if not cfg.train.dataset:
         raise UserError("No dataset. Add --dataset NAME, FOLDER or FILE; --dataset quickstart needs no data.")

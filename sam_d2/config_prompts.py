@@ -35,6 +35,23 @@ def check_prompt(cfg: DictConfig, source: str) -> None:
     )
 
 
+def check_edge_errors(cfg: DictConfig) -> None:
+    """Refuse a training whose boxes are to have a detector's errors where these cannot be read.
+
+    Args:
+        cfg: as for :func:`check_prompt`.
+
+    Raises:
+        UserError: as :func:`~sam_d2.data.edge_errors.read_edge_errors`.
+    """
+    key = f"model.prompts.{cfg.model.prompt}.train.errors" if "prompts" in cfg.model else ""
+    file = OmegaConf.select(cfg, key) if key else None
+    if file:
+        from sam_d2.data.edge_errors import read_edge_errors
+
+        read_edge_errors(file, key=key)
+
+
 def _check_boxes(cfg: DictConfig, recipes: dict[str, DictConfig], asked: str) -> None:
     """Refuse a prompt that is tested with a detector's boxes where the config names neither detector nor file."""
     tests = [str(name) for name in recipes[asked].get("tested_as") or [asked]]

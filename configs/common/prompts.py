@@ -2,12 +2,20 @@
 
 from detectron2.config import LazyCall as L
 from sam_d2.modeling.prompt_recipes import PromptRecipe, prompt_recipes
-from sam_d2.modeling.prompt_samplers import BoxSampler, DetectedBoxSampler, MixedSampler, PointSampler
+from sam_d2.modeling.prompt_samplers import (
+    BoxSampler,
+    DetectedBoxSampler,
+    DetectorErrorSampler,
+    MixedSampler,
+    PointSampler,
+)
 
 box = L(BoxSampler)(jitter=0.1, max_jitter=20.0)  # share of the side; pixels of the canvas
 point = L(PointSampler)(random=True)
 _detected = dict(
-    train=box,
+    train=L(DetectorErrorSampler)(  # errors: of tools/detector_errors.py, in place of the jitter
+        errors="", jitter=0.1, max_jitter=20.0
+    ),
     test=L(DetectedBoxSampler)(),
     prompt_source="detector",
     score="class_score*predicted_iou",  # the box's class and the mask's fit

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from detectron2.structures import Instances
+from sam_d2.data.edge_errors import read_edge_errors
 from sam_d2.errors import UserError
 from sam_d2.modeling.masks import InstanceMasks, mask_extent, rasterise_crop
 from sam_d2.modeling.prompts import Prompts
@@ -43,13 +46,99 @@ class BoxSampler:
         return Prompts(boxes=boxes)
 
     def _jittered(self, boxes: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         noise = torch.randn(boxes.shape, generator=generator).to(boxes)
-        moved = boxes + (noise * self.jitter * sides).clamp(-self.max_jitter, self.max_jitter)
-        # Edges that crossed are swapped back, so that every prompt is a box.
-        low, high = torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])
-        limit = boxes.new_tensor([size[1], size[0]])
-        return torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)], dim=1)
+        moved = boxes + (noise * self.jitter * _sides(boxes)).clamp(-self.max_jitter, self.max_jitter)
+        return _boxes_inside(moved, size)
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """Return (N, 4): of each edge of boxes (N, 4) the length of the side along which it moves."""
+    return (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+
+
+def _boxes_inside(moved: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes (N, 4) clipped to ``size`` (h, w); edges that crossed are swapped back, so that each is a box."""
+    low, high = torch.minimum(moved[:, :2], moved[:, 2:]), torch.maximum(moved[:, :2], moved[:, 2:])
+    limit = moved.new_tensor([size[1], size[0]])
+    return torch.cat([low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)], dim=1)
+
+
+@dataclass
+class DetectorErrorSampler(BoxSampler):
+    """Ground-truth boxes, wrong as a detector's are: each takes the errors of one detection, drawn at random.
+
+    The four edges of a box move together as they did there, so that the errors' sizes, their lean to one side and how
+    they go together are the detector's.
+
+    Attributes:
+        errors: file of ``tools/detector_errors.py``; without one the boxes are jittered as :class:`BoxSampler`'s. It is
+            read at the first draw: a trained model does without it.
+    """
+
+    errors: str = ""
+
+    def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
+        """Return boxes (N, 4), continuous XYXY edges in the frame of ``instances``.
+
+        Raises:
+            UserError: ``errors`` cannot be read, or holds none.
+        """
+        if not self.errors:
+            return super().__call__(instances, generator)
+        boxes = instances.gt_boxes.tensor.float()
+        rows = torch.randint(len(self._moves), (len(boxes),), generator=generator)
+        return Prompts(boxes=_boxes_inside(boxes + self._moves[rows].to(boxes) * _sides(boxes), instances.image_size))
+
+    @cached_property
+    def _moves(self) -> Tensor:
+        """(M, 4) float32: what each edge moved by, as a share of the box's side."""
+        return torch.tensor(read_edge_errors(self.errors, key="model.prompts.*.train.errors").errors)
+
+
+@dataclass(frozen=True)
+class NoisyBoxSampler:
+    """Ground-truth boxes that are wrong by a given share of their sides: a test's prompts.
+
+    All boxes are equally wrong, and a coin says in which direction along each axis. The coins belong to the instance
+    (its place in the image, its box and the image's size), so every model, every level and every run gets the same.
+    What lies outside of the image is cut off.
+
+    Attributes:
+        shift: how far the centre moves to either side, as a share of the side.
+        scale: how much longer or shorter each side gets, as a share of itself, about the centre.
+        seed: of the coins.
+
+    Raises:
+        UserError: a share is not in [0, 1), so that nothing of a box might be left.
+    """
+
+    shift: float = 0.0
+    scale: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse shares that leave no box."""
+        for name in ("shift", "scale"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"Box noise {name}={getattr(self, name)}: expected a share of the side, 0 to below 1.")
+
+    def __call__(self, instances: Instances, generator: torch.Generator) -> Prompts:
+        """Return boxes (N, 4), continuous XYXY edges in the frame of ``instances``; nothing is drawn."""
+        boxes = instances.gt_boxes.tensor.float()
+        if not self.shift and not self.scale:
+            return Prompts(boxes=boxes)
+        coins = torch.tensor(
+            [self._coins(row, box.tobytes(), instances.image_size) for row, box in enumerate(boxes.cpu().numpy())]
+        ).reshape(-1, 4)
+        shift, scale = coins.to(boxes).split(2, dim=1)
+        # an edge moves with the centre, and by half of what the side grows
+        moves = self.shift * shift.repeat(1, 2) + self.scale / 2 * torch.cat([-scale, scale], dim=1)
+        return Prompts(boxes=_boxes_inside(boxes + moves * _sides(boxes), instances.image_size))
+
+    def _coins(self, row: int, box: bytes, size: tuple[int, int]) -> list[float]:
+        """Return four times 1 or -1: of the shift in x and y, of the scale in x and y."""
+        byte = blake2b(repr((self.seed, row, size)).encode() + box, digest_size=1).digest()[0]
+        return [1.0 if byte >> bit & 1 else -1.0 for bit in range(4)]
 
 
 @dataclass
@@ -191,4 +280,4 @@ def may_be_ambiguous(sampler: PromptSampler) -> bool:
         return any(may_be_ambiguous(one) for one in sampler.samplers)
     if isinstance(sampler, PointSampler):
         return sampler.positive + sampler.negative == 1
-    return not isinstance(sampler, BoxSampler | DetectedBoxSampler)
+    return not isinstance(sampler, BoxSampler | NoisyBoxSampler | DetectedBoxSampler)
