@@ -111,3 +111,9 @@ def test_wrong_results(run, tmp_path, visualize, content, message):
 def test_no_images_asked_for(run, tmp_path, visualize):
     with pytest.raises(UserError, match="--limit 0"):
         visualize(run, "--output", tmp_path / "out", "--limit", "0")
+
+
+def test_a_folder_without_a_config_wants_the_dataset(run, tmp_path, visualize):
+    (run / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml: no such file, as where .* Add --dataset NAME"):
+        visualize(run, "--output", tmp_path / "out")

@@ -55,7 +55,10 @@ def main() -> int:
     from sam_d2.evaluation.results import read_report
     from sam_d2.evaluation.side_by_side import side_by_side
 
-    dataset = args.dataset or load_config(args.run / "config.yaml").train.dataset
+    config = args.run / "config.yaml"
+    if args.dataset is None and not config.is_file():
+        raise UserError(f"{config}: no such file, as where nothing but an evaluation was run. Add --dataset NAME.")
+    dataset = args.dataset or load_config(config).train.dataset
     truth = GroundTruth.from_catalog(resolve_dataset(dataset).test)
     try:
         rows = msgspec.json.decode(results.read_bytes())

@@ -125,9 +125,7 @@ def _curves(run: Run) -> str:
     losses = [name for name in run.curves if is_loss(name)]
     losses.sort(key=lambda name: (name != "total_loss", name))
     if losses:
-        series = [
-            Series(name, run.curves[name], _CURVE_COLOURS.get(name, index + 4)) for index, name in enumerate(losses)
-        ]
+        series = [Series(name, run.curves[name], _CURVE_COLOURS.get(name, index)) for index, name in enumerate(losses)]
         charts.append(line_chart("Loss in training", series, "weighted loss", log=_spans_decades(series)))
     ap = _series(run, "segm/AP")
     if len(ap) == 1:
