@@ -99,16 +99,20 @@ def _is_backbone(state: Iterable[str], own: Iterable[str], missing: Iterable[str
     classifier lacks; a stage that it has, it must have whole, and no more of it than the model.
     """
     found = set(own) & set(state)
-    stages = {_stage(name) for name in found if name.startswith(_BOTTOM_UP)}
-    uneven = [name for name in (*missing, *unknown) if _stage(name) in stages and not name.endswith(_COUNTER)]
+    stages = {_stage_and_block(name)[0] for name in found if name.startswith(_BOTTOM_UP)}
+    # What is no block of a stage is a classifier's: its last layer counts as one of the stem in some files.
+    blocks = [name for name in unknown if _stage_and_block(name)[1].isdecimal()]
+    uneven = [name for name in (*missing, *blocks) if _stage_and_block(name)[0] in stages]
+    uneven = [name for name in uneven if not name.endswith(_COUNTER)]
     return bool(stages) and all(name.startswith(_BACKBONE) for name in found) and not uneven
 
 
-def _stage(name: str) -> str:
-    """Return the first component of a name inside of the bottom-up network, such as ``res4``."""
+def _stage_and_block(name: str) -> tuple[str, str]:
+    """Return the first two components of a name inside of the bottom-up network, such as ``res4`` and ``5``."""
     for prefix in _BOTTOM_UP:
         name = name.removeprefix(prefix)
-    return name.partition(".")[0]
+    stage, block, *_ = [*name.split("."), ""]
+    return stage, block
 
 
 def _log_random(missing: list[str], total: int, unknown: list[str], file: str) -> None:

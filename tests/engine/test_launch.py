@@ -169,6 +169,8 @@ class TestEnds:
         monkeypatch.setattr(launching, "SECONDS_TO_END", 3.0)
 
         def main(args):
+            # A shell that puts the tests in the background has them ignore Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             (tmp_path / str(comm.get_rank())).touch()
             try:
                 time.sleep(60)
