@@ -207,7 +207,7 @@ def robustness_table(robustness: Robustness) -> Table:
     table.add_column("prompt")
     table.add_column("level", justify="right")
     for name in robustness.checkpoints:
-        table.add_column(f"{_plain(name)}\nAP", justify="right")
+        table.add_column(f"{_plain(name)}\nAP", justify="right", overflow="fold")
         table.add_column("\nmIoU", justify="right")
     levels = dict.fromkeys((row.kind, row.level) for row in robustness.results)
     by_key = {(row.checkpoint, row.kind, row.level): row for row in robustness.results}
