@@ -153,9 +153,9 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> int | None:
             f"RANK and WORLD_SIZE are set, as torchrun sets them, but the processes cannot be joined ({error}). Start "
             "them with torchrun, or unset the two for a run of one process."
         ) from error
-    torch.distributed.init_process_group(
-        "nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT
-    )
+    backend = "nccl" if gpus else "gloo"
+    # Its timeout for NCCL is shorter than the first process may need to score a large test set.
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(local_size)
     try:
         code = main(args)

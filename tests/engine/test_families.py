@@ -64,6 +64,7 @@ FAMILIES = {
     "torchvision": ("cartons.py", TORCHVISION),
     "sam": ("sam_tiny.py", [*SAM, "model.prompt=mixed"]),
     "sam_decoder": ("sam_tiny.py", [*SAM, "model.freeze=[image_encoder,prompt_encoder]"]),
+    "sam_clicks": ("sam_tiny.py", [*SAM, "model.prompt=clicks", "model.activation_checkpointing=true"]),
     "sam_lora": ("sam_tiny_lora.py", SAM),
 }
 """Config and overrides of a small model of each family; how DDP wraps it is the config's own."""
