@@ -25,7 +25,7 @@ DETECTORS = {
     "Cascade Mask R-CNN MViTv2-T": ("cascade_mvitv2", "photographs_cascade"),
 }
 DETECTORS_HEADER = (
-    "| architecture | 4 images | fewest detections | fewest classes | boxes, px | scores | of another class "
+    "| architecture | images | fewest detections | fewest classes | boxes, px | scores | of another class "
     "| least mask IoU | losses | gradients |"
 )
 
@@ -109,7 +109,7 @@ def figures_of(case: str, expected: Any, actual: Any) -> Figures:
 
 def detector_row(name: str, expected: dict[str, Any], actual: dict[str, Any]) -> str:
     """Return the row of an architecture for its answers of ``cases_detectors.py``: largest differences of each part."""
-    images = "photographs" if "found" in expected else "made"
+    images = "4 photographs" if "found" in expected else "4 made"
     expected, actual = (one["found"]["live"] if "found" in one else one for one in (expected, actual))
 
     def largest(key: str, one: Any, other: Any) -> float:
