@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.utils.events import EventWriter, get_event_storage
 from sam_d2.errors import UserError
@@ -40,7 +40,7 @@ class WandbWriter(EventWriter):
         *,
         project: str = "sam_d2",
         name: str | None = None,
-        mode: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
         config: dict[str, Any] | None = None,
         window_size: int = 20,
     ) -> None:
