@@ -110,7 +110,7 @@ def conditions(
     Raises:
         UserError: there is no level at all, or one cannot be.
     """
-    shifts, scales, points = (sorted(set(levels)) for levels in (shifts, scales, points))
+    shifts, scales, points = sorted(set(shifts)), sorted(set(scales)), sorted(set(points))
     exact: list[tuple[str, float]] = [(kind, 0.0) for kind, of in (("shift", shifts), ("scale", scales)) if 0.0 in of]
     asked = [Condition(NoisyBoxSampler(seed=seed), exact)] if exact else []
     asked += [Condition(NoisyBoxSampler(shift=one, seed=seed), [("shift", one)]) for one in shifts if one]
@@ -182,7 +182,7 @@ def measure(
             for recipe, evaluator in zip(recipes, evaluators, strict=True):
                 assert recipe.test is not None  # given above
                 prompts = recipe.test(instances, torch.Generator().manual_seed(0))
-                prompts = prompts.rescaled(instances.image_size, tuple(size))
+                prompts = prompts.rescaled(instances.image_size, (size[0], size[1]))
                 found = model.predict(embedding, prompts, size, sample, recipe)
                 evaluator.process([sample], [{"instances": found}])
                 masks += len(found)
