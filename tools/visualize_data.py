@@ -214,6 +214,7 @@ def main() -> int:
         check_output(args.output)
         if args.output.suffix.lower() != ".png":
             raise UserError(f"--output {args.output}: the picture is a PNG; name it FILE.png.")
+    args.eval_only = True  # nothing is trained
     cfg = load_train_net().build_cfg(args)
     prompt = cfg.model.prompt if "prompts" in cfg.model else "none"
     registered = str(cfg.dataloader[args.split].dataset.names)
