@@ -108,11 +108,15 @@ def _check_meeting_point(args: argparse.Namespace) -> None:
         return
     try:
         parts = urlsplit(url)
-        port = parts.port if parts.scheme == "tcp" and parts.hostname else None
+        host, port = parts.hostname, parts.port
     except ValueError:
-        port = None
-    if not port:
+        host = port = None
+    if not url.startswith("tcp://") or not host or not port:
         raise UserError(f"--dist-url {url}: expected tcp://HOST:PORT, such as tcp://127.0.0.1:29500, or auto.")
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError as error:
+        raise UserError(f"--dist-url {url}: {host} cannot be found ({error.strerror}).") from error
     if args.machine_rank == 0:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -165,13 +169,15 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> int | None:
             raise SystemExit(130) from None
         raise
     except Exception as error:
-        problem = UserError(_LOST) if is_lost_connection(error) else error
         # Of the same mistake in all processes, and of what follows from one of them, the user is told once.
         if not _is_first_to_fail(store):
             raise SystemExit(2) from None
-        if isinstance(problem, UserError):
-            _tell_torchrun(str(problem))
-        raise problem from error
+        if is_lost_connection(error):
+            _tell_torchrun(_LOST)
+            raise UserError(_LOST) from error
+        if isinstance(error, UserError):
+            _tell_torchrun(str(error))
+        raise
     torch.distributed.destroy_process_group()
     return code
 

@@ -56,7 +56,7 @@ class TestWhatIsAskedFor:
         calls = []
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(launching, "launch", lambda *given, **named: calls.append((given, named)))
-        url = f"tcp://a:{free_port}"
+        url = f"tcp://127.0.0.1:{free_port}"
         args = arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url=url)
         launch_main(print, args)
         named = {"num_machines": 3, "machine_rank": 1, "dist_url": url, "args": (print, args)}
@@ -68,6 +68,21 @@ class TestWhatIsAskedFor:
     def test_a_meeting_point_that_is_none(self, url):
         with pytest.raises(UserError, match=r"--dist-url .*: expected tcp://HOST:PORT, such as"):
             launch_main(print, arguments(num_gpus=0, num_machines=2, dist_url=url))
+
+    def test_a_host_that_nobody_knows(self, monkeypatch):
+        def unknown(host, port):
+            raise socket.gaierror(-2, f"no {host} {port}")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(UserError, match=r"--dist-url tcp://nod:29500: nod cannot be found \(no nod 29500\)\."):
+            launch_main(print, arguments(num_gpus=0, num_machines=2, machine_rank=1, dist_url="tcp://nod:29500"))
+
+    def test_processes_that_never_met(self):
+        text = "Traceback:\n  a\ntorch.distributed.DistStoreError: Timed out after 1801 s, 1/2 clients joined.\n"
+        error = torch.multiprocessing.ProcessRaisedException(text, 0, 1)
+        assert launching._message_of(error, "tcp://a:1") == (
+            "The processes could not meet at --dist-url tcp://a:1: Timed out after 1801 s, 1/2 clients joined."
+        )
 
     @pytest.mark.parametrize("url", ["auto", default_dist_url()])
     def test_machines_do_not_meet_at_home(self, url):
