@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.utils import comm
 from sam_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -46,7 +49,11 @@ def choose_amp_dtype(enabled: bool, name: str, device: torch.device) -> torch.dt
         return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
     if name not in ("bfloat16", "float16"):
         raise UserError(f"train.amp.dtype={name!r}: expected auto, bfloat16 or float16.")
-    return torch.bfloat16 if name == "bfloat16" else torch.float16
+    if name == "bfloat16":
+        return torch.bfloat16
+    if device.type == "cpu":
+        logger.warning("train.amp.dtype=float16: on a CPU far slower than full precision; bfloat16 is not")
+    return torch.float16
 
 
 def distribute(model: nn.Module, **options: Any) -> nn.Module:

@@ -1,6 +1,7 @@
 """Devices, and the models of a training in several processes."""
 
 import copy
+import logging
 import warnings
 
 import pytest
@@ -52,9 +53,12 @@ class TestDevice:
         (True, "float16", CPU, True, torch.float16),
     ],
 )
-def test_amp_dtype(monkeypatch, enabled, name, device, supported, expected):
+def test_amp_dtype(monkeypatch, caplog, enabled, name, device, supported, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    monkeypatch.setattr(logging.getLogger("sam_d2"), "propagate", True)
     assert choose_amp_dtype(enabled, name, device) is expected
+    slow = expected is torch.float16 and device is CPU
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * slow
 
 
 def test_amp_dtype_that_does_not_exist():
