@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 import detectron2
 from detectron2.config import instantiate
-from sam_d2.config import load_config
+from sam_d2.config import apply_overrides, load_config, save_config
 from sam_d2.evaluation.results import read_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,6 +122,20 @@ def write_weights(cfg, folder):
     return name
 
 
+def detector_of(cfg, classes, folder):
+    """Write the detector that ``cfg`` names, small and for so many classes; returns the overrides that name it."""
+    source = cfg.dataloader.detector
+    detector = load_config(ROOT / source.config)
+    detector = apply_overrides(detector, [*overrides_of(detector), f"model.roi_heads.num_classes={classes}"])
+    save_config(detector, folder / "config.yaml")
+    torch.manual_seed(0)
+    state = damped(instantiate(detector.model).state_dict())
+    content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "Detectron2 Model Zoo"}
+    (folder / source.weights).write_bytes(pickle.dumps(content))
+    options = {"config": folder / "config.yaml", "weights": folder / source.weights, "min_score": 0.0}
+    return [f"dataloader.detector.{key}={value}" for key, value in options.items()]
+
+
 def damped(state):
     for name in state:
         if re.search(r"(bn3|conv3\.norm)\.weight$", name):
@@ -174,11 +188,11 @@ def losses_of(run):
 
 
 def last_evaluation(run):
-    """Return the model's metrics by task, and its predictions, of which there are some."""
+    """Return the model's metrics by prompt, task and score, and its predictions, of which there are some."""
     rows = [row for row in read_report(run / "report.json") if row.method == "model"]
     predictions = json.loads((run / "coco_instances_results.json").read_text())
     assert predictions
-    return {row.task: row.metrics for row in rows}, predictions
+    return {(row.prompt, row.task, row.score): row.metrics for row in rows}, predictions
 
 
 def run_demo(run, dataset, output, prompts):
@@ -211,28 +225,35 @@ def test_trains_resumes_scores_and_runs(leaf, dataset, checkpoints, train_net, t
     weights, run = write_weights(cfg, checkpoints), tmp_path / "run"
     line = ["--config-file", str(leaf), "--dataset", str(dataset)]
     overrides = overrides_of(cfg)
+    ids = [category["id"] for category in json.loads((dataset / "test.json").read_text())["categories"]]
+    paired = cfg.model.get("prompt") == "detector"
+    if paired:
+        overrides += detector_of(cfg, len(ids), tmp_path)
 
     train_net(run, *line, overrides=[*overrides, "train.max_iter=2"])
     train_net(run, *line, "--resume", overrides=[*overrides, "train.max_iter=4"])
     losses = losses_of(run)
     assert [step for step, _ in losses] == [0, 1, 2, 3] and all(math.isfinite(loss) for _, loss in losses)
 
-    prompted = "prompts" in cfg.model
     metrics, predictions = last_evaluation(run)
-    assert metrics.keys() == ({"segm"} if prompted else {"segm", "bbox"})
+    prompt, score = (cfg.model.prompt, cfg.model.score) if "prompts" in cfg.model else ("none", "class_score")
+    if paired:
+        score = cfg.model.prompts.detector.score
+    prompted = "prompts" in cfg.model and not paired  # needs to be told where the objects are
+    assert {task for name, task, _ in metrics if name == prompt} == ({"segm"} if prompted else {"segm", "bbox"})
     train_net(run, *line, "--eval-only", overrides=overrides)
     again, same_predictions = last_evaluation(run)
-    assert all(again[task] == pytest.approx(metrics[task], rel=0, abs=1e-9, nan_ok=True) for task in metrics)
+    assert again.keys() == metrics.keys()
+    assert all(again[key] == pytest.approx(metrics[key], rel=0, abs=1e-9, nan_ok=True) for key in metrics)
     assert same_predictions == predictions
 
     found, most = run_demo(run, dataset, tmp_path / "found", prompted)
     # With COCO's labels torchvision's models may find some of the ten that are no category, which are left out.
     assert len(found) == most or ("architecture" in cfg.model and 0 < len(found) < most)
-    ids = {category["id"] for category in json.loads((dataset / "test.json").read_text())["categories"]}
-    assert {row["category_id"] for row in found} <= ids
+    assert {row["category_id"] for row in found} <= set(ids)
     shutil.rmtree(run)  # up to 3 GB
     cells = [name_of(leaf), dataset.name, CORE, weights or "-", " ".join(f"{loss:.3g}" for _, loss in losses)]
-    cells += [f"{metrics['segm'][key]:.2f}" for key in ("AP", "AR")]
+    cells += [f"{metrics[prompt, 'segm', score][key]:.2f}" for key in ("AP", "AR")]
     cells += [str(len(found)), f"{time.perf_counter() - started:.0f}"]
     with capsys.disabled():
         print(f"\n| {' | '.join(cells)} |")
