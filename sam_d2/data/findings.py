@@ -108,5 +108,5 @@ class WarningCounts:
 
 
 def plural(count: int, one: str, several: str = "") -> str:
-    """A number and what is counted, such as ``1 image`` or ``2 images``; ``several`` is ``one`` with an s by default."""
+    """A number and what is counted, such as ``2 images``; ``several`` is ``one`` with an s by default."""
     return f"{count} {one}" if count == 1 else f"{count} {several or one + 's'}"

@@ -218,8 +218,9 @@ def _check_images(contents: Sequence[_Content]) -> None:
             owners.setdefault(path, (content.source, image["id"]))
     if twice:
         listed = "; ".join(twice[:MAX_LISTED]) + ("; ..." if len(twice) > MAX_LISTED else "")
+        count = plural(len(twice), "image is", "images are")
         raise UserError(
-            f"{plural(len(twice), 'image is', 'images are')} in two records: {listed}. Take one of each out, or, where these are different "
+            f"{count} in two records: {listed}. Take one of each out, or, where these are different "
             "images under one name, name each file's own folder with --images DOMAIN=FOLDER."
         )
 
