@@ -34,7 +34,7 @@ class Detector:
 
     def __init__(self, cfg: DictConfig, weights: Path, device: torch.device) -> None:
         cfg = cfg.copy()
-        classes = _classes_of(weights, cfg)
+        classes = classes_in(weights, cfg)
         for key in class_keys(cfg):
             asked = OmegaConf.select(cfg, key)
             if asked not in (None, classes):
@@ -64,8 +64,16 @@ class Detector:
         return found[found.scores.argsort(descending=True, stable=True)]
 
 
-def _classes_of(weights: Path, cfg: DictConfig) -> int:
-    """Return the number of classes that the heads in a file tell apart."""
+def classes_in(weights: Path, cfg: DictConfig) -> int:
+    """Return the number of classes that the heads in a file tell apart.
+
+    Args:
+        weights: the file.
+        cfg: of the detector.
+
+    Raises:
+        UserError: the file holds no whole detector.
+    """
     state: Mapping[str, Tensor] = Checkpointer(nn.Identity(), save_to_disk=False)._load_file(str(weights))["model"]
     heads = [value for name, value in state.items() if name.endswith("cls_score.weight")]
     if not heads:

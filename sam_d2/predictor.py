@@ -212,7 +212,7 @@ class Predictor:
         result.pred_boxes = Boxes(boxes_of_masks(result.pred_masks))
         for name in SCORES:
             result.set(name, torch.cat([chunk[name] for chunk in scores]))
-        result.scores = model.rank({name: result.get(name) for name in SCORES}, PromptRecipe())
+        result.scores = model.rank({name: result.get(name) for name in SCORES}, PromptRecipe(), prompts)
         result.prompt_index = torch.arange(len(prompts)).repeat_interleave(3)
         return result.to("cpu")
 

@@ -119,6 +119,52 @@ def test_the_predictor_uses_it_and_training_drops_it(run_folder, calibrate, trai
     assert not (tmp_path / "refused").exists()
 
 
+def test_the_predictor_takes_the_curve_of_what_it_is_asked_with(run_folder, calibrate):
+    """Boxes and points have curves of their own, whatever the run was trained with; other prompts have none."""
+    calibrate(run_folder, "model.prompt=mixed")
+    cfg = load_config(run_folder / "config.yaml")
+    entry = load_checkpoint_file(run_folder / "model_final.pth")[ENTRY]
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    asked = {"box": {"boxes": [[4, 16, 28, 48], [36, 16, 60, 48]]}, "point": {"points": [[10, 20], [40, 30]]}}
+    for trained in ("box", "point", "mixed"):
+        cfg.model.prompt, cfg.model.calibrate = trained, True
+        predictor = Predictor(cfg, run_folder / "model_final.pth", device="cpu")
+        for prompt, words in asked.items():
+            found = predictor(image, **words)
+            curve = ScoreCalibration.of_entry(entry[prompt], "file")
+            torch.testing.assert_close(found.scores, curve.of_tensor(found.predicted_iou))
+        with pytest.raises(UserError, match=r"has no calibration for 2-point prompts; it has that of box, point"):
+            predictor(image, points=[[[10, 20], [12, 22]]])
+        with pytest.raises(UserError, match="no calibration for box-and-point prompts"):
+            predictor(image, boxes=[[4, 16, 28, 48]], points=[[10, 20]])
+        with pytest.raises(UserError, match="no calibration for several-point prompts"):
+            predictor(image, points=[[[1, 2], [3, 4]], [[5, 6], [7, 8]]], labels=[[1, 1], [1, 0]])
+        assert len(predictor(image, boxes=[])) == 0
+
+
+def test_the_curve_of_a_detectors_boxes(run_folder, calibrate, tmp_path, shapes_folder, train_net):
+    """Fitted with a detector as the source of the prompts, kept under its prompt's name, and used by its rows."""
+    boxes = [
+        {"image_id": one["image_id"], "category_id": 3, "bbox": one["bbox"], "score": 0.5 + 0.05 * (one["id"] % 9)}
+        for part in ("train", "test")
+        for one in json.loads((shapes_folder / f"dataset_{part}.json").read_text())["annotations"]
+        if part == "test" or one["image_id"] < 4
+    ]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    file = f"dataloader.detector.file={tmp_path / 'boxes.json'}"
+    lines = calibrate(run_folder, "model.prompt=detector", file, "model.prompts.detector.tested_as=[box,detector]")
+    entry = load_checkpoint_file(run_folder / "model_final.pth")[ENTRY]
+    assert list(entry) == ["box", "detector"] and entry["detector"]["score"] == "class_score*predicted_iou"
+    assert [line.split(", ")[1] for line in lines[:2]] == ["box prompts", "detector prompts"]
+    errors = [float(word) for word in lines[1].replace(",", "").split() if word.startswith("0.")]
+    assert errors[1] < errors[0]
+    words = ["--prompt", "detector", "--eval-only", file, "model.calibrate=true"]
+    train_net(run_folder, *words, "model.prompts.detector.tested_as=[box,detector]")
+    rows = json.loads((run_folder / "report.json").read_text())["results"]
+    ranked = {(row["prompt"], row["score"]) for row in rows if row["method"] == "model" and row["ranks"]}
+    assert {("box", "calibrated(predicted_iou)"), ("detector", "calibrated(class_score*predicted_iou)")} <= ranked
+
+
 def test_export_says_that_it_stays_behind(run_folder, calibrate, root, tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("export_checkpoint", root / "tools" / "export_checkpoint.py")
     export = importlib.util.module_from_spec(spec)

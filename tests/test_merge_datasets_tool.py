@@ -74,6 +74,7 @@ def test_domains_become_one_dataset_with_an_ap_each(
     assert tool("merge_datasets", *sources(domains), "--output", merged) == 0
     printed = capsys.readouterr().out
     assert "handmake: 4 images, 8 annotations" in printed and f"relative to {domains}" in printed
+    assert "given to --dataset itself, the file would be split 80:20" in printed and "--test-json" in printed
     first = merged.read_bytes()
     tool("merge_datasets", *sources(domains), "--output", merged)
     assert merged.read_bytes() == first and [path.name for path in domains.glob(".*")] == []

@@ -172,6 +172,38 @@ def test_what_is_no_detector_of_this_dataset(pair_of, make_detector, tmp_path):
     with pytest.raises(UserError, match=r"none\.pth is not found"):
         words = [f"dataloader.detector.config={other}", "dataloader.detector.weights=none.pth"]
         pair_of(tmp_path / "c", "--prompt", "detector", overrides=words)
+    with pytest.raises(UserError, match=r"dataloader\.detector\.config=nowhere: config file nowhere does not exist"):
+        pair_of(tmp_path / "d", "--prompt", "detector", overrides=["dataloader.detector.config=nowhere"])
+    assert list(tmp_path.iterdir()) == [], "nothing is written before it is refused"
+
+
+@pytest.mark.parametrize("words", [["--eval-only"], ["train.max_iter=1"]])
+def test_what_would_be_found_too_late_leaves_no_folder(train_net, sam, evaluated, tmp_path, words):
+    """Of an evaluation and of a training: boxes of nobody's images, three masks that nothing teaches."""
+    (tmp_path / "other.json").write_text('[{"image_id": 99, "category_id": 3, "bbox": [0, 0, 9, 9]}]')
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"row 0 \(image_id 99\), image_id: 99; .* has no such image"):
+        train_net(folder, *words, "--prompt-boxes", str(tmp_path / "other.json"), overrides=sam)
+    detector = f"dataloader.detector.config={evaluated[1]}"
+    with pytest.raises(UserError, match=r"model_final\.pth: the three masks|model_final\.pth never learned"):
+        train_net(folder, *words, "--prompt", "detector_best_of_3", overrides=[*sam, detector])
+    assert not folder.exists()
+
+
+def test_no_calibration_is_said_before_anything_is_written(pair_of, evaluated, tmp_path):
+    with pytest.raises(
+        UserError, match=r"model\.calibrate=true: .*model_final\.pth has no calibration for box prompts"
+    ):
+        pair_of(tmp_path / "run", "--prompt", "box", "model.calibrate=true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_are_not_trained_for_three_masks(train_net, tiny_overrides, evaluated, tmp_path):
+    words = ["--prompt", "detector_best_of_3", f"dataloader.detector.config={evaluated[1]}", "train.max_iter=1"]
+    for more in ([], ["model.multimask=true"]):  # boxes are never ambiguous
+        with pytest.raises(UserError, match=r"--prompt detector_best_of_3: .* random weights never learned"):
+            train_net(tmp_path / "run", *words, *more, overrides=tiny_overrides)
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_nobody_finds_boxes(pair_of, train_net, make_detector, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from sam_d2.cli import check_output, run_main
+from sam_d2.data.findings import plural
 from sam_d2.data.merge import Source, merge_coco
 from sam_d2.errors import UserError
 
@@ -88,11 +89,12 @@ def main() -> int:
     for note in merged.notes:
         print(f"note: {note}")
     for domain, (images, instances) in merged.counts.items():
-        print(f"{domain}: {images} images, {instances} annotations")
+        print(f"{domain}: {plural(images, 'image')}, {plural(instances, 'annotation')}")
     where = "absolute" if merged.image_root is None else f"relative to {merged.image_root}"
     count = len(merged.document["categories"])
-    print(f"Wrote {args.output}: {count} categories; names of images are {where}")
+    print(f"Wrote {args.output}: {plural(count, 'category', 'categories')}; names of images are {where}")
     folder = " --test-images /" if merged.image_root is None else ""
+    print("Register it as a test set; given to --dataset itself, the file would be split 80:20 into training and test:")
     print(f"  python tools/register_dataset.py NAME --train-json TRAIN.json --test-json {args.output}{folder}")
     return 0
 

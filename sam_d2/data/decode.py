@@ -2,6 +2,7 @@
 
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,44 @@ def decode_dataset(
         return _decode_by_record(file, content, require_masks)
 
 
+def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], list[Finding]]:
+    """Read a JSON list of objects; of a damaged one every row and field that is wrong is said.
+
+    Args:
+        file: a JSON file in UTF-8, with or without a byte order mark.
+        row_type: a struct, each of whose fields has a description.
+        expected: what the file should have been, where it is no list.
+
+    Returns:
+        The rows, none where there are problems, and the problems; their fields begin with the row's number, from 0 on,
+        and what it says of its image.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    content = file.read_bytes().removeprefix(_UTF8_BOM)
+    if not content.strip():
+        return [], [_of_file(file, "file", "it is empty", expected)]
+    try:
+        return msgspec.json.decode(content, type=list[row_type]), []  # type: ignore[valid-type]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value, problem = _parse(file, content)
+    if problem is not None:
+        return [], [problem]
+    if not isinstance(value, list):
+        return [], [_of_file(file, "top level", f"a JSON {_json_type(value)}", expected)]
+    reader = _RecordReader(file, require_masks=False)
+    for number, raw in enumerate(value):
+        reader.record(raw, row_type, row_place(number, raw if isinstance(raw, dict) else {}), None, None)
+    return [], reader.findings
+
+
+def row_place(number: int, row: Mapping[str, Any]) -> str:
+    """Return what a finding on a row of a list begins with, such as ``row 3 (image_id 17), ``."""
+    key = next((key for key in ("file_name", "image_id") if row.get(key) is not None), None)
+    return f"row {number}, " if key is None else f"row {number} ({key} {_shorten(row[key])}), "
+
+
 def _decode_by_record(
     file: Path, content: bytes, require_masks: bool
 ) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
@@ -135,25 +174,25 @@ class _RecordReader:
             elif key == "annotations":
                 image_id, annotation_id = _id_of(raw, "image_id", None), _id_of(raw, "id", position)
             prefix = f"{position}." if key == "categories" else ""
-            records.append(self._record(raw, record_type, prefix, image_id, annotation_id))
+            records.append(self.record(raw, record_type, prefix, image_id, annotation_id))
         return [record for record in records if record is not None]
 
     def dataset_dicts(self, value: list[Any]) -> list[DatasetDict]:
         records = []
         for index, raw in enumerate(value):
             image_id = _id_of(raw, "image_id", f"[{index}]")
-            record = self._record(raw, DatasetDict, "", image_id, None)
+            record = self.record(raw, DatasetDict, "", image_id, None)
             if record is None:
                 continue
             annotations = [
-                self._record(item, self.annotation_type, "", image_id, _id_of(item, "id", f"annotations[{position}]"))
+                self.record(item, self.annotation_type, "", image_id, _id_of(item, "id", f"annotations[{position}]"))
                 for position, item in enumerate([] if record.annotations is msgspec.UNSET else record.annotations)
             ]
             record.annotations = [annotation for annotation in annotations if annotation is not None]
             records.append(record)
         return records
 
-    def _record(
+    def record(
         self, raw: Any, record_type: type, prefix: str, image_id: RecordId, annotation_id: RecordId
     ) -> Any | None:
         """Return the record, or None where it is no JSON object. Nested annotations are left as parsed."""

@@ -70,7 +70,7 @@ def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = 
         if error.file != file:
             file = error.file
             count = sum(1 for other in errors if other.file == file)
-            lines.append(f"{file}: {_plural(count, 'error')}" + (":" if count <= MAX_LISTED else ", the first:"))
+            lines.append(f"{file}: {plural(count, 'error')}" + (":" if count <= MAX_LISTED else ", the first:"))
         lines.append(f"  {error.describe()}")
     if len(errors) > MAX_LISTED:
         lines.append(f"  ... and {len(errors) - MAX_LISTED} more errors ({len(errors)} in all)")
@@ -102,10 +102,11 @@ class WarningCounts:
     def lines(self) -> list[str]:
         """Return one line for each kind."""
         return [
-            f"{kind[0]}: {_plural(count, 'warning')} on {kind[1]} ({kind[2]}), first: {self._examples[kind]}"
+            f"{kind[0]}: {plural(count, 'warning')} on {kind[1]} ({kind[2]}), first: {self._examples[kind]}"
             for kind, count in self._counts.items()
         ]
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, one: str, several: str = "") -> str:
+    """A number and what is counted, such as ``2 images``; ``several`` is ``one`` with an s by default."""
+    return f"{count} {one}" if count == 1 else f"{count} {several or one + 's'}"

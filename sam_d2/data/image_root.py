@@ -38,9 +38,7 @@ def find_image_root(
     Returns:
         The folder, absolute, or None where there is none, and the problems.
     """
-    folder = json_file.parent
-    parents = [path for path in folder.parents if path != Path(path.anchor)]
-    candidates = dict.fromkeys([*(path.absolute() for path in image_roots), folder, Path.cwd(), *parents])
+    candidates = search_folders(json_file, image_roots)
     trials: list[tuple[Path, list[int], list[str]]] = []
     for candidate in candidates:
         outside = [row for row, name in enumerate(file_names) if not _stays_inside(candidate, name)]
@@ -60,6 +58,18 @@ def find_image_root(
     return None, [*escaping, _missing(json_file, base, absent, len(file_names), candidates)]
 
 
+def search_folders(json_file: Path, image_roots: Iterable[Path] = ()) -> list[Path]:
+    """Return the folders that :func:`find_image_root` looks at, in its order."""
+    folder = json_file.parent
+    parents = [path for path in folder.parents if path != Path(path.anchor)]
+    return list(dict.fromkeys([*(path.absolute() for path in image_roots), folder, Path.cwd(), *parents]))
+
+
+def folders_text(folders: Iterable[Path]) -> str:
+    """Return folders as a list for a message, which says of one that it does not exist."""
+    return ", ".join(f"{path}{'' if path.is_dir() else ' (no such folder)'}" for path in folders)
+
+
 def names_folder(finding: Finding) -> bool:
     """Tell whether a problem of :func:`find_image_root` is mended by naming another image folder."""
     return finding.field == "file_name" and NAME_FOLDER in finding.fix
@@ -69,9 +79,8 @@ def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, sea
     """Say what is missing: single files, where most are there, or else the folder."""
     names = ", ".join(repr(name) for name in absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
     names += " (backslashes do not separate folders here)" if any("\\" in name for name in absent) else ""
-    folders = ", ".join(f"{path}{'' if path.is_dir() else ' (no such folder)'}" for path in searched)
     restore = "restore these files, or remove the images and their annotations from the dataset file"
-    fixes = [restore, f"{NAME_FOLDER}. Looked in: {folders}"]
+    fixes = [restore, f"{NAME_FOLDER}. Looked in: {folders_text(searched)}"]
     if len(absent) == total:
         found, fix = f"none of its {total} images was found: {names}", fixes[1]
     else:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from sam_d2.data.decode import decode_dataset
-from sam_d2.data.findings import Finding, raise_findings
-from sam_d2.data.image_root import find_image_root, names_folder
+from sam_d2.data.findings import Finding, plural, raise_findings
+from sam_d2.data.image_root import find_image_root, folders_text, names_folder, search_folders
 from sam_d2.data.records import CocoFile
 from sam_d2.data.references import check_references
 from sam_d2.errors import UserError
@@ -183,9 +183,10 @@ def _image_paths(source: Source, images: Sequence[Mapping[str, Any]]) -> list[st
     if root is None:
         if any(names_folder(finding) for finding in findings):
             missing = "; ".join(finding.found for finding in findings)
+            searched = folders_text(search_folders(source.file.absolute(), given))
             raise UserError(
                 f"{source.file}: {missing}; name the folder that its names are relative to: "
-                f"--images {source.domain}=FOLDER"
+                f"--images {source.domain}=FOLDER. Looked in: {searched}"
             )
         raise_findings(findings)
     if source.image_root is not None and root != source.image_root.absolute():
@@ -217,8 +218,9 @@ def _check_images(contents: Sequence[_Content]) -> None:
             owners.setdefault(path, (content.source, image["id"]))
     if twice:
         listed = "; ".join(twice[:MAX_LISTED]) + ("; ..." if len(twice) > MAX_LISTED else "")
+        count = plural(len(twice), "image is", "images are")
         raise UserError(
-            f"{len(twice)} images are in two records: {listed}. Take one of each out, or, where these are different "
+            f"{count} in two records: {listed}. Take one of each out, or, where these are different "
             "images under one name, name each file's own folder with --images DOMAIN=FOLDER."
         )
 
@@ -267,14 +269,17 @@ def _merge_categories(
 
 
 def _category_notes(contents: Sequence[_Content], rename: Mapping[str, str]) -> list[str]:
-    """Which categories some file lacks: there they have no AP."""
+    """Which categories some file lacks: there they have no AP; and how to count those of one meaning as one."""
     names = [{rename.get(one["name"], one["name"]) for one in content.raw["categories"]} for content in contents]
     notes = []
     for content, own in zip(contents, names, strict=True):
         lacking = sorted(set().union(*names) - own)
         if lacking:
             listed = ", ".join(lacking[:MAX_LISTED]) + (", ..." if len(lacking) > MAX_LISTED else "")
-            notes.append(f"{content.source.domain}: its file has {len(lacking)} categories less than others: {listed}")
+            count = plural(len(lacking), "category", "categories")
+            notes.append(f"{content.source.domain}: its file lacks {count} that others have: {listed}")
+    if notes:
+        notes.append("where a category has another name in another file, --map OLD=NEW counts both as one")
     return notes
 
 
@@ -299,7 +304,8 @@ def _merge_licences(
             ids[_key(licence.get("id"))] = known
         lost = sum(_key(image.get("license")) not in ids for image in content.raw["images"] if "license" in image)
         if lost:
-            notes.append(f"{content.source.domain}: {lost} images name a licence that is not in their file: left out")
+            images = plural(lost, "image names", "images name")
+            notes.append(f"{content.source.domain}: {images} a licence that is not in the file: left out")
         to_new.append(ids)
     return merged, to_new, notes
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
+from sam_d2.data.decode import decode_rows, row_place
+from sam_d2.data.findings import Finding, raise_findings
 from sam_d2.errors import UserError
 
 Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Side = Annotated[float, Meta(ge=0, le=1e9)]
+EXPECTED = (
+    'expected a COCO results list [{"image_id": 1, "bbox": [x, y, width, height], "category_id": 1, "score": 0.9}, '
+    '...], with "file_name" for "image_id" where there are no ids'
+)
 
 
 class PromptBox(Struct, kw_only=True):
@@ -28,12 +32,17 @@ class PromptBox(Struct, kw_only=True):
         segmentation: the mask that its maker gave it, as COCO has it; no prompt, but his own to be compared with.
     """
 
-    bbox: tuple[Number, Number, Side, Side]
-    image_id: int | str | None = None
-    file_name: Annotated[str, Meta(min_length=1)] | None = None
-    category_id: int = 0
-    score: float = 1.0
-    segmentation: Any = None
+    bbox: Annotated[
+        tuple[Number, Number, Side, Side],
+        Meta(description="x, y, width and height in pixels of the original image, finite numbers, no side below 0"),
+    ]
+    image_id: Annotated[int | str | None, Meta(description="the id of an image of the dataset")] = None
+    file_name: Annotated[
+        Annotated[str, Meta(min_length=1)] | None, Meta(description="the name of an image's file, not empty")
+    ] = None
+    category_id: Annotated[int, Meta(description="a category id of the dataset, a whole number")] = 0
+    score: Annotated[float, Meta(ge=-1e9, le=1e9, description="a finite number")] = 1.0
+    segmentation: Annotated[Any, Meta(description="a mask in COCO's form")] = None
 
     @property
     def xyxy(self) -> list[float]:
@@ -49,21 +58,16 @@ class PromptBoxes:
         path: a JSON list of ``{"image_id" or "file_name", "bbox": [x, y, w, h], "category_id", "score"}``.
 
     Raises:
-        UserError: the file is missing, or a row of it is none.
+        UserError: the file is missing, or it or some of its rows cannot be interpreted; the message lists the first
+            of these with row, field, what was found and the remedy.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            content = self.path.read_bytes()
-            self.rows = msgspec.json.decode(content, type=list[PromptBox])
+            self.rows, findings = decode_rows(self.path, PromptBox, EXPECTED)
         except OSError as error:
             raise UserError(f"--prompt-boxes {path}: cannot be read ({error.strerror}).") from error
-        except msgspec.DecodeError as error:
-            raise UserError(
-                f"--prompt-boxes {path}: no COCO results list ({_row_without_number(content) or error}). Expected "
-                '[{"file_name": "a.jpg", "bbox": [x, y, width, height], "category_id": 1, "score": 0.9}, ...].'
-            ) from error
         self._by_name: dict[str, list[PromptBox]] = {}
         self._by_id: dict[str, list[PromptBox]] = {}
         for number, row in enumerate(self.rows):
@@ -72,7 +76,13 @@ class PromptBoxes:
             elif row.image_id is not None:
                 self._by_id.setdefault(_id_text(row.image_id), []).append(row)
             else:
-                raise UserError(f"--prompt-boxes {path}: row {number} has neither image_id nor file_name; add one.")
+                findings.append(self.finding(number, "image_id", "missing key", "add it, or a file_name"))
+        raise_findings(findings)
+
+    def finding(self, number: int, field: str, found: str, fix: str) -> Finding:
+        """Return a problem of a row: its number, from 0 on, the field, what stands there and what to do."""
+        row = msgspec.structs.asdict(self.rows[number])
+        return Finding("error", self.path, None, None, f"{row_place(number, row)}{field}", found, fix)
 
     def of(self, image: Path) -> list[PromptBox]:
         """Return the boxes of an image file, in the file's order; none where it names no such image."""
@@ -83,23 +93,6 @@ class PromptBoxes:
 def image_id_of(image: Path) -> int | None:
     """Return the id in a file's name, as COCO has it: 139 of 000000000139.jpg; None where it is no number."""
     return int(image.stem) if image.stem.isdecimal() and image.stem.isascii() else None
-
-
-def _row_without_number(content: bytes) -> str:
-    """Say which row of a file has NaN or Infinity, which Python's json writes though JSON has none; else nothing."""
-    try:
-        rows = json.loads(content)
-    except ValueError:
-        return ""
-    for number, row in enumerate(rows if isinstance(rows, list) else []):
-        for name, value in row.items() if isinstance(row, dict) else ():
-            if any(isinstance(one, float) and not math.isfinite(one) for one in [value, *_list(value)]):
-                return f"row {number}: {name} is {value}, no finite number; correct or drop it"
-    return ""
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _id_text(image_id: int | str) -> str:

@@ -19,6 +19,7 @@ from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
 from sam_d2.engine.console import quiet_console
 from sam_d2.engine.resume import check_resume
+from sam_d2.engine.test_checks import check_tests
 from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
 
@@ -33,20 +34,23 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     Raises:
         UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, the weights
             to begin with or to evaluate do not exist, ``--resume`` would go on with another training, a training is
-            to be calibrated, or nothing can be written where the folder is to be.
+            to be calibrated, an evaluation would end on what :func:`~sam_d2.engine.test_checks.check_tests` finds, or
+            nothing can be written where the folder is to be.
     """
     folder = Path(cfg.train.output_dir)
     check_output(folder / "config.yaml", "train.output_dir")
     # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
     if args.eval_only:
-        checkpoint_to_evaluate(cfg, args)
+        check_tests(cfg, checkpoint_to_evaluate(cfg, args), training=False)
     else:
-        initial_weights(cfg, args)
+        weights = initial_weights(cfg, args)
         if OmegaConf.select(cfg, "model.calibrate"):
             raise UserError(
                 "model.calibrate=true: a training changes the weights, and a calibration belongs to finished ones. "
                 "Train without it, fit it with tools/calibrate_scores.py, then evaluate with model.calibrate=true."
             )
+        if not has_checkpoint(cfg, args):  # what goes on has begun, and so was checked
+            check_tests(cfg, weights, training=True)
     fresh = not (args.resume or args.eval_only)
     # The main process looks, and all of them end with the same message: another would only see its peer gone.
     if comm.all_gather(fresh and _holds_a_run(folder))[0]:

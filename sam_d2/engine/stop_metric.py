@@ -11,9 +11,11 @@ from detectron2.utils import comm
 from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.metric_names import metric_names
+from sam_d2.modeling.prompt_recipes import DETECTOR
 
 _LOSS = "validation_loss"
 _MOST_SHOWN = 20
+_MAIN = ("segm/AP", "bbox/AP", "prompt/mIoU")
 
 
 def less_is_better(metric: str) -> bool:
@@ -27,8 +29,8 @@ def require_metric(metric: str, evaluator: InstanceEvaluator, model: nn.Module, 
     Args:
         metric: ``train.early_stop.metric``.
         evaluator: of the test dataset.
-        model: its ``test_prompts``, where it has them, are what it is evaluated with, and ``loss_weights`` names the
-            terms of its loss.
+        model: its ``test_prompts``, where it has them, are what it is evaluated with, ``prompts`` says whose boxes they
+            are, and ``loss_weights`` names the terms of its loss.
         validation_loss: whether the loss on the test images is computed.
 
     Raises:
@@ -40,7 +42,9 @@ def require_metric(metric: str, evaluator: InstanceEvaluator, model: nn.Module, 
 
 
 def _problem(metric: str, evaluator: InstanceEvaluator, model: Any, validation_loss: bool) -> str:
-    names = metric_names(evaluator, getattr(model, "test_prompts", ()))
+    prompts: list[str] = list(getattr(model, "test_prompts", ()))
+    detected = [prompt for prompt in prompts if model.prompts[prompt].prompt_source == DETECTOR]
+    names = metric_names(evaluator, prompts, detected)
     terms = [f"validation_{name}" for name in getattr(model, "loss_weights", ())]
     if less_is_better(metric) and not validation_loss:
         return f"train.early_stop.metric={metric}: it is not computed. Set train.validation_loss=true."
@@ -51,7 +55,9 @@ def _problem(metric: str, evaluator: InstanceEvaluator, model: Any, validation_l
     ends = [name for name in names if name.endswith(f"/{metric}")]
     near = ends or difflib.get_close_matches(metric, names, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    plain = [name for name in names if "AP-" not in name and "AR-" not in name][:_MOST_SHOWN]
+    plain = [name for name in names if "AP-" not in name and "AR-" not in name]
+    plain.sort(key=lambda name: not name.endswith(_MAIN))  # of several prompts the main ones of each
+    plain = plain[:_MOST_SHOWN]
     return (
         f"train.early_stop.metric={metric}: no evaluation gives it.{hint} There are {', '.join(plain)}, and of each "
         "class segm/AP-<class>."

@@ -15,7 +15,7 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
-from sam_d2.detector import Detector
+from sam_d2.detector import Detector, classes_in
 from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.detections import ImageDetections
@@ -38,6 +38,9 @@ class BoxSource(Protocol):
     """Makes the prompts of a dataset, and the rows of the report that say how good their maker is by itself."""
 
     source: str
+
+    def check(self, dataset_name: str) -> None:
+        """Raise what :meth:`boxes_for` would of a registered dataset, without finding anything or writing a file."""
 
     def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
         """Find the boxes of the dataset of ``evaluator``; all processes take part, each gets those of all images.
@@ -78,12 +81,7 @@ class DetectorBoxes:
         """
         _log.info("Detecting the boxes of %s with %s", evaluator.dataset_name, self.weights)
         detector = Detector(self.cfg, self.weights, self.device)
-        classes = list(MetadataCatalog.get(evaluator.dataset_name).get("thing_classes", []))
-        if detector.num_classes != len(classes):
-            raise UserError(
-                f"dataloader.detector: {self.weights} knows {detector.num_classes} classes, {evaluator.dataset_name} "
-                f"has {len(classes)}. Take a detector that was trained on these classes."
-            )
+        self._require_classes(detector.num_classes, evaluator.dataset_name)
         cfg = self.cfg.copy()
         cfg.dataloader.test.dataset.names = evaluator.dataset_name
         cfg.dataloader.test.num_workers = self.num_workers
@@ -98,6 +96,18 @@ class DetectorBoxes:
         sizes = image_sizes(evaluator.dataset_name)
         prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
         return prompts, own.results
+
+    def check(self, dataset_name: str) -> None:
+        """Refuse weights of another detector or of other classes; see :class:`BoxSource`."""
+        self._require_classes(classes_in(self.weights, self.cfg), dataset_name)
+
+    def _require_classes(self, known: int, dataset_name: str) -> None:
+        classes = list(MetadataCatalog.get(dataset_name).get("thing_classes", []))
+        if known != len(classes):
+            raise UserError(
+                f"dataloader.detector: {self.weights} knows {known} classes, {dataset_name} has {len(classes)}. Take a "
+                "detector that was trained on these classes."
+            )
 
 
 @dataclass
@@ -114,6 +124,10 @@ class FileBoxes:
     min_score: float
     max_boxes: int | None
     source: str = "file"
+
+    def check(self, dataset_name: str) -> None:
+        """Refuse a file that cannot be read or is of another dataset; see :class:`BoxSource`."""
+        read_prompt_file(self.path, dataset_name)
 
     def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
         """Read the file; see :class:`BoxSource`.
@@ -158,7 +172,10 @@ def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBox
         return FileBoxes(Path(asked.file), **limits)
     if not asked.get("config"):
         return None
-    detector, weights = find_model(asked.config, asked.get("weights") or None, option="dataloader.detector.weights")
+    try:
+        detector, weights = find_model(asked.config, asked.get("weights") or None, option="dataloader.detector.weights")
+    except UserError as error:
+        raise UserError(f"dataloader.detector.config={asked.config}: {error}") from error
     if "prompts" in detector.model:
         raise UserError(f"dataloader.detector.config={asked.config}: its model takes prompts; name a detector.")
     return DetectorBoxes(

@@ -140,10 +140,15 @@ class InstanceEvaluator(DatasetEvaluator):
         self.score = score
         self.oracle = source == "ground_truth"
         self.prompt_boxes = self._oracle_boxes if self.oracle else None
-        default_tasks: tuple[Task, ...] = ("segm",) if self.oracle else ("segm", "bbox")
-        self.tasks: tuple[Task, ...] = default_tasks if self._tasks is None else self._tasks
+        self.tasks: tuple[Task, ...] = self.tasks_of(oracle=self.oracle)
         if self.oracle and "bbox" in self.tasks:
             raise ValueError("bbox AP with ground-truth prompts would measure the prompts; leave 'bbox' out of tasks")
+
+    def tasks_of(self, *, oracle: bool) -> tuple[Task, ...]:
+        """What is scored where the prompts are the ground truth's, and where they are not."""
+        if self._tasks is not None:
+            return self._tasks
+        return ("segm",) if oracle else ("segm", "bbox")
 
     def reset(self) -> None:
         """Forget all predictions; the time of the next round counts from here."""

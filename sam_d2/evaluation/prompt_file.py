@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import numpy as np
 
 import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from sam_d2.data.findings import raise_findings
 from sam_d2.data.prompt_boxes import PromptBox, PromptBoxes, same_file
-from sam_d2.errors import UserError
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.detector_prompts import image_id_of
-from sam_d2.evaluation.ground_truth import ImageId, to_rle
+from sam_d2.evaluation.ground_truth import RLE, ImageId, to_rle
+
+_MOST_IDS = 10
 
 
 def read_prompt_file(path: str | Path, dataset_name: str) -> list[ImageDetections]:
@@ -32,53 +33,49 @@ def read_prompt_file(path: str | Path, dataset_name: str) -> list[ImageDetection
         out of the image or be empty). Masks too, where every row has a ``segmentation``.
 
     Raises:
-        UserError: The file is missing or is no such list, a row names an image or category that the dataset does not
-            have, or has a score that is not finite or a mask that cannot be read. The message says how many rows
-            are of unknown images.
+        UserError: The file is missing or is no such list, or rows name an image or category that the dataset does not
+            have, or hold a mask that cannot be read. The message lists the first of these rows.
     """
-    rows = PromptBoxes(path).rows
+    boxes = PromptBoxes(path)
     images = _Images(DatasetCatalog.get(dataset_name))
-    found = [images.of(row) for row in rows]
-    if None in found:
-        first = rows[found.index(None)]
-        raise UserError(
-            f"--prompt-boxes {path}: {found.count(None)} of {len(rows)} rows are of images that {dataset_name} does "
-            f"not have; the first has {_image_text(first)}. Leave these out, or take this dataset's results."
-        )
     # from_catalog's classes: their order, and the file's id of each
     metadata = MetadataCatalog.get(dataset_name)
     ids: Mapping[int, int] = metadata.get("thing_dataset_id_to_contiguous_id") or {
         index: index for index in range(len(metadata.thing_classes))
     }
-    masked = bool(rows) and all(row.segmentation for row in rows)
+    masked = bool(boxes.rows) and all(row.segmentation for row in boxes.rows)
     grouped: dict[ImageId, list[int]] = {}
-    for number, row in enumerate(rows):
-        where = f"--prompt-boxes {path}: row {number} ({_image_text(row)})"
+    rles: dict[int, RLE] = {}
+    findings = []
+    for number, row in enumerate(boxes.rows):
+        record = images.of(row)
+        if record is None:
+            fix = f"{dataset_name} has no such image; leave the row out, or take results on this dataset"
+            named, found = ("file_name", row.file_name) if row.file_name is not None else ("image_id", row.image_id)
+            findings.append(boxes.finding(number, named, repr(found), fix))
+            continue
         if row.category_id not in ids:
-            raise UserError(f"{where}: category {row.category_id} is not one of {sorted(ids)} of {dataset_name}.")
-        if not math.isfinite(row.score):
-            raise UserError(f"{where}: its score is {row.score}; correct or drop it.")
-        record = found[number]
-        assert record is not None  # refused above
-        grouped.setdefault(image_id_of(record), []).append(number)
+            fix = f"expected a category id of {dataset_name}: {_listed(sorted(ids))}"
+            findings.append(boxes.finding(number, "category_id", str(row.category_id), fix))
+        image_id = image_id_of(record)
+        grouped.setdefault(image_id, []).append(number)
+        if masked:
+            try:
+                rles[number] = to_rle(row.segmentation, images.size(image_id))
+            except (ValueError, TypeError, KeyError) as error:
+                fix = "write polygons or an RLE of the image's size, or leave the segmentation of all rows out"
+                findings.append(boxes.finding(number, "segmentation", f"cannot be read ({error})", fix))
+    raise_findings(findings)
     return [
-        _detections(image_id, [rows[number] for number in numbers], ids, images.size(image_id), masked, path)
+        _detections(image_id, [boxes.rows[number] for number in numbers], ids,
+                    [rles[number] for number in numbers] if masked else None)
         for image_id, numbers in grouped.items()
-    ]
+    ]  # fmt: skip
 
 
 def _detections(
-    image_id: ImageId,
-    rows: Sequence[PromptBox],
-    ids: Mapping[int, int],
-    size: tuple[int, int],
-    masked: bool,
-    path: str | Path,
+    image_id: ImageId, rows: Sequence[PromptBox], ids: Mapping[int, int], rles: list[RLE] | None
 ) -> ImageDetections:
-    try:
-        rles = [to_rle(row.segmentation, size) for row in rows] if masked else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"--prompt-boxes {path}: image {image_id!r}: a segmentation cannot be read: {error}") from error
     return ImageDetections(
         image_id,
         np.array([row.score for row in rows], dtype=np.float64),
@@ -86,6 +83,10 @@ def _detections(
         np.array([row.xyxy for row in rows], dtype=np.float64),
         rles,
     )
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:_MOST_IDS])) + (", ..." if len(ids) > _MOST_IDS else "")
 
 
 class _Images:
@@ -109,7 +110,3 @@ class _Images:
         """(H0, W0)."""
         record = self._by_id[image_id]
         return int(record["height"]), int(record["width"])
-
-
-def _image_text(row: PromptBox) -> str:
-    return f"image_id {row.image_id!r}" if row.file_name is None else f"file_name {row.file_name!r}"

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sam_d2.errors import UserError
-from sam_d2.modeling.prompt_samplers import DetectedBoxSampler, PromptSampler
+from sam_d2.modeling.prompt_samplers import BoxSampler, DetectedBoxSampler, PointSampler, PromptSampler
+from sam_d2.modeling.prompts import Prompts
 from sam_d2.modeling.scoring import parse_score
 
 GROUND_TRUTH, DETECTOR = "ground_truth", "detector"
@@ -90,3 +91,36 @@ def detector_recipe(recipes: Mapping[str, PromptRecipe], tests: Sequence[str]) -
     own = (name for name in (*tests, DETECTOR) if name in recipes and recipes[name].prompt_source == DETECTOR)
     plain = PromptRecipe(test=DetectedBoxSampler(), prompt_source=DETECTOR, score="class_score*predicted_iou")
     return next((recipes[name] for name in own), plain)
+
+
+def recipe_name(recipes: Mapping[str, PromptRecipe], tests: Sequence[str], prompts: Prompts) -> str:
+    """Return which recipe prompts that nobody drew by one are of, as an evaluation asks: for its calibration.
+
+    Args:
+        recipes: of the model, by name.
+        tests: names of those that test it, which come first.
+        prompts: of one image: boxes, or points.
+
+    Returns:
+        The first recipe, asked once and of the ground truth, that gives boxes alone, or as many points of each kind;
+        where there is none what a message calls them, such as ``4-point``.
+    """
+    points = _points_of(prompts)
+    for name in dict.fromkeys((*tests, *recipes)):
+        recipe, sampler = recipes[name], recipes[name].test
+        if recipe.prompt_source == DETECTOR or recipe.test_corrections or recipe.refinements or recipe.best_of_3:
+            continue
+        if isinstance(sampler, BoxSampler) and prompts.boxes is not None and prompts.points is None:
+            return name
+        if isinstance(sampler, PointSampler) and points == {(sampler.positive, sampler.negative)}:
+            return name
+    if prompts.boxes is not None:
+        return "box" if prompts.points is None else "box-and-point"
+    return f"{sum(next(iter(points)))}-point" if len(points) == 1 else "several-point"
+
+
+def _points_of(prompts: Prompts) -> set[tuple[int, int]]:
+    """The different numbers of positive and negative points of a prompt; none where boxes are given."""
+    if prompts.boxes is not None or prompts.labels is None:
+        return set()
+    return {(row.count(1), row.count(0)) for row in prompts.labels.tolist()}

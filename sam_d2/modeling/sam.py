@@ -22,7 +22,7 @@ from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
-from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe
+from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe, recipe_name
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
 from sam_d2.modeling.scoring import SCORES, combine_scores, mask_scores, parse_score
@@ -283,7 +283,7 @@ class PromptableSAM(nn.Module):
         result.pred_boxes = Boxes(torch.cat(boxes))
         for name, values_of_chunks in scores.items():
             result.set(name, torch.cat(values_of_chunks))
-        result.scores = self.rank({name: result.get(name) for name in SCORES}, recipe)
+        result.scores = self.rank({name: result.get(name) for name in SCORES}, recipe, prompts)
         if asked is not None:
             result.pred_classes = asked.pred_classes.to(self.device)
         elif "instances" in sample:
@@ -298,13 +298,14 @@ class PromptableSAM(nn.Module):
         score = recipe.score or self.score
         return calibrated_name(score) if self.calibrate else score
 
-    def rank(self, values: Mapping[str, Tensor], recipe: PromptRecipe) -> Tensor:
+    def rank(self, values: Mapping[str, Tensor], recipe: PromptRecipe, prompts: Prompts) -> Tensor:
         """Return the score that ranks masks.
 
         Args:
             values: (N,) by name, all of :data:`sam_d2.modeling.scoring.SCORES`.
-            recipe: what the masks answer; one that is none of ``prompts`` has the calibration of the test prompt in
-                use.
+            recipe: what the masks answer.
+            prompts: N that they answer; where the recipe is none of the model's, they say by their form whose
+                calibration it is.
 
         Returns:
             (N,) float32: the recipe's score, or ``model.score``, calibrated where ``calibrate`` says so.
@@ -316,7 +317,12 @@ class PromptableSAM(nn.Module):
         scores = combine_scores(parse_score(score), values)
         if not self.calibrate:
             return scores
-        prompt = next((name for name, one in self.prompts.items() if one is recipe), self._test_name())
+        if not len(scores):
+            return scores
+        prompt = next((name for name, one in self.prompts.items() if one is recipe), None)
+        if prompt is None:
+            detected = recipe.prompt_source == DETECTOR
+            prompt = DETECTOR if detected else recipe_name(self.prompts, self.test_prompts, prompts)
         return self.weights_record.calibration(prompt, score).of_tensor(scores)
 
     def no_weight_decay(self) -> set[str]:

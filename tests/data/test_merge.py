@@ -87,8 +87,9 @@ def test_categories_are_the_same_where_their_names_are(put, tmp_path):
     assert names == {"cat": 1, "dog": 2, "car": 4, "cow": 5}
     assert [one["category_id"] for one in merged.document["annotations"]] == [1, 2, 2, 5, 4]
     assert merged.notes == [
-        "a: its file has 2 categories less than others: car, cow",
-        "b: its file has 1 categories less than others: cat",
+        "a: its file lacks 2 categories that others have: car, cow",
+        "b: its file lacks 1 category that others have: cat",
+        "where a category has another name in another file, --map OLD=NEW counts both as one",
     ]
 
 
@@ -114,7 +115,7 @@ def test_licences_are_numbered_anew_and_equal_ones_are_one(put, tmp_path):
     merged = merge_coco([put("a", first), put("b", second)], tmp_path / "all.json")
     assert merged.document["licenses"] == [{"id": 1, **cc}, {"id": 2, **own}]
     assert [image.get("license") for image in merged.document["images"]] == [1, None, 1, None]
-    assert merged.notes == ["b: 1 images name a licence that is not in their file: left out"]
+    assert merged.notes == ["b: 1 image names a licence that is not in the file: left out"]
 
 
 def test_licences_of_no_shape_end_in_a_note(put, tmp_path):
@@ -146,6 +147,19 @@ def test_a_folder_that_is_named(put, tmp_path):
         merge_coco([named], tmp_path / "all.json")
 
 
+def test_images_that_are_not_found_are_said_with_the_folders_looked_in(put, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = put("a", content())
+    for name in ("a.png", "b.png"):
+        (source.file.parent / name).unlink()
+    given = Source("a", source.file, tmp_path / "gone")
+    with pytest.raises(UserError) as caught:
+        merge_coco([given], tmp_path / "all.json")
+    looked = f"Looked in: {tmp_path / 'gone'} (no such folder), {tmp_path / 'a'}, {tmp_path}, {tmp_path.parent}"
+    assert "none of its 2 images was found: 'a.png', 'b.png'; name the folder" in str(caught.value)
+    assert "--images a=FOLDER" in str(caught.value) and looked in str(caught.value)
+
+
 def test_what_is_refused(put, tmp_path):
     output = tmp_path / "all.json"
     animal = [(3, "cat", "animal")]
@@ -169,7 +183,7 @@ def test_what_is_refused(put, tmp_path):
         ([Source("a", dicts)], "Detectron2's list of dicts"),
         ([a, Source("a", b.file)], "Domain 'a' is named 2 times"),
         ([a, Source("b", a.file)], r"2 images are in two records: .*a\.png \(image 5 of a, image 5 of b\)"),
-        ([put("p", content(images=("a.png", "a.png")))], "1 images are in two records"),
+        ([put("p", content(images=("a.png", "a.png")))], "1 image is in two records"),
         ([put("x", content(animal)), put("y", content(pet))], "of supercategory 'animal' in .*x.json and of 'pet'"),
         ([put("q", content([(1, "cat"), (2, "cat")]))], "2 have the name 'cat'; categories are merged by name"),
         ([put("sketch", tagged)], "image 6 is of domain 'cartoon' already, not 'sketch'"),

@@ -9,11 +9,15 @@ import sam_d2  # noqa: F401
 from sam_d2.engine.stop_metric import less_is_better, require_metric
 from sam_d2.errors import UserError
 from sam_d2.evaluation import GroundTruth, InstanceEvaluator
+from sam_d2.modeling.prompt_recipes import PromptRecipe
 
 
 def require(metric, prompts=("box",), losses=("loss_dice",), validation_loss=False, **options):
     evaluator = InstanceEvaluator("cells", ground_truth=GroundTruth([], ["hair loss", "b"]), **options)
-    model = SimpleNamespace(test_prompts=list(prompts), loss_weights=dict.fromkeys(losses, 1.0))
+    recipes = {
+        name: PromptRecipe(prompt_source="detector" if name == "detector" else "ground_truth") for name in prompts
+    }
+    model = SimpleNamespace(test_prompts=list(prompts), prompts=recipes, loss_weights=dict.fromkeys(losses, 1.0))
     require_metric(metric, evaluator, model, validation_loss=validation_loss)
 
 
@@ -33,6 +37,8 @@ def test_what_an_evaluation_gives_passes():
     for metric in ("segm/AP", "box/segm/AP", "point/segm/AP-b", "point/prompt/mIoU"):
         require(metric, prompts=("box", "point"))
     require("bbox/AP", prompt_source="detector")
+    for metric in ("detector/bbox/AP", "detector/segm/AP", "box/prompt/mIoU"):
+        require(metric, prompts=("box", "detector"))
     for metric in ("validation_loss", "validation_loss_dice"):
         require(metric, validation_loss=True)
 
@@ -41,10 +47,16 @@ def test_what_an_evaluation_gives_passes():
     ("metric", "options", "words"),
     [
         ("segm/AP5", {}, r"Did you mean segm/AP"),
-        ("bbox/AP", {}, r"no evaluation gives it.* There are segm/AP, .* prompt/mIoU"),
+        ("bbox/AP", {}, r"no evaluation gives it.* There are segm/AP, prompt/mIoU, segm/AP50"),
         ("prompt/mIoU", {"prompt_source": "detector"}, r"no evaluation gives it"),
         ("prompt/mIoU", {"prompts": ("box", "point")}, r"Did you mean box/prompt/mIoU or point/prompt/mIoU\?"),
         ("segm/AP50", {"prompts": ("box", "point")}, r"Did you mean box/segm/AP50 or point/segm/AP50\?"),
+        (
+            "detector/prompt/mIoU",
+            {"prompts": ("box", "detector")},
+            r"There are box/segm/AP, box/prompt/mIoU, detector/segm/AP, detector/bbox/AP, segm/AP, ",
+        ),
+        ("box/bbox/AP", {"prompts": ("box", "detector")}, r"no evaluation gives it"),
         ("segm/AP-c", {}, r"Did you mean .*segm/AP-b"),
         ("validation_loss", {}, r"it is not computed\. Set train\.validation_loss=true"),
         ("validation_loss_dcie", {"validation_loss": True}, r"Did you mean validation_loss_dice"),
