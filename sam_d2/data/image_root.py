@@ -23,7 +23,8 @@ def find_image_root(
     """Return the first folder under which every image exists.
 
     Looked at in this order: the given folders, the JSON's folder, the working directory, each parent of the
-    JSON's folder but the file system's root.
+    JSON's folder but the file system's root; of ``DIR/annotations/instances_val2017.json``, COCO's layout, then
+    ``DIR/images/val2017``, ``DIR/val2017`` and ``DIR/images``.
 
     A name must stay inside the folder: `..` that leads out of it, and an absolute path elsewhere, are errors.
     A symbolic link inside the folder may point anywhere, since that is how large datasets are commonly laid
@@ -62,7 +63,15 @@ def search_folders(json_file: Path, image_roots: Iterable[Path] = ()) -> list[Pa
     """Return the folders that :func:`find_image_root` looks at, in its order."""
     folder = json_file.parent
     parents = [path for path in folder.parents if path != Path(path.anchor)]
-    return list(dict.fromkeys([*(path.absolute() for path in image_roots), folder, Path.cwd(), *parents]))
+    named = (path.absolute() for path in image_roots)
+    return list(dict.fromkeys([*named, folder, Path.cwd(), *parents, *_beside_annotations(json_file)]))
+
+
+def _beside_annotations(json_file: Path) -> list[Path]:
+    if json_file.parent.name != "annotations":
+        return []
+    root, part = json_file.parent.parent, json_file.stem.removeprefix("instances_")
+    return [path for path in (root / "images" / part, root / part, root / "images") if path.is_dir()]
 
 
 def folders_text(folders: Iterable[Path]) -> str:

@@ -160,6 +160,15 @@ def test_images_are_searched_for_upwards(dicts, write):
     assert dataset.dataset_dicts[0]["file_name"] == str(file.parents[2] / "sam_d2_test_b.png")
 
 
+@pytest.mark.parametrize("folder", ["images/val2017", "val2017", "images"])
+def test_beside_the_folder_of_annotations_images_lie_as_in_coco(folder, coco, write, tmp_path):
+    file = write(coco, "annotations/instances_val2017.json", images=f"../{folder}")
+    assert load_dataset_file(file).image_root == tmp_path / folder
+    elsewhere = write(coco, "labels/instances_val2017.json", images=f"../{folder}")
+    with pytest.raises(UserError, match="none of its 2 images was found"):
+        load_dataset_file(elsewhere)
+
+
 def test_given_image_root_comes_first_and_working_directory_is_searched(coco, write, tmp_path, monkeypatch):
     file = write(coco, "json/dataset.json", images="../pictures")
     assert load_dataset_file(file, tmp_path / "pictures").image_root == tmp_path / "pictures"
