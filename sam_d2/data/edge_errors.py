@@ -12,9 +12,7 @@ from msgspec import Meta, Struct
 from sam_d2.errors import UserError
 
 VERSION = 1
-LEAST_IOU = 0.5
-"""Of a detection's box and an instance's, from which on the one is of the other."""
-_Move = Annotated[float, Meta(ge=-1, le=1)]  # of boxes of the least IoU no edge is further off than the side
+_Move = Annotated[float, Meta(ge=-1, le=1)]  # of boxes with an IoU of 0.5 no edge is further off than the side
 
 
 class EdgeErrors(Struct, kw_only=True, omit_defaults=True):

@@ -3,19 +3,18 @@
 SAM prompted with the boxes of a detector loses to a perfect result what the detector gets wrong and what SAM itself
 does. The causes are repaired one after another, and each is charged with the AP that its repair brings:
 
-1. ``classes``: a detection takes the class of the instance that its box overlaps most, where the IoU of the boxes is
-   at least 0.5;
-2. ``imprecise`` boxes: such a detection takes the mask that SAM gave for the instance's own box;
-3. ``false`` boxes: detections that overlap no instance so much are left out, and of several of an instance all but the
-   surest;
+1. ``classes``: detections are matched one-to-one with instances (:mod:`~sam_d2.evaluation.box_matching`), those of
+   their own class first; one that then takes an instance of another class gets the class of that instance;
+2. ``imprecise`` boxes: a matched detection takes the mask that SAM gave for the instance's own box;
+3. ``false`` boxes: detections without an instance are left out: those on none, and a second one on the same;
 4. ``ranking``: what is left takes the oracle's scores;
 5. ``missed`` boxes: instances without a detection get the oracle's. Now boxes and classes are the truth's, and the AP
    is the oracle's;
 6. ``masks``: what the oracle itself falls short of 100.
 
 ``boxes`` is 2 to 5, so classes, boxes and masks sum to the gap. Another order would give other shares: what two faults
-cause together is charged to the one that is repaired last. A share may be negative, as where the surest of two
-detections of an instance is the worse one.
+cause together is charged to the one that is repaired last. A share may be negative, as where the oracle ranks its masks
+worse than the detector does. Boxes and classes that are all right have no share.
 """
 
 from __future__ import annotations
@@ -25,19 +24,16 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
-import pycocotools.mask as mask_utils
 
+from sam_d2.evaluation.box_matching import Floats, Rows, match_boxes
 from sam_d2.evaluation.coco_metrics import evaluate_detections
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import AnnotatedImage, GroundTruth, ImageId
 
-LEAST_IOU = 0.5
-"""Of two boxes, from which on a detection is of an instance."""
 CAUSES = ("classes", "boxes", "masks")
 BOX_CAUSES = ("imprecise", "false", "ranking", "missed")
 
-_Boxes = Callable[[ImageId], npt.NDArray[np.float64]]
+_Boxes = Callable[[ImageId], Floats]
 
 
 @dataclass(frozen=True)
@@ -113,12 +109,12 @@ def _repair(
     image: AnnotatedImage,
     found: ImageDetections,
     oracle: ImageDetections | None,
-    boxes: npt.NDArray[np.float64],
+    boxes: Floats,
 ) -> list[ImageDetections]:
     """The detections of an image with the right classes, then also masks, without false ones, then also scores."""
     if len(boxes) != len(found):
         raise ValueError(f"image id {image.image_id!r}: {len(found)} masks of {len(boxes)} boxes")
-    instance = _instances_of(image, boxes)
+    instance = match_boxes(boxes, found.scores, found.classes, image.instances, other_classes=True)
     matched = np.flatnonzero(instance >= 0)
     answers = _answers(oracle)
     classes = found.classes.copy()
@@ -130,28 +126,13 @@ def _repair(
         if answer is not None and oracle is not None and oracle.rles is not None and precise.rles is not None:
             precise.rles[row] = oracle.rles[answer]
             precise.boxes[row] = oracle.boxes[answer]
-    # by falling score, the first of equals: the surest detection of each instance
-    order = matched[np.argsort(-found.scores[matched], kind="stable")]
-    surest = order[np.unique(instance[order], return_index=True)[1]]
-    true = _rows(precise, np.sort(surest))
+    true = _rows(precise, matched)
     ranked = replace(true, scores=true.scores.copy())
-    for place, row in enumerate(np.sort(surest).tolist()):
+    for place, row in enumerate(matched.tolist()):
         answer = answers.get(int(instance[row]))
         if answer is not None and oracle is not None:
             ranked.scores[place] = oracle.scores[answer]
     return [classified, precise, true, ranked]
-
-
-def _instances_of(image: AnnotatedImage, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """(N,) the image's instance that each box overlaps most, the first of equals; -1 where none by enough."""
-    if not len(boxes) or not image.instances:
-        return np.full(len(boxes), -1, dtype=np.int64)
-    found = boxes.astype(np.float64)  # a copy
-    found[:, 2:] -= found[:, :2]
-    truth = np.array([one.bbox for one in image.instances], dtype=np.float64)
-    overlap = mask_utils.iou(found, truth, [0] * len(truth))
-    best = overlap.argmax(axis=1)
-    return np.where(overlap.max(axis=1) >= LEAST_IOU, best, -1)
 
 
 def _answers(oracle: ImageDetections | None) -> Mapping[int, int]:
@@ -161,7 +142,7 @@ def _answers(oracle: ImageDetections | None) -> Mapping[int, int]:
     return {int(instance): row for row, instance in enumerate(oracle.prompt_index)}
 
 
-def _rows(image: ImageDetections, rows: npt.NDArray[np.int64]) -> ImageDetections:
+def _rows(image: ImageDetections, rows: Rows) -> ImageDetections:
     """Some of an image's detections."""
     rles = None if image.rles is None else [image.rles[row] for row in rows.tolist()]
     return ImageDetections(image.image_id, image.scores[rows], image.classes[rows], image.boxes[rows], rles)

@@ -119,9 +119,45 @@ def test_ranking(shares):
 
 
 def test_a_share_may_be_negative(shares):
-    """The repaired class makes a rough box the surest of the instance: 100 before, 65 after, as two tests above."""
-    gap = shares({1: [(A, 0)]}, {1: [(part(A, 25), 0.9, 1), (A, 0.8, 0)]}, {1: [(A, 0.5, 0)]})
-    assert gap == {"classes": pytest.approx(-35), "imprecise": pytest.approx(35)}
+    """As above, with the ranking the other way about."""
+    rough = part(B, 31)
+    found, oracle = {1: [(A, 0.9), (rough, 0.1)]}, {1: [(A, 0.1), (rough, 0.9)]}
+    gap = shares({1: [(A, 0), (B, 0)]}, found, oracle, boxes={1: np.array([A, B], dtype=float)}, classes=("one",))
+    worse = 0.4 * HALF / 2
+    assert gap == {"ranking": pytest.approx(-worse), "masks": pytest.approx(0.4 * (100 - HALF) + worse)}
+
+
+NESTED = (0, 0, 40, 24)
+"""In A, with an IoU of 0.6."""
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [
+        [(A, 0), (A, 1)],  # two classes on one box
+        [(NESTED, 0), (A, 1)],
+        [(A, 0), (A, 0)],  # two objects of a class that have the same box
+        [(A, 0), (NESTED, 0)],
+    ],
+)
+@pytest.mark.parametrize("scores", [(0.9, 0.8), (0.8, 0.9)])
+def test_a_detector_that_finds_all_has_no_share(shares, instances, scores):
+    """Also where both prompts lie nearer to one instance than to the other: each instance is taken once."""
+    found = [(box, score, category) for (box, category), score in zip(instances, scores, strict=True)]
+    boxes = [[box for box, _ in instances], [instances[0][0]] * 2, [(0, 0, 40, 32)] * 2]
+    for prompts in boxes:
+        assert shares({1: instances}, {1: found}, {1: found}, boxes={1: np.array(prompts, dtype=float)}) == {}
+
+
+def test_a_second_detection_of_another_class_is_false(shares):
+    """The instance is its own class's, so the class of the surer one is not repaired: AP of "one" 100 all along.
+
+    "two", an instance of which is elsewhere and found last, has its first detection on nothing: precision 1/2.
+    """
+    instances = {1: [(A, 0), (B, 1)]}
+    found = {1: [(A, 0.9, 1), (A, 0.8, 0), (B, 0.7, 1)]}
+    gap = shares(instances, found, {1: [(A, 0.5, 0), (B, 0.4, 1)]})
+    assert gap == {"false": pytest.approx(25)}
 
 
 def test_a_crowd_is_no_instance(shares, make_truth):
