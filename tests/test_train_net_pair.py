@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -101,13 +102,55 @@ def test_the_gap_is_of_these_rows(evaluated):
 
 def test_page_and_log_show_them_side_by_side(evaluated):
     page = (evaluated[0] / "report.html").read_text()
-    assert "<h2>Oracle and detector</h2>" in page and "SAM in true boxes (oracle), prompt box" in page
+    assert "<h2>Oracle and detector</h2>" in page and "oracle: SAM with box prompts of the truth" in page
     assert "SAM in the detector&#x27;s boxes, prompt detector" in page and "the detector alone" in page
-    assert "From AP to 100, prompt detector" in page and 'aria-label="from the mask AP to 100, by cause"' in page
-    assert "no ground truth was in the prompts" in page
+    assert "From AP to 100, prompt detector" in page and 'aria-label="mask AP, by cause from AP to 100"' in page
+    assert "The axis shows " in page and "no ground truth was in the prompts" in page
     log = (evaluated[0] / "log.txt").read_text()
     assert "prompt detector: AP " in log and "to 100 are missing" in log
     assert "prompt detector | a detector's boxes as prompts | score class_score*predicted_iou" in log
+
+
+def test_on_the_page_the_pairs_figures_come_before_the_oracles(evaluated):
+    page = (evaluated[0] / "report.html").read_text()
+    assert re.search(r"<h1>.*: detector prompts, beside the oracle \(box\)</h1>", page)
+    tags = re.findall(r'<span class="tag strong">([^<]*)</span>', page)
+    assert tags == ["prompts from a detector", "oracle: from the ground truth"]
+    assert re.findall(r'<p class="soft">(With [^<]*) on ', page) == [
+        "With detector prompts (from a detector)", "With box prompts (oracle: from the ground truth)",
+    ]  # fmt: skip
+    rows = rows_of(evaluated[0])
+    cards = re.findall(r"<b>([^<]*)</b><span>([^<]*)</span>", page)
+    pair, oracle = rows["detector", "model", "segm"].metric("AP"), rows["box", "model", "segm"].metric("AP")
+    assert [value for value, words in cards if words == "AP (0-100)"] == [f"{pair:.2f}", f"{oracle:.2f}"]
+    assert (f"&minus;{oracle - pair:.2f}", "AP against the oracle") in cards
+    tables = re.findall(r'<p class="caption">\S+ · (segm|bbox) · (detector|box|no) prompts, ', page)
+    assert tables[:5] == [("segm", "detector"), ("segm", "box"), ("segm", "no"), ("bbox", "detector"), ("bbox", "no")]
+
+
+def test_classes_have_one_heading_and_their_number_in_each_table(evaluated):
+    page = (evaluated[0] / "report.html").read_text()
+    assert page.count("AP per class") == 1
+    tables = re.findall(
+        r'<p class="caption">[^<]*(segm|bbox) · (\w+) prompts · [^<]*falling AP</p>(.*?)</table>', page, re.S
+    )
+    shown = {(task, prompt): ("mean IoU" in table, re.findall(r'shape</th><td class="number">(\S+?)<', table))
+             for task, prompt, table in tables}  # fmt: skip
+    # 7 shapes; of a detector alone no single instance is kept, and boxes have no mean IoU of masks
+    assert shown == {
+        ("segm", "detector"): (True, ["7"]), ("segm", "box"): (True, ["7"]), ("segm", "no"): (False, ["7"]),
+        ("bbox", "detector"): (False, ["7"]), ("bbox", "no"): (False, ["7"]),
+    }  # fmt: skip
+
+
+def test_the_oracle_of_the_gap_is_the_first_prompt_of_the_truth(pair_of, evaluated, tmp_path):
+    order = "model.prompts.detector.tested_as=[detector,point,box]"
+    words = [f"dataloader.detector.config={evaluated[1]}", order]
+    folder = pair_of(tmp_path / "run", "--prompt", "detector", overrides=words)
+    rows = rows_of(folder)
+    point, box = (rows[name, "model", "segm"].metric("AP") for name in ("point", "box"))
+    assert rows["detector", "model", "segm"].metric("gap_oracle") == point != box
+    assert "oracle: SAM with point prompts of the truth" in (folder / "report.html").read_text()
 
 
 def test_the_detectors_rows_are_those_of_its_own_evaluation(evaluated, train_net, tmp_path):
