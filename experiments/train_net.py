@@ -46,6 +46,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     from sam_d2.config_prompts import check_edge_errors, check_prompt
     from sam_d2.data import resolve_dataset
     from sam_d2.errors import UserError
+    from sam_d2.model_classes import record_classes
 
     cfg = load_config(args.config_file)
     loaded = copy.deepcopy(cfg)
@@ -73,6 +74,7 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
         if not node.names or (cfg.train.dataset != loaded.train.dataset and node.names == before.names):
             node.names = registered
     set_num_classes(cfg, loaded, dataset.classes)
+    record_classes(cfg, dataset.train, dataset.classes)
     set_max_iter(cfg, args.opts)
     if not cfg.train.output_dir:
         prompt = [cfg.model.prompt] if "prompts" in cfg.model else []

@@ -22,6 +22,7 @@ from sam_d2.detector import Detector
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.distributed import choose_device
 from sam_d2.errors import UserError
+from sam_d2.model_classes import ModelClasses, classes_of
 from sam_d2.model_source import find_model
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
 from sam_d2.modeling.prompt_recipes import PromptRecipe, detector_recipe
@@ -97,6 +98,16 @@ class Predictor:
         self.finder = BoxFinder(cfg, detector, detector_weights, choose_device(device))
         if self.detector is not None and self.finder:
             raise UserError("Predictor: detector=... is for SAM; this model is a detector itself.")
+
+    @property
+    def classes(self) -> ModelClasses | None:
+        """Names and category ids by ``pred_classes``: of the detector, where one finds the boxes; None of SAM alone.
+
+        They are those that the detector's run has recorded in its ``config.yaml``, so the dataset need not be there; of
+        a config without a run see :func:`sam_d2.model_classes.classes_of`.
+        """
+        detector = self.detector or (self.finder.detector if self.finder else None)
+        return None if detector is None else classes_of(detector.cfg, detector.num_classes)
 
     @torch.no_grad()
     def encode(self, image: str | Path | np.ndarray | Image.Image) -> EncodedImage:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_a_detector_on_images(run, photos, tmp_path, monkeypatch, capsys):
         assert row["score"] == pytest.approx(float(instances.scores[index]))
         assert row["category_id"] == int(instances.pred_classes[index])  # no data set: from 0 on
         assert np.array_equal(mask_utils.decode(row["segmentation"]).astype(bool), instances.pred_masks[index].numpy())
+
+
+def test_a_run_that_was_copied_without_its_dataset_knows_its_classes(run, photos, tmp_path, monkeypatch, capsys):
+    cfg = load_config(run / "config.yaml")
+    cfg.train.dataset = str(tmp_path / "gone")
+    cfg.train.classes = {"names": ["cell", "\\${odd}", "yes"], "ids": [4, 9, 2**40]}
+    folder = tmp_path / "copy"
+    save_config(cfg, folder / "config.yaml")
+    shutil.copy(run / "model_final.pth", folder)
+    predictor = sam_d2.Predictor(folder)
+    assert predictor.classes.names == ["cell", "${odd}", "yes"] and predictor.classes.ids == [4, 9, 2**40]
+    line = ["--config-file", folder / "config.yaml", "--input", photos / "a.png", "--output", tmp_path / "out"]
+    assert demo(monkeypatch, *line, "--confidence", 0) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = [[4, 9, 2**40][index] for index in predictor(photos / "a.png").pred_classes.tolist()]
+    assert [row["category_id"] for row in found] == expected
+    assert "not known" not in capsys.readouterr().err
 
 
 def test_confidence_leaves_out_the_less_sure(run, photos, tmp_path, monkeypatch):
@@ -241,6 +259,10 @@ class TestPair:
         assert torch.equal(instances.pred_masks, by_hand.pred_masks)
         torch.testing.assert_close(instances.scores, by_hand.scores * sure.scores[rows])
         assert (instances.scores.diff() <= 0).all()
+
+    def test_its_classes_are_the_detectors(self, pair, sam, run):
+        assert pair.classes == sam_d2.Predictor(run).classes and pair.classes.ids == [0, 1, 2]
+        assert sam_d2.Predictor(sam).classes is None
 
     def test_the_config_may_name_the_detector(self, sam, run, photos, pair):
         cfg = load_config(sam / "config.yaml")

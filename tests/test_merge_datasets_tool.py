@@ -105,6 +105,12 @@ def test_domains_become_one_dataset_with_an_ap_each(
     assert line.split()[-1] == expected
     page = (outside / "report.html").read_text()
     assert "AP by domain" in page and expected in page
+    [stored] = [row for row in read_report(outside / "report.json") if row.method == "ellipse"]
+    assert stored.metric("effective_robustness") == pytest.approx(0.55 * inside.metric("AP"))
+    assert stored.metric(f"AP@in_distribution={inside.split}") == inside.metric("AP")
+    (outside / "report.html").unlink()
+    assert tool("report", outside) == 0  # what was stored is shown again without the other run
+    assert expected in (outside / "report.html").read_text() and expected in capsys.readouterr().out
     with pytest.raises(UserError, match="names 2 run folders for 1 runs"):
         tool("report", outside, "--in-distribution", finished_run, finished_run)
 

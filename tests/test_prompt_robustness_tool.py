@@ -6,9 +6,11 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from sam_d2.cli import run_main
 from sam_d2.config import load_config, save_config
+from sam_d2.engine.checkpoint import load_checkpoint_file
 from sam_d2.errors import UserError
 from sam_d2.evaluation import read_report
 from sam_d2.evaluation.robustness import conditions
@@ -108,6 +110,16 @@ class TestWrongInput:
         refused("would be given different boxes", finished_run, other)
         refused("No checkpoint is named", "train.device=cpu")
         assert not (tmp_path / "out").exists()
+
+    def test_scores_that_are_not_finite(self, run_tool, finished_run, tmp_path, shapes_folder):
+        broken = shutil.copytree(finished_run, tmp_path / "broken")
+        content = load_checkpoint_file(broken / "model_final.pth")
+        name = next(key for key in content["model"] if "iou_prediction_head" in key and key.endswith("bias"))
+        content["model"][name].fill_(float("nan"))
+        torch.save(content, broken / "model_final.pth")
+        with pytest.raises(UserError, match="scores that are not finite"):
+            run_tool("prompt_robustness", broken, "--dataset", shapes_folder, "--output", tmp_path / "out",
+                     "--shift", "0", "--scale", "0", "--points", "1", "dataloader.test.num_workers=0")  # fmt: skip
 
     def test_a_dataset_without_instances(self, run_tool, finished_run, tmp_path, shapes_folder):
         empty = shutil.copytree(shapes_folder, tmp_path / "nobody")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from detectron2.modeling import GeneralizedRCNN
+from sam_d2.config import load_config
 from sam_d2.engine.checkpoint import load_checkpoint_file
 from sam_d2.errors import UserError
 from sam_d2.evaluation.results import read_report
@@ -39,6 +40,7 @@ def test_a_run_scores_masks_and_boxes_without_prompts(finished):
     page = (finished / "report.html").read_text()
     assert "no prompts" in page and "none prompts" not in page and "racle" not in page
     assert "num_classes: 1" in (finished / "config.yaml").read_text()
+    assert load_config(finished / "config.yaml").train.classes == {"names": ["shape"], "ids": [3]}
 
 
 def test_the_log_says_classes_and_epochs(finished):

@@ -1,20 +1,28 @@
 """A detector and SAM through experiments/train_net.py: --prompt detector and --prompt-boxes, on generated shapes."""
 
+import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from detectron2.config import instantiate
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, Instances
 from sam_d2.config import apply_overrides, load_config, save_config
 from sam_d2.data import resolve_dataset
-from sam_d2.engine.checkpoint import Checkpointer
+from sam_d2.engine.checkpoint import Checkpointer, load_checkpoint_file
 from sam_d2.errors import UserError
 from sam_d2.evaluation import GroundTruth, read_report
 from sam_d2.evaluation.gap import CAUSES
+from sam_d2.modeling.prompt_samplers import DetectorErrorSampler
 
 SMALL = [
     "model.backbone.out_channels=32",
@@ -101,13 +109,55 @@ def test_the_gap_is_of_these_rows(evaluated):
 
 def test_page_and_log_show_them_side_by_side(evaluated):
     page = (evaluated[0] / "report.html").read_text()
-    assert "<h2>Oracle and detector</h2>" in page and "SAM in true boxes (oracle), prompt box" in page
+    assert "<h2>Oracle and detector</h2>" in page and "oracle: SAM with box prompts of the truth" in page
     assert "SAM in the detector&#x27;s boxes, prompt detector" in page and "the detector alone" in page
-    assert "From AP to 100, prompt detector" in page and 'aria-label="from the mask AP to 100, by cause"' in page
-    assert "no ground truth was in the prompts" in page
+    assert "From AP to 100, prompt detector" in page and 'aria-label="mask AP, by cause from AP to 100"' in page
+    assert "The axis shows " in page and "no ground truth was in the prompts" in page
     log = (evaluated[0] / "log.txt").read_text()
     assert "prompt detector: AP " in log and "to 100 are missing" in log
     assert "prompt detector | a detector's boxes as prompts | score class_score*predicted_iou" in log
+
+
+def test_on_the_page_the_pairs_figures_come_before_the_oracles(evaluated):
+    page = (evaluated[0] / "report.html").read_text()
+    assert re.search(r"<h1>.*: detector prompts, beside the oracle \(box\)</h1>", page)
+    tags = re.findall(r'<span class="tag strong">([^<]*)</span>', page)
+    assert tags == ["prompts from a detector", "oracle: from the ground truth"]
+    assert re.findall(r'<p class="soft">(With [^<]*) on ', page) == [
+        "With detector prompts (from a detector)", "With box prompts (oracle: from the ground truth)",
+    ]  # fmt: skip
+    rows = rows_of(evaluated[0])
+    cards = re.findall(r"<b>([^<]*)</b><span>([^<]*)</span>", page)
+    pair, oracle = rows["detector", "model", "segm"].metric("AP"), rows["box", "model", "segm"].metric("AP")
+    assert [value for value, words in cards if words == "AP (0-100)"] == [f"{pair:.2f}", f"{oracle:.2f}"]
+    assert (f"&minus;{oracle - pair:.2f}", "AP against the oracle") in cards
+    tables = re.findall(r'<p class="caption">\S+ · (segm|bbox) · (detector|box|no) prompts, ', page)
+    assert tables[:5] == [("segm", "detector"), ("segm", "box"), ("segm", "no"), ("bbox", "detector"), ("bbox", "no")]
+
+
+def test_classes_have_one_heading_and_their_number_in_each_table(evaluated):
+    page = (evaluated[0] / "report.html").read_text()
+    assert page.count("AP per class") == 1
+    tables = re.findall(
+        r'<p class="caption">[^<]*(segm|bbox) · (\w+) prompts · [^<]*falling AP</p>(.*?)</table>', page, re.S
+    )
+    shown = {(task, prompt): ("mean IoU" in table, re.findall(r'shape</th><td class="number">(\S+?)<', table))
+             for task, prompt, table in tables}  # fmt: skip
+    # 7 shapes; of a detector alone no single instance is kept, and boxes have no mean IoU of masks
+    assert shown == {
+        ("segm", "detector"): (True, ["7"]), ("segm", "box"): (True, ["7"]), ("segm", "no"): (False, ["7"]),
+        ("bbox", "detector"): (False, ["7"]), ("bbox", "no"): (False, ["7"]),
+    }  # fmt: skip
+
+
+def test_the_oracle_of_the_gap_is_the_first_prompt_of_the_truth(pair_of, evaluated, tmp_path):
+    order = "model.prompts.detector.tested_as=[detector,point,box]"
+    words = [f"dataloader.detector.config={evaluated[1]}", order]
+    folder = pair_of(tmp_path / "run", "--prompt", "detector", overrides=words)
+    rows = rows_of(folder)
+    point, box = (rows[name, "model", "segm"].metric("AP") for name in ("point", "box"))
+    assert rows["detector", "model", "segm"].metric("gap_oracle") == point != box
+    assert "oracle: SAM with point prompts of the truth" in (folder / "report.html").read_text()
 
 
 def test_the_detectors_rows_are_those_of_its_own_evaluation(evaluated, train_net, tmp_path):
@@ -226,6 +276,114 @@ def test_a_training_is_scored_with_both(train_net, tiny_overrides, evaluated, tm
     with_gap = [row.method for row in rows if "gap" in row.metrics]
     assert with_gap == ["model"]
     assert (folder / "log.txt").read_text().count("Detecting the boxes of") == 1
+
+
+MOVES = [0.1, -0.05, 0.0, 0.15]
+"""Of each edge, as a share of the box's width or height."""
+
+
+@pytest.fixture
+def near_misses(monkeypatch, shapes_folder):
+    """Let any detector find each shape with its edges moved by ``MOVES``, the surer the higher its annotation's id."""
+    content = [json.loads((shapes_folder / f"dataset_{part}.json").read_text()) for part in ("train", "test")]
+    found = {}
+    for one in content:
+        names = {image["id"]: image["file_name"] for image in one["images"]}
+        for row in one["annotations"]:
+            x, y, w, h = row["bbox"]
+            sides, box = np.array([w, h, w, h]), np.array([x, y, x + w, y + h])
+            if not row["iscrowd"]:
+                found.setdefault(names[row["image_id"]], []).append((box + MOVES * sides, 0.3 + row["id"] / 50))
+
+    def forward(self, samples):
+        outputs = []
+        for sample in samples:
+            rows = found.get(Path(sample["file_name"]).name, [])
+            result = Instances((sample["height"], sample["width"]))
+            result.pred_boxes = Boxes(torch.tensor(np.array([box for box, _ in rows]).reshape(-1, 4)))
+            result.scores = torch.tensor([score for _, score in rows])
+            result.pred_classes = torch.zeros(len(rows), dtype=torch.int64)
+            result.pred_masks = torch.zeros((len(rows), *result.image_size), dtype=torch.bool)
+            outputs.append({"instances": result})
+        return outputs
+
+    monkeypatch.setattr(GeneralizedRCNN, "forward", forward)
+
+
+@pytest.fixture
+def tool(root, monkeypatch, restore_loggers):
+    """``tool(name, *arguments)``: run a program of tools/ in this process."""
+
+    def call(name, *arguments):
+        spec = importlib.util.spec_from_file_location(f"{name}_tool", root / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        return module.main()
+
+    return call
+
+
+def test_the_errors_of_a_detector_train_sam(
+    near_misses, tool, make_detector, shapes_folder, train_net, tiny_overrides, tmp_path, monkeypatch, capsys
+):
+    detector = make_detector(1)
+    assert tool("detector_errors", detector, "--dataset", shapes_folder, "--output", tmp_path / "e.json",
+                "--device", "cpu", "--num-workers", 0) == 0  # fmt: skip
+    content = json.loads((tmp_path / "e.json").read_text())
+    assert content["instances"] == 12 and len(content["errors"]) == 12
+    np.testing.assert_allclose(content["errors"], [MOVES] * 12, atol=1e-5)
+    assert "errors of 12 of 12 instances" in capsys.readouterr().out
+
+    drawn, draw = [], DetectorErrorSampler.__call__
+
+    def spy(self, instances, generator):
+        prompts = draw(self, instances, generator)
+        drawn.append((instances.gt_boxes.tensor, prompts.boxes, instances.image_size))
+        return prompts
+
+    monkeypatch.setattr(DetectorErrorSampler, "__call__", spy)
+    words = [f"model.prompts.detector.train.errors={tmp_path / 'e.json'}", f"dataloader.detector.config={detector}"]
+    short = ["train.max_iter=2", "train.eval_period=0", "train.eval_base=false", "train.log_period=1"]
+    folder = train_net(tmp_path / "run", "--prompt", "detector", *words, *short, overrides=tiny_overrides)
+    assert drawn and (folder / "model_final.pth").is_file()
+    for true, asked, (height, width) in drawn:
+        sides = (true[:, 2:] - true[:, :2]).repeat(1, 2)
+        limits = torch.tensor([width, height, width, height])
+        expected = (true + torch.tensor(MOVES) * sides).clamp(min=torch.zeros(4), max=limits)
+        torch.testing.assert_close(asked, expected.to(asked), atol=1e-3, rtol=0)
+    losses = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert all(np.isfinite(line["total_loss"]) for line in losses if "total_loss" in line)
+
+
+def test_the_scores_in_a_detectors_boxes_are_calibrated(near_misses, tool, make_detector, sam, tmp_path, capsys):
+    weights = Path(next(word for word in sam if word.startswith("train.init_checkpoint")).partition("=")[2])
+    run = shutil.copytree(weights.parent, tmp_path / "run")
+    before = sorted(path.name for path in run.iterdir())
+    assert tool("calibrate_scores", run, "model.prompt=detector", "model.prompts.detector.tested_as=[detector]",
+                f"dataloader.detector.config={make_detector(1)}", "--test") == 0  # fmt: skip
+    entry = load_checkpoint_file(run / "model_final.pth")["score_calibrations"]
+    assert list(entry) == ["detector"] and entry["detector"]["predictions"] == 12
+    assert entry["detector"]["score"] == "class_score*predicted_iou"
+    said = capsys.readouterr().out
+    assert "_train, detector prompts, class_score*predicted_iou, 12 masks: ECE" in said
+    assert "_test, detector prompts, class_score*predicted_iou, 7 masks: ECE" in said
+    assert sorted(path.name for path in run.iterdir()) == before, "the detections are not the run's"
+
+
+def test_errors_of_what_is_no_detector(tool, make_detector, shapes_folder, tmp_path):
+    def refused(message, run, dataset=shapes_folder):
+        with pytest.raises(UserError, match=message):
+            tool("detector_errors", run, "--dataset", dataset, "--output", tmp_path / "e.json", "--device", "cpu",
+                 "--num-workers", 0)  # fmt: skip
+        assert not (tmp_path / "e.json").exists()
+
+    refused("nothing does not exist", tmp_path / "nothing")
+    refused("gone: no such folder or file", make_detector(1), tmp_path / "gone")
+    refused("knows 2 classes, .*_train has 1", make_detector(2))
+    broken = make_detector(1)
+    (broken / "model_final.pth").write_bytes(b"noise")
+    refused(r"model_final\.pth: not a checkpoint", broken)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@
     python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks --detector RUN
 
 DIR/results.json holds what is sure enough: bbox XYWH in pixels of the image, segmentation as RLE, file_name, and
-image_id where the file's name is a number or --prompt-boxes has one. category_id is the data set's where the config's
-data set is found, and counts from 0 elsewhere. An image that cannot be read is reported and skipped.
+image_id where the file's name is a number or --prompt-boxes has one. category_id is that of the data set of the run, which
+its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. An image that
+cannot be read is reported and skipped.
 Exit code: 0 all images done, 1 some skipped, 2 wrong input.
 """
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,18 +32,11 @@ if TYPE_CHECKING:
 
     from detectron2.structures import Instances
     from sam_d2.data.prompt_boxes import PromptBox, PromptBoxes
+    from sam_d2.model_classes import ModelClasses
     from sam_d2.predictor import Predictor
 
 RESULTS = "results.json"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-
-
-@dataclass
-class Classes:
-    """What the classes of a model are called, and their ids in the data set; by class, from 0 on."""
-
-    names: list[str]
-    ids: list[int]
 
 
 def parse_args() -> argparse.Namespace:
@@ -103,28 +96,6 @@ def load_predictor(args: argparse.Namespace, cfg: DictConfig) -> Predictor:
     return Predictor(cfg, weights, detector=args.detector, detector_weights=args.detector_weights)
 
 
-def classes_of(cfg: DictConfig, count: int) -> Classes:
-    """Return the classes of the config's data set where it is found and has as many; COCO's for 80; else numbers."""
-    from detectron2.data import MetadataCatalog
-    from sam_d2.data import resolve_dataset
-    from sam_d2.modeling.torchvision_rcnn import coco_categories
-
-    if cfg.train.dataset:
-        try:
-            metadata = MetadataCatalog.get(resolve_dataset(cfg.train.dataset).test)
-        except UserError as error:
-            print(f"The names of the classes are not known: {error}", file=sys.stderr)
-        else:
-            names = list(metadata.get("thing_classes", []))
-            to_class = metadata.get("thing_dataset_id_to_contiguous_id", {}) or {i: i for i in range(len(names))}
-            if len(names) == count:
-                return Classes(names, sorted(to_class, key=to_class.__getitem__))
-    categories = coco_categories()
-    if count == len(categories):
-        return Classes(list(categories.values()), list(categories))
-    return Classes([f"class {index}" for index in range(count)], list(range(count)))
-
-
 def detect(predictor: Predictor, image: Any, boxes: list[PromptBox] | None) -> tuple[Instances, list[PromptBox]]:
     """Return the instances of an image, and of SAM's the box that each is of."""
     if boxes is None:
@@ -159,7 +130,12 @@ def result_rows(
 
 
 def process(
-    predictor: Predictor, file: Path, boxes: PromptBoxes | None, classes: Classes | None, confidence: float, path: Path
+    predictor: Predictor,
+    file: Path,
+    boxes: PromptBoxes | None,
+    classes: ModelClasses | None,
+    confidence: float,
+    path: Path,
 ) -> list[dict[str, Any]]:
     """Predict on one image and write its overlay; returns its results."""
     from sam_d2.data.image import read_image
@@ -196,6 +172,7 @@ def main() -> int:
     from sam_d2.engine.oom import is_out_of_memory
     from sam_d2.evaluation.overlay import overlay_paths
     from sam_d2.evaluation.results import write_atomically
+    from sam_d2.model_classes import classes_of
 
     cfg = load_config(args.config_file)
     finds = args.detector or OmegaConf.select(cfg, "dataloader.detector.config")

@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         type=Path,
         help="for each run the folder in which the same model was scored on images like those that it was trained on: "
-        "adds AP there and the effective robustness (mean AP of the domains - 0.45 * AP in distribution)",
+        "adds AP there and the effective robustness (mean AP of the domains - 0.45 * AP in distribution) to RUN's "
+        "report.json",
     )
     return parser
 
@@ -43,7 +44,7 @@ def main() -> int:
     from sam_d2.evaluation.report_compare import compare_page, print_comparison
     from sam_d2.evaluation.report_data import read_run
     from sam_d2.evaluation.report_page import FILE_NAME, run_page
-    from sam_d2.evaluation.results import write_atomically
+    from sam_d2.evaluation.results import write_atomically, write_report
 
     runs = [read_run(folder) for folder in args.runs]
     if args.in_distribution:
@@ -53,11 +54,14 @@ def main() -> int:
                 "name one for each run, in the same order."
             )
         for run, folder in zip(runs, args.in_distribution, strict=True):
-            run.in_distribution = InDistribution(read_run(folder).results, folder)
+            InDistribution(read_run(folder).results, folder).store(run.results)
     single = len(runs) == 1
     output = args.output or (runs[0].folder / FILE_NAME if single else Path("comparison.html"))
     check_output(output)
     content = run_page(runs[0]) if single else compare_page(runs)
+    if args.in_distribution:
+        for run in runs:
+            write_report(run.folder / "report.json", run.results)
     write_atomically(output, content.encode("utf-8"))
     print_comparison(runs)
     print(f"Wrote {output.resolve()}")

@@ -9,7 +9,7 @@ the domains, less 0.45 times the AP in distribution. Its table has of a Faster R
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,10 @@ SLOPE = 0.45
 MEAN = "mean of the domains"
 ALL = "all images"
 ROBUSTNESS = "effective robustness"
+INSIDE_PREFIX = "AP@in_distribution="
+"""Begins the name of a metric: the same model's AP on the dataset in distribution, by that dataset's name."""
+ROBUSTNESS_METRIC = "effective_robustness"
+"""Metric of a row that has been set beside its counterpart in distribution."""
 Lines = list[tuple[str, list[float]]]
 """Of a table of AP by domain: a label, and a value (0-100, NaN where there is none) for each row of results."""
 
@@ -85,6 +89,14 @@ def effective_robustness(row: Result, in_distribution: Result, slope: float = SL
     return mean_ap(row) - slope * in_distribution.metric("AP")
 
 
+def store_robustness(row: Result, in_distribution: Result) -> None:
+    """Keep in a row its effective robustness, and the AP in distribution that it was measured against."""
+    for name in [name for name in row.metrics if name.startswith(INSIDE_PREFIX)]:
+        del row.metrics[name]
+    row.metrics[INSIDE_PREFIX + in_distribution.split] = in_distribution.metric("AP")
+    row.metrics[ROBUSTNESS_METRIC] = effective_robustness(row, in_distribution)
+
+
 @dataclass
 class InDistribution:
     """What the same models reach on images like those that they were trained on.
@@ -96,6 +108,19 @@ class InDistribution:
 
     results: Sequence[Result]
     folder: Path
+
+    def store(self, results: Sequence[Result]) -> None:
+        """Store the effective robustness in each row that has a counterpart here.
+
+        Args:
+            results: Rows out of distribution.
+
+        Raises:
+            UserError: As :meth:`partners`.
+        """
+        [found] = self.partners([results])
+        for index, partner in found.items():
+            store_robustness(results[index], partner)
 
     def partners(self, groups: Sequence[Sequence[Result]]) -> list[dict[int, Result]]:
         """Of each row out of distribution its counterpart: same method, task, prompts and score, another dataset.
@@ -134,31 +159,27 @@ class InDistribution:
         return found
 
 
-def domain_lines(rows: Sequence[Result], in_distribution: Mapping[int, Result] | None = None) -> Lines:
+def domain_lines(rows: Sequence[Result]) -> Lines:
     """The lines of a table of AP by domain.
 
     Args:
         rows: Measured on the same images.
-        in_distribution: By position in ``rows``, as :meth:`InDistribution.partners` has it; then a line with their
-            AP and one with the effective robustness follow.
 
     Returns:
-        Domains in alphabetical order, their mean, and AP on all images; nothing where there are no domains and
-        no rows in distribution.
+        Domains in alphabetical order, their mean, and AP on all images; where :func:`store_robustness` was called, a
+        line with the AP in distribution for each dataset and one with the effective robustness. Nothing where there are
+        neither domains nor these.
     """
     domains = list(dict.fromkeys(name for row in rows for name in domain_ap(row)))
-    if not domains and not in_distribution:
+    inside = list(dict.fromkeys(name for row in rows for name in row.metrics if name.startswith(INSIDE_PREFIX)))
+    if not domains and not inside:
         return []
     lines = [(domain, [row.metric(PREFIX + domain) for row in rows]) for domain in domains]
     if domains:
         lines.append((MEAN, [mean_ap(row) for row in rows]))
     lines.append((ALL, [row.metric("AP") for row in rows]))
-    if in_distribution:
-        partners = [in_distribution.get(index) for index in range(len(rows))]
-        split = next(row.split for row in in_distribution.values())
-        lines.append((f"in distribution: {split}", [math.nan if one is None else one.metric("AP") for one in partners]))
-        values = [
-            math.nan if one is None else effective_robustness(row, one) for row, one in zip(rows, partners, strict=True)
-        ]
-        lines.append((ROBUSTNESS, values))
+    for name in inside:
+        lines.append((f"in distribution: {name.removeprefix(INSIDE_PREFIX)}", [row.metric(name) for row in rows]))
+    if inside:
+        lines.append((ROBUSTNESS, [row.metric(ROBUSTNESS_METRIC) for row in rows]))
     return lines

@@ -100,13 +100,17 @@ class Step:
     colour: int
 
 
-def waterfall_chart(title: str, steps: Sequence[Step], xlabel: str) -> Chart:
+def waterfall_chart(
+    title: str, steps: Sequence[Step], xlabel: str, *, limits: tuple[float, float], note: str = ""
+) -> Chart:
     """Bars below one another, each from where the last ended: a stacked bar whose parts may be negative.
 
     Args:
         title: Above the chart.
         steps: From above to below.
         xlabel: With its unit.
+        limits: First and last value of the axis; bars that go beyond are cut off there.
+        note: What to read from it; says so where bars are cut off.
     """
     figure, axes = _axes(xlabel, "")
     for row, step in enumerate(steps):
@@ -117,12 +121,12 @@ def waterfall_chart(title: str, steps: Sequence[Step], xlabel: str) -> Chart:
     axes.set_yticks(range(len(steps)), [step.label for step in steps])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    low, high = min(0.0, *(step.end for step in steps)), max(step.end for step in steps)
-    axes.set_xlim(low, high + _MARGIN * (high - low))
+    axes.set_xlim(limits[0], limits[1] + _MARGIN * (limits[1] - limits[0]))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     legend: list[tuple[str, int, LegendKind]] = [
         (f"{step.label}: {step.end - step.start:.2f}", step.colour % len(SERIES), "line") for step in steps
     ]
-    return Chart(title, _svg(figure, xlabel), legend)
+    return Chart(title, _svg(figure, xlabel), legend, note)
 
 
 def line_chart(

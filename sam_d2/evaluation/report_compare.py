@@ -99,7 +99,7 @@ def print_comparison(runs: Sequence[Run]) -> None:
     for shown in compare_text(runs):
         console.print(shown)
     for name, run in zip(run_names(runs), runs, strict=True):
-        text = domains_table(run.results, run.in_distribution)
+        text = domains_table(run.results)
         if text:
             title = f"{name}\n" if len(runs) > 1 else ""
             console.print(Text(f"{clean(title)}{text}\n"), soft_wrap=True)

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import yaml
 
 from sam_d2.errors import UserError
-from sam_d2.evaluation.domains import InDistribution
 from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.results import Result, read_report, write_atomically
 
@@ -124,7 +123,6 @@ class Run:
         evaluations: The last of each kind of prompt; the newest first.
         curves: Metric of metrics.json -> its (iteration, value) points, iterations rising.
         config: YAML of the training, else of the newest evaluation; empty where there is none.
-        in_distribution: What the same model reaches where it was trained, where a report is asked to set it beside.
     """
 
     folder: Path
@@ -132,7 +130,6 @@ class Run:
     evaluations: list[Evaluation]
     curves: dict[str, list[tuple[int, float]]]
     config: str
-    in_distribution: InDistribution | None = None
 
     @property
     def name(self) -> str:

@@ -51,19 +51,20 @@ def write_page(folder: str | Path) -> Path:
 
 def run_page(run: Run) -> str:
     """The page of one run, as HTML that loads nothing."""
-    groups = grouped(run.results)
-    prompts = prompts_text(", ".join(dict.fromkeys(row.prompt for row in run.results)))
-    title = f"{run.name}: {prompts}{' (oracle)' if run.oracle else ''}"
-    parts = [_header(run, title), _cards(groups[0], several=len(groups) > 1)]
+    groups = sorted(grouped(run.results), key=lambda rows: (rows[0].task != "segm", _place(rows[0])))
+    evaluations = sorted(run.evaluations, key=lambda one: one.info.prompt_source == "ground_truth")
+    title = f"{run.name}: {_title_prompts(run)}"
+    parts = [_header(run, title), *_all_cards(groups)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
     parts += [pair_section(run.results), "<h2>Results</h2>"]
     parts += [method_table(rows) for rows in groups]
-    parts += [_scores(rows) for rows in by_score(run.results)]
+    parts += [_scores(rows) for rows in sorted(by_score(run.results), key=lambda rows: _place(rows[0]))]
     parts.append(domain_section(run))
     parts.append(_curves(run))
-    parts += [class_table(rows, run.evaluations) for rows in groups]
+    classes = [table for rows in groups if (table := class_table(rows, run.evaluations))]
+    parts += ["<h2>AP per class</h2>", *classes] if classes else []
     left = MOST_PICTURE_BYTES
-    for evaluation in run.evaluations:
+    for evaluation in evaluations:
         parts.append(_instances(evaluation))
         size = sum(len(data_uri(picture)) for pair in evaluation.pictures for picture in pair)
         parts.append(_gallery(evaluation, shown=size <= left))
@@ -83,26 +84,61 @@ def is_loss(name: str) -> bool:
     return "loss" in name.rsplit("/", 1)[-1]
 
 
+def _place(row: Result) -> int:
+    """Where a row's table stands: what no truth prompted, then the oracle, then a detector by itself beside a SAM."""
+    if row.prompt_source == "ground_truth":
+        return 1
+    return 2 if row.method == "detector" else 0
+
+
+def _title_prompts(run: Run) -> str:
+    """Kinds of prompt: those of the model where nobody knows the truth first, and the oracle's as such."""
+    rows = [row for row in run.results if row.method != "detector"] or run.results
+    found = ", ".join(dict.fromkeys(row.prompt for row in rows if row.prompt_source != "ground_truth"))
+    oracle = ", ".join(dict.fromkeys(row.prompt for row in rows if row.prompt_source == "ground_truth"))
+    if not oracle:
+        return prompts_text(found)
+    return f"{prompts_text(found)}, beside the oracle ({oracle})" if found else f"{prompts_text(oracle)} (oracle)"
+
+
 def _header(run: Run, title: str) -> str:
-    first = run.results[0]
-    tags = [f'<span class="tag strong">{escape(source_of(first))}</span>'] if run.oracle else []
+    sources = dict.fromkeys(
+        (_place(row), f"prompts {source_of(row)}" if _place(row) == 0 else source_of(row))
+        for row in run.results
+        if row.method != "detector"
+    )
+    tags = [f'<span class="tag strong">{escape(words)}</span>' for _, words in sorted(sources)] if run.oracle else []
     if any(row.pseudo_ground_truth for row in run.results):
         tags.append(f'<span class="tag strong">{PSEUDO}</span>')
     tags += [f'<span class="tag">{escape(split)}</span>' for split in dict.fromkeys(row.split for row in run.results)]
     if run.evaluations:
         tags.append(f'<span class="tag">{escape(run.evaluations[0].info.written.replace("T", " "))}</span>')
-    both = any(row.method == "model" and row.prompt_source != "ground_truth" for row in run.results)
-    oracle = f'<p class="soft">{_ORACLE}{f" {_BOTH}" if both else ""}</p>' if run.oracle else ""
+    oracle = ""
+    if run.oracle:
+        both = any(row.method == "model" and row.prompt_source != "ground_truth" for row in run.results)
+        oracle = f'<p class="soft">{f"{_BOTH} " if both else ""}{_ORACLE}</p>'
     return f"<header><h1>{breakable(title)}</h1><p>{' '.join(tags)}</p>{oracle}</header>"
 
 
-def _cards(rows: Sequence[Result], *, several: bool) -> str:
+def _all_cards(groups: Sequence[Sequence[Result]]) -> list[str]:
+    """The cards of the first table; of a pair those of the detector's boxes, then those of the oracle."""
+    first = groups[0]
+    mine = [rows for rows in groups if (rows[0].task, rows[0].split) == (first[0].task, first[0].split)]
+    oracle = next((rows for rows in mine if _place(rows[0]) == 1), first)
+    if oracle is first:
+        return [_cards(first, several=len(groups) > 1)]
+    references = [(rows[0], "the detector alone") for rows in mine if rows[0].method == "detector"]
+    references.append((oracle[0], "the oracle"))
+    return [_cards(first, several=True, references=references), _cards(oracle, several=True)]
+
+
+def _cards(rows: Sequence[Result], *, several: bool, references: Sequence[tuple[Result, str]] = ()) -> str:
     """The model's headline figures in the first table, and how far they lie from the references."""
     by_method = {row.method: row for row in rows}
     shown = by_method.get("model") or rows[0]
     cards = [("AP50", "AP50 (0-100)"), ("AP", "AP (0-100)"), ("mIoU", "mean IoU (0-1)")]
-    if shown.prompt == NO_PROMPT:
-        cards.pop()  # without prompts no prediction belongs to an instance
+    if shown.prompt_source != "ground_truth":
+        cards.pop()  # no prediction belongs to an instance
     items = [(metric_text(name, shown.metric(name)), words) for name, words in reversed(cards)]
     measure = "AP" if math.isnan(shown.metric("mIoU")) else "mIoU"
     for method, words in (("base", "the base"), ("box_as_mask", "the box"), ("ellipse", "the ellipse")):
@@ -111,13 +147,18 @@ def _cards(rows: Sequence[Result], *, several: bool) -> str:
             if not math.isnan(gap):
                 text = metric_text(measure, abs(gap))
                 items.append((f"{'+' if gap >= 0 else '&minus;'}{text}", f"{measure} against {words}"))
+    for reference, words in references:
+        gap = shown.metric("AP") - reference.metric("AP")
+        if not math.isnan(gap):
+            items.append((f"{'+' if gap >= 0 else '&minus;'}{metric_text('AP', abs(gap))}", f"AP against {words}"))
     cells = "".join(f'<div class="card sheet"><b>{value}</b><span>{words}</span></div>' for value, words in items)
-    which = (
-        f'<p class="soft">With {escape(prompts_text(rows[0].prompt))} on {escape(rows[0].split)}:</p>'
-        if several
-        else ""
-    )
+    which = f'<p class="soft">{escape(_cards_words(rows[0]))}:</p>' if several else ""
     return f'{which}<div class="cards">{cells}</div>'
+
+
+def _cards_words(row: Result) -> str:
+    source = f" ({source_of(row)})" if row.prompt != NO_PROMPT else ""
+    return f"With {prompts_text(row.prompt)}{source} on {row.split}"
 
 
 def _curves(run: Run) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from sam_d2.evaluation.gap import BOX_CAUSES, CAUSES
 from sam_d2.evaluation.report_charts import Chart, Step, waterfall_chart
 from sam_d2.evaluation.report_html import chart_grid, escape, table
 from sam_d2.evaluation.report_tables import metric_head
-from sam_d2.evaluation.results import Result, pseudo_text
+from sam_d2.evaluation.results import Result, prompts_text, pseudo_text
 from sam_d2.evaluation.table import metric_text
 
 _COLUMNS = ("AP", "AP50", "AP75", "AR")
@@ -19,8 +20,12 @@ _WORDS = {
     "false": "boxes: false",
     "ranking": "boxes: ranking",
     "missed": "boxes: missed",
-    "masks": "masks in true boxes",
+    "masks": "masks of the oracle",
 }
+_LEAST_SPAN = 0.5
+"""AP that the chart of the shares shows at least, so that rounding does not fill it."""
+_MARGIN = 0.25
+"""Of the range in which these shares lie, to either side, for the bars that are cut off there."""
 _ORDER = (
     "The causes are repaired from above to below, and each is charged with the AP that its repair brings. Another "
     "order would give other shares, and a share may be negative (docs/detector-prompts.md)."
@@ -54,7 +59,7 @@ def pair_section(results: Sequence[Result]) -> str:
         same = [row for row in results if row.ground_truth == ground_truth and row.split == mine[0].split]
         parts.append(f'<div class="sheet">{_side_by_side(mine, same)}</div>')
         parts.append(f'<div class="sheet">{_shares(mine)}</div>')
-        parts.append(chart_grid([_chart(row) for row in mine]))
+        parts.append(chart_grid([_chart(row) for row in mine if math.isfinite(row.metric("gap"))]))
     return "\n".join(parts)
 
 
@@ -69,10 +74,13 @@ def _side_by_side(pairs: Sequence[Result], results: Sequence[Result]) -> str:
         and row.metric("AP") == pairs[0].metric("gap_oracle")
     ]
     alone = [row for row in results if row.method == "detector"]
-    lines = [_line(f"SAM in true boxes (oracle), prompt {row.prompt}", row.score, row, None) for row in oracle[:1]]
+    lines = []
     for row in pairs:
         boxes = next((one for one in results if one.task == "bbox" and one.key[:5] == row.key[:5]), None)
         lines.append(_line(f"SAM in the {maker}'s boxes, prompt {row.prompt}", row.score, row, boxes))
+    lines += [
+        _line(f"oracle: SAM with {prompts_text(row.prompt)} of the truth", row.score, row, None) for row in oracle[:1]
+    ]
     if alone:
         by_task = {row.task: row for row in alone}
         lines.append(_line(f"the {maker} alone", alone[0].score, by_task.get("segm"), by_task.get("bbox")))
@@ -101,8 +109,16 @@ def _cells(pairs: Sequence[Result], metric: str) -> list[str]:
 
 
 def _chart(row: Result) -> Chart:
-    """From the AP to 100, cause by cause."""
+    """From the AP to 100, cause by cause, as near as the shares of classes and boxes can be told apart."""
     steps = [Step("AP", 0, row.metric("AP"), 0)]
     for colour, cause in enumerate(("classes", *BOX_CAUSES, "masks"), 1):
         steps.append(Step(_WORDS[cause], steps[-1].end, steps[-1].end + row.metric(f"gap_{cause}"), colour))
-    return waterfall_chart(f"From AP to 100, prompt {row.prompt}", steps, "from the mask AP to 100, by cause")
+    ends = [step.end for step in steps[:-1]]
+    span = max(max(ends) - min(ends), _LEAST_SPAN)
+    low, high = max(0.0, min(ends) - _MARGIN * span), max(ends) + _MARGIN * span
+    high = steps[-1].end if steps[-1].end - max(ends) <= span else high
+    cut = ["AP (from 0)"] * (low > 0) + [f"{_WORDS['masks']} (to 100)"] * (high < steps[-1].end)
+    note = f"The axis shows {low:.1f} to {high:.1f} of 0 to 100"
+    note += f"; what goes beyond is cut off: {' and '.join(cut)}." if cut else "."
+    title = f"From AP to 100, prompt {row.prompt}"
+    return waterfall_chart(title, steps, "mask AP, by cause from AP to 100", limits=(low, high), note=note)

@@ -77,8 +77,8 @@ def score_table(rows: Sequence[Result]) -> str:
 
 
 def domain_section(run: Run, heading: str = "AP by domain") -> str:
-    """AP by domain of a run, and its effective robustness where the run in distribution is known; or nothing."""
-    tables = [_domain_table(rows, lines) for rows, lines in by_domain(run.results, run.in_distribution)]
+    """AP by domain of a run, and its effective robustness where it is known; or nothing."""
+    tables = [_domain_table(rows, lines) for rows, lines in by_domain(run.results)]
     return "\n".join([f"<h2>{breakable(heading)}</h2>", *tables]) if tables else ""
 
 
@@ -96,34 +96,44 @@ def class_table(rows: Sequence[Result], evaluations: Sequence[Evaluation]) -> st
     names = [name.removeprefix("AP-") for name in shown.metrics if name.startswith("AP-")]
     if not names:
         return ""
-    mine = next(
-        (
-            one
-            for one in evaluations
-            if (one.info.split, one.info.prompt) == (first.split, first.prompt)
-            and one.info.prompt_boxes in (None, first.prompt_boxes)
-        ),
-        None,
+    mine = next((one for one in evaluations if _is_of(one, first)), None)
+    # how many there are does not depend on the prompt
+    counted = mine or next(
+        (one for one in evaluations if (one.info.split, len(one.iou)) == (first.split, first.instances)), None
     )
+    fits = first.task == "segm" and mine is not None
     names.sort(key=lambda name: (math.isnan(shown.metric(f"AP-{name}")), -shown.metric(f"AP-{name}")))
     lines = []
     for name in names:
         ap = shown.metric(f"AP-{name}")
         count, iou = "-", "-"
-        if mine is not None and name in mine.info.class_names:
-            of_class = mine.category == mine.info.class_names.index(name)
+        if counted is not None and name in counted.info.class_names:
+            of_class = counted.category == counted.info.class_names.index(name)
             count = str(int(of_class.sum()))
-            if np.isfinite(mine.iou[of_class]).any():
+            if counted is mine and np.isfinite(mine.iou[of_class]).any():
                 iou = f"{np.nanmean(mine.iou[of_class]):.3f}"
         width = 0 if math.isnan(ap) else ap
         bar = f'<span class="bar" aria-hidden="true"><i style="width: {width:.1f}%"></i></span>'
         others = [metric_text("AP", row.metric(f"AP-{name}")) for row in references]
-        line = [count, metric_text("AP", ap), bar, metric_text("AR", shown.metric(f"AR-{name}")), iou, *others]
+        line = [
+            count,
+            metric_text("AP", ap),
+            bar,
+            metric_text("AR", shown.metric(f"AR-{name}")),
+            *([iou] if fits else []),
+            *others,
+        ]
         lines.append([escape(name), *line])
     heads = [f"AP of {escape(METHOD_NAMES.get(row.method, row.method))}" for row in references]
-    header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", "mean IoU<br>0-1", *heads]
+    header = ["class", "instances", "AP<br>0-100", "", "AR<br>0-100", *(["mean IoU<br>0-1"] if fits else []), *heads]
     prompts = prompts_text(first.prompt)
     method = shown.method + pseudo_text(shown)
     words = f"{first.split} · {first.task} · {prompts} · {method}, {len(names)} classes by falling AP"
     drawn = table(header, lines, caption=escape(words), tall=True)
-    return f'<h2>AP per class, {escape(prompts)}</h2><div class="sheet">{drawn}</div>'
+    return f'<div class="sheet">{drawn}</div>'
+
+
+def _is_of(evaluation: Evaluation, row: Result) -> bool:
+    """Whether the instances of an evaluation were measured with the prompts of a row."""
+    info = evaluation.info
+    return (info.split, info.prompt) == (row.split, row.prompt) and info.prompt_boxes in (None, row.prompt_boxes)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sam_d2.evaluation.domains import PREFIX, InDistribution, Lines, domain_lines, table_words
+from sam_d2.evaluation.domains import PREFIX, Lines, domain_lines, table_words
 from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, notes_text, prompts_text, pseudo_text
 from sam_d2.evaluation.short_training import short_training_hint, training_losses
@@ -163,22 +163,17 @@ def scores_table(results: Iterable[Result]) -> str:
     return _text_of(console)
 
 
-def domains_table(results: Iterable[Result], in_distribution: InDistribution | None = None) -> str:
-    """One table per group of :func:`grouped` whose images have domains: AP by domain, one column per method.
+def domains_table(results: Iterable[Result]) -> str:
+    """One table per group of :func:`grouped` with AP by domain, one column per method.
 
     Args:
         results: Rows of a report, in any order.
-        in_distribution: The same models' results in distribution: with them AP there and the effective robustness
-            follow, of groups without domains too.
 
     Returns:
         Plain text of several lines; 0-100, a dash where undefined; empty where there is nothing to show.
-
-    Raises:
-        UserError: As :meth:`~sam_d2.evaluation.domains.InDistribution.partners`.
     """
     console = _plain_console()
-    for rows, lines in by_domain(results, in_distribution):
+    for rows, lines in by_domain(results):
         first = rows[0]
         table = Table(box=box.SIMPLE_HEAD, header_style="")
         table.add_column("domain")
@@ -191,19 +186,9 @@ def domains_table(results: Iterable[Result], in_distribution: InDistribution | N
     return _text_of(console)
 
 
-def by_domain(
-    results: Iterable[Result], in_distribution: InDistribution | None = None
-) -> list[tuple[list[Result], Lines]]:
-    """The groups of :func:`grouped` with their lines of AP by domain, where there are any; as :func:`domains_table`.
-
-    A group none of whose rows has a counterpart in distribution is an error only where that holds for all groups.
-
-    Raises:
-        UserError: As :meth:`~sam_d2.evaluation.domains.InDistribution.partners`.
-    """
-    groups = grouped(results)
-    partners = in_distribution.partners(groups) if in_distribution is not None else [{} for _ in groups]
-    lines = [(rows, domain_lines(rows, found)) for rows, found in zip(groups, partners, strict=True)]
+def by_domain(results: Iterable[Result]) -> list[tuple[list[Result], Lines]]:
+    """The groups of :func:`grouped` with their lines of AP by domain and effective robustness, where there are any."""
+    lines = [(rows, domain_lines(rows)) for rows in grouped(results)]
     return [(rows, shown) for rows, shown in lines if shown]
 
 

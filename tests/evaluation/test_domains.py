@@ -17,6 +17,7 @@ from sam_d2.evaluation.domains import (
     domain_metrics,
     effective_robustness,
     mean_ap,
+    store_robustness,
 )
 from sam_d2.evaluation.ground_truth import to_rle
 from sam_d2.evaluation.metric_names import metric_names
@@ -163,10 +164,15 @@ def test_tables_have_domains_and_robustness():
     plain = [line.split() for line in domains_table(rows).splitlines()]
     assert ["tattoo", "10.10", "-"] in plain and ["mean", "of", "the", "domains", "16.42", "9.80"] in plain
     assert plain[-1] == ["all", "images", "15.00", "10.00"]
-    lines = [line.split() for line in domains_table(rows, inside).splitlines()]
+    inside.store(rows)
+    lines = [line.split() for line in domains_table(rows).splitlines()]
     assert lines[-2:] == [["in", "distribution:", "inside", "37.40", "-"], ["effective", "robustness", "-0.41", "-"]]
     assert domains_table([row(15.0)]) == "" and "AP by domain" in legend(rows)
-    assert domain_lines([row(20.0)], {0: row(40.0, split="inside")})[-1] == ("effective robustness", [2.0])
+    alone = row(20.0)  # without domains its own AP counts: 20 - 0.45 * 40
+    store_robustness(alone, row(30.0, split="before"))
+    store_robustness(alone, row(40.0, split="inside"))
+    assert alone.metrics["effective_robustness"] == 2.0 and alone.metrics["AP@in_distribution=inside"] == 40.0
+    assert domain_lines([alone])[1:] == [("in distribution: inside", [40.0]), ("effective robustness", [2.0])]
 
 
 def test_the_run_in_distribution_must_be_one_and_fit():
@@ -177,19 +183,19 @@ def test_the_run_in_distribution_must_be_one_and_fit():
         ([row(1.0, split="a"), row(1.0, split="b")], r"several data sets \(a, b\)"),
     ]:
         with pytest.raises(UserError, match=message):
-            domains_table(rows, InDistribution(results, Path("run")))
+            InDistribution(results, Path("run")).store(rows)
 
 
-def run_of(results, name="one", inside=None):
-    return Run(Path("/runs") / name, results, [], {}, "", inside)
+def run_of(results, name="one"):
+    return Run(Path("/runs") / name, results, [], {}, "")
 
 
 def test_pages_show_domains(capsys):
     rows = [row(15.0, COCO_O)]
-    inside = InDistribution([row(37.4, split="inside")], Path("run"))
-    page = run_page(run_of(rows, inside=inside))
+    store_robustness(rows[0], row(37.4, split="inside"))
+    page = run_page(run_of(rows))
     assert "<h2>AP by domain</h2>" in page and "handmake" in page and "-0.41" in page
-    both = [run_of(rows, inside=inside), run_of(rows, "two")]
+    both = [run_of(rows), run_of([row(15.0, COCO_O)], "two")]
     text = compare_page(both)
     assert text.count("<h2>AP by domain,") == 2 and text.count("-0.41") == 1
     print_comparison(both)

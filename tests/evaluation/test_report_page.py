@@ -184,6 +184,24 @@ def test_prompts_of_a_detector_are_no_oracle():
     assert "overlaps it most" in text
 
 
+@pytest.mark.parametrize(
+    ("ap", "classes", "note"),
+    [
+        # 2 + 8 to the oracle's 90, as much as is left to 100: a quarter of that to the left, and all to the right
+        (80.0, 2.0, "The axis shows 77.5 to 100.0 of 0 to 100; what goes beyond is cut off: AP (from 0)."),
+        # 1 in all to the oracle's 90, a tenth of what is left: a quarter of it to either side
+        (89.0, 0.5, "The axis shows 88.8 to 90.2 of 0 to 100; what goes beyond is cut off: AP (from 0) and masks of "
+                    "the oracle (to 100)."),
+        (0.0, 10.0, "The axis shows 0.0 to 100.0 of 0 to 100."),
+    ],
+)  # fmt: skip
+def test_chart_of_the_gap_shows_the_range_of_its_shares(ap, classes, note):
+    shares = {"gap_classes": classes, "gap_missed": 90 - ap - classes, "gap_masks": 10.0, "gap_oracle": 90.0}
+    zeros = dict.fromkeys(("gap_imprecise", "gap_false", "gap_ranking"), 0.0)
+    pair = row(prompt="detector", prompt_source="detector", metrics={"AP": ap, "gap": 100 - ap, **shares, **zeros})
+    assert note in run_page(run(results=[row(metrics={"AP": 90.0}), pair]))
+
+
 def test_counts_of_a_class_are_of_the_same_boxes():
     """The instances kept are those of the last evaluation; of other boxes than the table's they say nothing."""
     rows = [row(), row(prompt_boxes="mask")]
