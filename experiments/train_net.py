@@ -41,7 +41,7 @@ def custom_cfg(cfg: DictConfig, args: argparse.Namespace) -> None:
 def build_cfg(args: argparse.Namespace) -> DictConfig:
     """Load the config and apply, in this order: custom_cfg, the named options, key=value."""
     from sam_d2.config import apply_overrides, load_config
-    from sam_d2.config_dataset import set_max_iter, set_num_classes
+    from sam_d2.config_dataset import set_max_iter, set_num_classes, set_tasks
     from sam_d2.config_numbers import check_numbers
     from sam_d2.config_prompts import check_edge_errors, check_prompt
     from sam_d2.data import resolve_dataset
@@ -67,7 +67,10 @@ def build_cfg(args: argparse.Namespace) -> DictConfig:
     check_numbers(cfg)
     if not cfg.train.dataset:
         raise UserError("No dataset. Add --dataset NAME, FOLDER or FILE; --dataset quickstart needs no data.")
-    dataset = resolve_dataset(cfg.train.dataset)
+    scores_boxes = getattr(args, "eval_only", False) and "prompts" not in cfg.model  # a detector needs no masks for it
+    dataset = resolve_dataset(cfg.train.dataset, boxes_alone=scores_boxes)
+    if scores_boxes:
+        set_tasks(cfg, dataset.test)
     for part, registered in (("train", dataset.train), ("test", dataset.test)):
         node, before = cfg.dataloader[part].dataset, loaded.dataloader[part].dataset
         # A run's config.yaml holds the names of its own dataset; they give way when another one is asked for.

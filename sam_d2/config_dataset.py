@@ -85,6 +85,21 @@ def set_max_iter(cfg: DictConfig, overrides: Sequence[str]) -> None:
     cfg.train.max_iter = max(1, math.ceil(epochs * _training_images(cfg) / _images_per_step(cfg)))
 
 
+def set_tasks(cfg: DictConfig, dataset: str) -> None:
+    """Score boxes alone where no annotation of the test images has a mask, and say so.
+
+    Args:
+        cfg: of an evaluation of a detector; changed in place.
+        dataset: registered name of its test part.
+    """
+    from detectron2.data import DatasetCatalog
+
+    annotations = [one for record in DatasetCatalog.get(dataset) for one in record["annotations"]]
+    if annotations and not any(one.get("segmentation") for one in annotations):
+        print(f"{dataset}: its annotations are boxes alone, so boxes are scored (bbox) and masks are not")
+        cfg.dataloader.evaluator.tasks = ["bbox"]
+
+
 def log_dataset_settings(cfg: DictConfig, images: int) -> None:
     """Log the number of classes, and the length of the training in epochs.
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -66,6 +67,26 @@ def test_eval_only_gives_the_same_figures(finished, detector):
     after = [row.metrics for row in read_report(finished / "report.json")]
     for one, two in zip(before, after, strict=True):
         assert one == pytest.approx(two, abs=1e-9, nan_ok=True)
+
+
+def test_boxes_alone_are_enough_to_score_a_detectors_boxes(
+    finished, detector, train_net, shapes_folder, tmp_path, capsys
+):
+    folder = shutil.copytree(shapes_folder, tmp_path / "boxes")
+    content = json.loads((folder / "dataset_test.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (folder / "dataset_test.json").write_text(json.dumps(content))
+    words = ["--dataset", str(folder), "--eval-only", f"train.init_checkpoint={finished / 'model_final.pth'}"]
+    output = detector(tmp_path / "run", *words)
+    [row] = read_report(output / "report.json")
+    before = next(row for row in read_report(finished / "report.json") if row.task == "bbox")
+    assert (row.task, row.instances) == ("bbox", 7) and row.metrics["AP"] == pytest.approx(before.metrics["AP"])
+    assert "boxes are scored (bbox) and masks are not" in capsys.readouterr().out
+    assert "bbox" in (output / "report.html").read_text()
+    with pytest.raises(UserError, match=r"(?s)the file holds boxes alone.*tools/masks_from_boxes\.py"):
+        train_net(tmp_path / "sam", "--dataset", str(folder), "--eval-only", "train.init_checkpoint=x.pth")
+    assert not (tmp_path / "sam").exists()
 
 
 def test_a_resume_goes_on_exactly(finished, detector, tmp_path):

@@ -10,9 +10,9 @@
     python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks --detector RUN
 
 DIR/results.json holds what is sure enough: bbox XYWH in pixels of the image, segmentation as RLE, file_name, and
-image_id where the file's name is a number or --prompt-boxes has one. category_id is that of the data set of the run, which
-its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. An image that
-cannot be read is reported and skipped.
+image_id where the file's name is a number or --prompt-boxes has one. category_id is that of the data set of the run,
+which its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. An
+image that cannot be read is reported and skipped.
 Exit code: 0 all images done, 1 some skipped, 2 wrong input.
 """
 

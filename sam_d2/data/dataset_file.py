@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 ABSENT = {("segmentation", "missing key"), ("segmentation", "empty")}
 """Field and found of the findings on a mask that is not there."""
 
+BOXES_ALONE = "the file holds boxes alone"
+"""Ends what was found of a file without a mask."""
+
 ImageRoot = str | Path | Sequence[str | Path] | None
 
 
@@ -56,7 +59,11 @@ class DatasetFile:
 
 
 def load_dataset_file(
-    json_file: str | Path, image_root: ImageRoot = None, classes: Sequence[str] | None = None
+    json_file: str | Path,
+    image_root: ImageRoot = None,
+    classes: Sequence[str] | None = None,
+    *,
+    boxes_alone: bool = False,
 ) -> DatasetFile:
     """Read and check a dataset file, so that nothing is left to go wrong during training.
 
@@ -70,6 +77,7 @@ def load_dataset_file(
             directory and the parents of the JSON's folder are tried.
         classes: class names. They name the classes of Detectron2's form; for COCO's they must be the file's
             own.
+        boxes_alone: whether a file in which no annotation has a mask may be read, for an evaluation of boxes.
 
     Returns:
         The dataset; its findings are the warnings, which are logged as counts.
@@ -83,6 +91,8 @@ def load_dataset_file(
         (120, ['cell'])
     """
     dataset = inspect_dataset_file(json_file, image_root, classes)
+    if boxes_alone and any(BOXES_ALONE in finding.found for finding in dataset.findings):
+        dataset = inspect_dataset_file(json_file, image_root, classes, require_masks=False)
     raise_findings(dataset.findings, logger)
     instances = sum(len(record["annotations"]) for record in dataset.dataset_dicts)
     logger.info(
@@ -170,7 +180,7 @@ def _boxes_alone(table: AnnotationTable, findings: list[Finding]) -> list[Findin
     malformed = any(finding.field.startswith("segmentation") for finding in others)
     if len(others) == len(findings) or malformed or any(item.segmentation for item in instances):
         return findings
-    found = f"none of the {len(instances)} annotations has one: the file holds boxes alone"
+    found = f"none of the {len(instances)} annotations has one: {BOXES_ALONE}"
     fix = (
         f"make masks from them, and train on those: python tools/masks_from_boxes.py --dataset {table.file} "
         f"--config-file configs/sam_vit_h.py --output {table.file.with_name(table.file.stem + '_masks.json')}"

@@ -24,6 +24,7 @@ class _Source:
     image_roots: tuple[Path, ...]
     classes: tuple[str, ...] | None
     split: Split | None
+    boxes_alone: bool = False
 
 
 _registered: dict[str, _Source] = {}
@@ -36,6 +37,8 @@ def register_dataset(
     image_root: ImageRoot = None,
     classes: Sequence[str] | None = None,
     split: Split | None = None,
+    *,
+    boxes_alone: bool = False,
 ) -> None:
     """Register a dataset file, or a part of it, under a name.
 
@@ -51,6 +54,7 @@ def register_dataset(
         image_root: folder of the images, or several to try in turn.
         classes: class names, in order of the class index.
         split: the part of the images to take; all by default.
+        boxes_alone: as for :func:`~sam_d2.data.dataset_file.load_dataset_file`.
 
     Raises:
         UserError: the file does not exist, or the name is registered with other files. The same name with
@@ -63,6 +67,7 @@ def register_dataset(
         _as_paths(image_root),
         None if classes is None else tuple(classes),
         split,
+        boxes_alone,
     )
     if name in DatasetCatalog.list():
         if _registered.get(name) == source:
@@ -85,7 +90,11 @@ def registered_names() -> list[str]:
 
 
 def cached_dataset_file(
-    json_file: str | Path, image_root: ImageRoot = None, classes: Sequence[str] | None = None
+    json_file: str | Path,
+    image_root: ImageRoot = None,
+    classes: Sequence[str] | None = None,
+    *,
+    boxes_alone: bool = False,
 ) -> DatasetFile:
     """Load a file as :func:`load_dataset_file` does, but once per process as long as it does not change.
 
@@ -93,16 +102,17 @@ def cached_dataset_file(
         json_file: COCO JSON, or Detectron2's list of dicts.
         image_root: folder of the images, or several to try in turn.
         classes: class names, in order of the class index.
+        boxes_alone: as for :func:`~sam_d2.data.dataset_file.load_dataset_file`.
 
     Raises:
         UserError: the file has errors.
     """
     file = Path(json_file).absolute()
-    key = (file, _as_paths(image_root), Path.cwd(), *_stamp(file))
+    key = (file, _as_paths(image_root), Path.cwd(), boxes_alone, *_stamp(file))
     if key not in _loaded:
         while len(_loaded) >= _MAX_CACHED:
             _loaded.pop(next(iter(_loaded)))
-        _loaded[key] = load_dataset_file(file, image_root)
+        _loaded[key] = load_dataset_file(file, image_root, boxes_alone=boxes_alone)
     dataset = _loaded[key]
     if classes is None:
         return dataset
@@ -114,7 +124,7 @@ def cached_dataset_file(
 def _load_registered(name: str, source: _Source) -> list[dict[str, Any]]:
     from detectron2.data import MetadataCatalog
 
-    dataset = cached_dataset_file(source.json_file, source.image_roots, source.classes)
+    dataset = cached_dataset_file(source.json_file, source.image_roots, source.classes, boxes_alone=source.boxes_alone)
     contiguous = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
     metadata = MetadataCatalog.get(name)
     metadata.set(

@@ -51,7 +51,7 @@ class _Part:
     split: Split | None = None
 
 
-def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedDataset:
+def resolve_dataset(argument: str, manifest: Path | None = None, *, boxes_alone: bool = False) -> ResolvedDataset:
     """Register the dataset that an argument means, and read and check both of its parts.
 
     Args:
@@ -60,6 +60,7 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
             :func:`sam_d2.data.folder_layouts.find_splits`; or a dataset file, which is split by image, 0.8
             for training.
         manifest: instead of `SAM_D2_DATASETS` or data/datasets.json.
+        boxes_alone: whether files without a mask may be read, for an evaluation of boxes.
 
     Raises:
         UserError: nothing is known by that name, the folder is not recognised, a file has errors, or the two
@@ -73,7 +74,7 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
     path = Path(argument).expanduser()
     known = read_manifest(manifest).datasets
     if argument in known:
-        return _resolve_entry(argument, known[argument], manifest)
+        return _resolve_entry(argument, known[argument], manifest, boxes_alone)
     if argument == COCO_2017:
         return _resolve_coco_2017(manifest)
     if argument == RESERVED_NAME:
@@ -84,9 +85,9 @@ def resolve_dataset(argument: str, manifest: Path | None = None) -> ResolvedData
             folder = ensure_quickstart(manifest.parent / RESERVED_NAME)
         return _resolve_folder(folder, RESERVED_NAME)
     if path.is_dir():
-        return _resolve_folder(path.resolve(), clean_name(path.resolve().name))
+        return _resolve_folder(path.resolve(), clean_name(path.resolve().name), boxes_alone)
     if path.is_file():
-        return _resolve_file(path.resolve())
+        return _resolve_file(path.resolve(), boxes_alone)
     return _resolve_catalog(argument, sorted(known), manifest)
 
 
@@ -96,7 +97,7 @@ def _resolve_coco_2017(manifest: Path) -> ResolvedDataset:
     return _register_parts(COCO_2017, _Part("train", files["train"]), _Part("val", files["val"]), None)
 
 
-def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> ResolvedDataset:
+def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path, boxes_alone: bool) -> ResolvedDataset:
     parts = {
         split_name: _Part(split_name, manifest_files(item, manifest), item.split)
         for split_name, item in entry.splits.items()
@@ -107,7 +108,7 @@ def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path) -> Resolve
             f"Manifest {manifest}: dataset {name!r} has the splits {sorted(parts)}; it needs 'train', and "
             "'test' or 'val'. Register it again with tools/register_dataset.py."
         )
-    return _register_parts(name, parts["train"], test, entry)
+    return _register_parts(name, parts["train"], test, entry, boxes_alone)
 
 
 def manifest_files(item: ManifestSplit, manifest: Path) -> SplitFiles:
@@ -116,7 +117,7 @@ def manifest_files(item: ManifestSplit, manifest: Path) -> SplitFiles:
     return SplitFiles(from_manifest(item.json, manifest), images)
 
 
-def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
+def _resolve_folder(folder: Path, name: str, boxes_alone: bool = False) -> ResolvedDataset:
     splits = find_splits(folder)
     if not splits:
         raise UserError(
@@ -125,15 +126,17 @@ def _resolve_folder(folder: Path, name: str) -> ResolvedDataset:
             f"and then pass --dataset {name}."
         )
     test = "test" if "test" in splits else "val"
-    return _register_parts(name, _Part("train", splits["train"]), _Part(test, splits[test]), None)
+    return _register_parts(name, _Part("train", splits["train"]), _Part(test, splits[test]), None, boxes_alone)
 
 
-def _resolve_file(file: Path) -> ResolvedDataset:
+def _resolve_file(file: Path, boxes_alone: bool) -> ResolvedDataset:
     folders = (folder.name for folder in file.parents if folder.name not in ("", "annotations"))
     name = clean_name("_".join((*list(folders)[:1], file.stem)))
     files = SplitFiles(file, tuple(image_folders(file)))
     logger.info(f"{file} is one file: its images are split, {Split('train').fraction:g} of them for training")
-    return _register_parts(name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None)
+    return _register_parts(
+        name, _Part("train", files, Split("train")), _Part("test", files, Split("test")), None, boxes_alone
+    )
 
 
 def image_folders(file: Path) -> list[Path]:
@@ -141,9 +144,11 @@ def image_folders(file: Path) -> list[Path]:
     return [folder for folder in (file.parent / "images", file.parent.parent / "images") if folder.is_dir()]
 
 
-def _register_parts(name: str, train: _Part, test: _Part, entry: ManifestDataset | None) -> ResolvedDataset:
+def _register_parts(
+    name: str, train: _Part, test: _Part, entry: ManifestDataset | None, boxes_alone: bool = False
+) -> ResolvedDataset:
     try:
-        return _register_and_read(name, (train, test), None if entry is None else entry.classes)
+        return _register_and_read(name, (train, test), None if entry is None else entry.classes, boxes_alone)
     except UserError as error:
         command = _registration_of_images(name, train, test, entry)
         if not command:
@@ -173,15 +178,21 @@ def _registration_of_images(name: str, train: _Part, test: _Part, entry: Manifes
     return shlex.join(words)
 
 
-def _register_and_read(name: str, parts: tuple[_Part, _Part], classes: list[str] | None) -> ResolvedDataset:
+def _register_and_read(
+    name: str, parts: tuple[_Part, _Part], classes: list[str] | None, boxes_alone: bool
+) -> ResolvedDataset:
     from detectron2.data import DatasetCatalog
 
     if classes is None:
-        files = [cached_dataset_file(part.files.json_file, part.files.image_roots) for part in parts]
+        files = [
+            cached_dataset_file(part.files.json_file, part.files.image_roots, boxes_alone=boxes_alone) for part in parts
+        ]
         classes = common_classes(files)
     keys = [f"{name}_{part.split_name}" for part in parts]
     for key, part in zip(keys, parts, strict=True):
-        register_dataset(key, part.files.json_file, part.files.image_roots, classes, part.split)
+        register_dataset(
+            key, part.files.json_file, part.files.image_roots, classes, part.split, boxes_alone=boxes_alone
+        )
         DatasetCatalog.get(key)  # read and checked before anything else happens, and completes the metadata
     return ResolvedDataset(name, keys[0], keys[1], classes)
 
