@@ -45,6 +45,9 @@ class BoxSource(Protocol):
     def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
         """Find the boxes of the dataset of ``evaluator``; all processes take part, each gets those of all images.
 
+        Args:
+            evaluator: After its ``reset``, which reads the ground truth.
+
         Returns:
             The prompts; in the main process the maker's own results (method ``detector``), elsewhere none.
         """
@@ -58,7 +61,7 @@ class DetectorBoxes:
         cfg: Of the detector.
         weights: A file that holds a whole one.
         min_score: Least score of a prompt.
-        max_boxes: Most prompts of an image.
+        max_boxes: Most prompts of an image; None for as many of each class as count in the evaluation.
         device: Of the detector.
         num_workers: Processes that read images.
         output_dir: Run folder; the detections are written to its ``detector/coco_instances_results.json``.
@@ -94,7 +97,14 @@ class DetectorBoxes:
         found = [ImageDetections(i.image_id, i.scores, i.classes, i.boxes, None) for i in own.detections]
         found = comm.all_gather(found)[0]
         sizes = image_sizes(evaluator.dataset_name)
-        prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
+        prompts = DetectorPrompts(
+            found,
+            sizes,
+            source=self.source,
+            min_score=self.min_score,
+            max_boxes=self.max_boxes,
+            limit=_limit_of(evaluator) if self.max_boxes is None else None,
+        )
         return prompts, own.results
 
     def check(self, dataset_name: str) -> None:
@@ -117,7 +127,7 @@ class FileBoxes:
     Attributes:
         path: A COCO results list.
         min_score: Least score of a prompt.
-        max_boxes: Most prompts of an image.
+        max_boxes: Most prompts of an image; None for as many of each class as count in the evaluation.
     """
 
     path: Path
@@ -137,7 +147,14 @@ class FileBoxes:
         """
         found = read_prompt_file(self.path, evaluator.dataset_name)
         sizes = image_sizes(evaluator.dataset_name)
-        prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
+        prompts = DetectorPrompts(
+            found,
+            sizes,
+            source=self.source,
+            min_score=self.min_score,
+            max_boxes=self.max_boxes,
+            limit=_limit_of(evaluator) if self.max_boxes is None else None,
+        )
         own = InstanceEvaluator(
             evaluator.dataset_name,
             prompt=NO_PROMPT,
@@ -154,6 +171,12 @@ class FileBoxes:
         own.detections = found if comm.is_main_process() else []
         own.evaluate()
         return prompts, own.results
+
+
+def _limit_of(evaluator: InstanceEvaluator) -> int:
+    """How many detections of an image and class count: in every process what the main one knows."""
+    tasks = evaluator.tasks_of(oracle=False)
+    return comm.all_gather(max(map(evaluator.limit_of, tasks)) if comm.is_main_process() else 0)[0]
 
 
 def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBoxes | None:
