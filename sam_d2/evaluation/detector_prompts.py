@@ -86,7 +86,7 @@ class DetectorPrompts:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many boxes each limit of the config or of the evaluation left out; those that left out none are absent."""
+        """How many boxes each limit left out; limits that left out none are absent."""
         return {why: self.counts[why] for why in LEFT_OUT if self.counts[why]}
 
     def __getitem__(self, image_id: ImageId) -> Instances:

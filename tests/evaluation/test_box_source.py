@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from sam_d2.config import load_config
+from sam_d2.config import apply_overrides, load_config
+from sam_d2.errors import UserError
 from sam_d2.evaluation import InstanceEvaluator, evaluate_detections, results_table
-from sam_d2.evaluation.box_source import FileBoxes
+from sam_d2.evaluation.box_source import DetectorBoxes, FileBoxes
 from sam_d2.evaluation.detections import ImageDetections
+from sam_d2.model_classes import KEY
 
 NAME = "boxes_made"
 COUNT = 150
@@ -85,3 +88,50 @@ def test_what_is_left_out_stands_in_the_rows(prompts_of, limits, left_out, words
     evaluator.evaluate()
     assert {row.task: row.prompts_left_out for row in evaluator.results} == {"segm": left_out, "bbox": left_out}
     assert words in results_table(evaluator.results)
+
+
+@pytest.fixture
+def detector_of(root, tmp_path):
+    """``detector_of(count, names)``: boxes of a detector of so many classes, whose run recorded these names or none."""
+    weights = tmp_path / "model_final.pth"
+
+    def of(count, names, **options):
+        cfg = apply_overrides(load_config(root / "configs" / "mask_rcnn_R_18_FPN.py"), [])
+        if names is not None:
+            cfg = apply_overrides(cfg, [f"+{KEY}.names={names}", f"+{KEY}.ids={list(range(count))}"])
+        head = "roi_heads.box_predictor.cls_score.weight"
+        torch.save({"model": {head: torch.zeros(count + 1, 4)}}, weights)
+        return DetectorBoxes(cfg, weights, 0.0, None, torch.device("cpu"), 0, tmp_path, **options)
+
+    return of
+
+
+@pytest.fixture
+def animals():
+    """Registered dataset of two classes."""
+    DatasetCatalog.register("animals_made", lambda: [])
+    MetadataCatalog.get("animals_made").thing_classes = ["cat", "dog"]
+    yield "animals_made"
+    DatasetCatalog.remove("animals_made")
+    MetadataCatalog.remove("animals_made")
+
+
+def test_classes_of_other_names_are_refused(detector_of, animals):
+    detector_of(2, ["cat", "dog"]).check(animals)
+    with pytest.raises(UserError, match=r"'dog' is 'cat', 'cat' is 'dog' there.*match_classes=false"):
+        detector_of(2, ["dog", "cat"]).check(animals)
+    with pytest.raises(UserError, match=r"other classes than animals_made: 'hound' is 'dog' there"):
+        detector_of(2, ["cat", "hound"]).check(animals)
+    detector_of(2, ["cat", "hound"], match_classes=False).check(animals)
+
+
+def test_names_that_nobody_knows_are_assumed_and_said(detector_of, animals):
+    assert detector_of(2, None)._require_classes(2, animals) == "'class 0' is 'cat', 'class 1' is 'dog'"
+    assert detector_of(2, ["cat", "dog"])._require_classes(2, animals) == ""
+
+
+def test_without_a_record_80_classes_are_cocos(detector_of, animals):
+    MetadataCatalog.remove(animals)
+    MetadataCatalog.get(animals).thing_classes = [f"thing {number}" for number in range(80)]
+    with pytest.raises(UserError, match=r"'person' is 'thing 0', 'bicycle' is 'thing 1', .* and 75 more there"):
+        detector_of(80, None).check(animals)
