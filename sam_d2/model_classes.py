@@ -25,10 +25,12 @@ class ModelClasses:
     Attributes:
         names: of each.
         ids: category id of each in the annotation file.
+        named: whether these are names; False of numbers in place of names that nobody knows.
     """
 
     names: list[str]
     ids: list[int]
+    named: bool = True
 
 
 def record_classes(cfg: DictConfig, dataset: str, names: Sequence[str]) -> None:
@@ -65,7 +67,7 @@ def classes_of(cfg: DictConfig, count: int) -> ModelClasses:
     categories = coco_categories()
     if count == len(categories):
         return ModelClasses(list(categories.values()), list(categories))
-    return ModelClasses([f"class {index}" for index in range(count)], list(range(count)))
+    return ModelClasses([f"class {index}" for index in range(count)], list(range(count)), named=False)
 
 
 def _ids(dataset: str, count: int) -> list[int]:

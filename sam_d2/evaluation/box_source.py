@@ -22,6 +22,7 @@ from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.detector_prompts import DetectorPrompts, image_sizes
 from sam_d2.evaluation.prompt_file import read_prompt_file
 from sam_d2.evaluation.results import NO_PROMPT, Result
+from sam_d2.model_classes import classes_of
 from sam_d2.model_source import find_model
 
 FOLDER = "detector"
@@ -30,6 +31,9 @@ FOLDER = "detector"
 NO_BOXES = (
     "Name the detector with dataloader.detector.config=RUN_OR_CONFIG, or a COCO results list with --prompt-boxes FILE."
 )
+
+_MOST_NAMES = 5
+"""Of classes in a message."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +49,9 @@ class BoxSource(Protocol):
     def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
         """Find the boxes of the dataset of ``evaluator``; all processes take part, each gets those of all images.
 
+        Args:
+            evaluator: After its ``reset``, which reads the ground truth.
+
         Returns:
             The prompts; in the main process the maker's own results (method ``detector``), elsewhere none.
         """
@@ -58,10 +65,11 @@ class DetectorBoxes:
         cfg: Of the detector.
         weights: A file that holds a whole one.
         min_score: Least score of a prompt.
-        max_boxes: Most prompts of an image.
+        max_boxes: Most prompts of an image; None for as many of each class as count in the evaluation.
         device: Of the detector.
         num_workers: Processes that read images.
         output_dir: Run folder; the detections are written to its ``detector/coco_instances_results.json``.
+        match_classes: Whether the detector's classes must have the names of the dataset's, where its names are known.
     """
 
     cfg: DictConfig
@@ -71,6 +79,7 @@ class DetectorBoxes:
     device: torch.device
     num_workers: int
     output_dir: Path
+    match_classes: bool = True
     source: str = "detector"
 
     def boxes_for(self, evaluator: InstanceEvaluator) -> tuple[DetectorPrompts, list[Result]]:
@@ -81,7 +90,9 @@ class DetectorBoxes:
         """
         _log.info("Detecting the boxes of %s with %s", evaluator.dataset_name, self.weights)
         detector = Detector(self.cfg, self.weights, self.device)
-        self._require_classes(detector.num_classes, evaluator.dataset_name)
+        assumed = self._require_classes(detector.num_classes, evaluator.dataset_name)
+        if assumed:
+            _log.warning("The detector's classes are taken by their order: %s", assumed)
         cfg = self.cfg.copy()
         cfg.dataloader.test.dataset.names = evaluator.dataset_name
         cfg.dataloader.test.num_workers = self.num_workers
@@ -94,20 +105,39 @@ class DetectorBoxes:
         found = [ImageDetections(i.image_id, i.scores, i.classes, i.boxes, None) for i in own.detections]
         found = comm.all_gather(found)[0]
         sizes = image_sizes(evaluator.dataset_name)
-        prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
+        prompts = DetectorPrompts(
+            found,
+            sizes,
+            source=self.source,
+            min_score=self.min_score,
+            max_boxes=self.max_boxes,
+            limit=_limit_of(evaluator) if self.max_boxes is None else None,
+        )
         return prompts, own.results
 
     def check(self, dataset_name: str) -> None:
         """Refuse weights of another detector or of other classes; see :class:`BoxSource`."""
         self._require_classes(classes_in(self.weights, self.cfg), dataset_name)
 
-    def _require_classes(self, known: int, dataset_name: str) -> None:
+    def _require_classes(self, known: int, dataset_name: str) -> str:
+        """Refuse other classes than the dataset's; return which are taken for which where no name says so."""
         classes = list(MetadataCatalog.get(dataset_name).get("thing_classes", []))
         if known != len(classes):
             raise UserError(
                 f"dataloader.detector: {self.weights} knows {known} classes, {dataset_name} has {len(classes)}. Take a "
                 "detector that was trained on these classes."
             )
+        own = classes_of(self.cfg, known)
+        differ = [(mine, its) for mine, its in zip(own.names, classes, strict=True) if mine != its]
+        listed = ", ".join(f"{mine!r} is {its!r}" for mine, its in differ[:_MOST_NAMES])
+        listed += f" and {len(differ) - _MOST_NAMES} more" if len(differ) > _MOST_NAMES else ""
+        if differ and own.named and self.match_classes:
+            raise UserError(
+                f"dataloader.detector: {self.weights} has other classes than {dataset_name}: {listed} there. Take a "
+                "detector that was trained on these classes, in this order; where only the names differ, add "
+                "dataloader.detector.match_classes=false."
+            )
+        return listed
 
 
 @dataclass
@@ -117,7 +147,7 @@ class FileBoxes:
     Attributes:
         path: A COCO results list.
         min_score: Least score of a prompt.
-        max_boxes: Most prompts of an image.
+        max_boxes: Most prompts of an image; None for as many of each class as count in the evaluation.
     """
 
     path: Path
@@ -137,7 +167,14 @@ class FileBoxes:
         """
         found = read_prompt_file(self.path, evaluator.dataset_name)
         sizes = image_sizes(evaluator.dataset_name)
-        prompts = DetectorPrompts(found, sizes, source=self.source, min_score=self.min_score, max_boxes=self.max_boxes)
+        prompts = DetectorPrompts(
+            found,
+            sizes,
+            source=self.source,
+            min_score=self.min_score,
+            max_boxes=self.max_boxes,
+            limit=_limit_of(evaluator) if self.max_boxes is None else None,
+        )
         own = InstanceEvaluator(
             evaluator.dataset_name,
             prompt=NO_PROMPT,
@@ -154,6 +191,12 @@ class FileBoxes:
         own.detections = found if comm.is_main_process() else []
         own.evaluate()
         return prompts, own.results
+
+
+def _limit_of(evaluator: InstanceEvaluator) -> int:
+    """How many detections of an image and class count: in every process what the main one knows."""
+    tasks = evaluator.tasks_of(oracle=False)
+    return comm.all_gather(max(map(evaluator.limit_of, tasks)) if comm.is_main_process() else 0)[0]
 
 
 def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBoxes | None:
@@ -185,4 +228,5 @@ def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBox
         device=device,
         num_workers=cfg.dataloader.test.num_workers,
         output_dir=Path(cfg.train.output_dir),
+        match_classes=asked.get("match_classes", True),
     )

@@ -93,6 +93,7 @@ def measure_scores(
     cfg.dataloader.evaluator.dataset_name = dataset
     cfg.dataloader.evaluator._target_ = _Collector
     evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator.reset()  # reads the ground truth, for the boxes too
     boxes: DetectorPrompts | None = None
     for prompt in model.test_prompts:
         recipe, source, loader = model.prompts[prompt], GROUND_TRUTH, instantiate(cfg.dataloader.test)

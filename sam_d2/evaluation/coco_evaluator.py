@@ -124,17 +124,19 @@ class InstanceEvaluator(DatasetEvaluator):
         self.reliability: dict[str, Reliability] = {}
         self._begin = time.perf_counter()
 
-    def ask(self, prompt: str, *, source: str, score: str) -> None:
+    def ask(self, prompt: str, *, source: str, score: str, left_out: Mapping[str, int] | None = None) -> None:
         """Say what is measured from now on: call it before :meth:`reset`.
 
         Args:
             prompt: Kind of prompt, for the report.
             source: ``ground_truth``, ``detector`` or ``file``.
             score: Name of the score that ranks the masks, for the report.
+            left_out: Boxes that are no prompts, for the report: how many, by what left them out.
 
         Raises:
             ValueError: bbox AP is asked for with ground-truth prompts, whose boxes it would measure.
         """
+        self.left_out = dict(left_out or {})
         self.prompt = prompt
         self.prompt_source = source
         self.score = score
@@ -149,6 +151,11 @@ class InstanceEvaluator(DatasetEvaluator):
         if self._tasks is not None:
             return self._tasks
         return ("segm",) if oracle else ("segm", "bbox")
+
+    def limit_of(self, task: Task) -> int:
+        """How many detections count per image and class; in the main process, after :meth:`reset`."""
+        assert self.ground_truth is not None  # read by reset()
+        return detection_limit(self.ground_truth, task) if self.max_dets is None else self.max_dets
 
     def reset(self) -> None:
         """Forget all predictions; the time of the next round counts from here."""
@@ -207,7 +214,7 @@ class InstanceEvaluator(DatasetEvaluator):
             rows = msgspec.json.encode(detections_to_coco(self.detections, truth))
             write_atomically(self.output_dir / "coco_instances_results.json", rows)
 
-        limits = {task: detection_limit(truth, task) if self.max_dets is None else self.max_dets for task in self.tasks}
+        limits = {task: self.limit_of(task) for task in self.tasks}
         scores: OrderedDict[str, dict[str, float]] = OrderedDict()
         others: dict[str, dict[str, float]] = {}
         rankings = self._rankings()
@@ -339,6 +346,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     ranks=score == self.score,
                     max_dets=limits[task],
                     pseudo_ground_truth=self.pseudo_ground_truth or truth.pseudo > 0,
+                    prompts_left_out=self.left_out,
                     selected=self.selected,
                     seconds=seconds,
                     metrics=metrics,

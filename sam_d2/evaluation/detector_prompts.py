@@ -15,11 +15,11 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import ImageId
+from sam_d2.evaluation.results import LEFT_OUT
 
 Samples = list[dict[str, Any]]
 _COUNTS = {
-    "unsure": "less sure than dataloader.detector.min_score: left out",
-    "beyond": "beyond the dataloader.detector.max_boxes surest of their image: left out",
+    **{why: f"{words}: left out" for why, words in LEFT_OUT.items()},
     "empty": "without area in their image: left out",
     "clipped": "clipped at the border of their image",
 }
@@ -40,11 +40,13 @@ class DetectorPrompts:
     """The boxes that prompt SAM in each image of a dataset; no ground truth enters them.
 
     They are clipped to their image; those without area there are dropped, as are those below ``min_score``, and of
-    the rest the ``max_boxes`` surest are kept. What is dropped, cut or clipped is counted and logged.
+    the rest the ``limit`` surest of each class and then the ``max_boxes`` surest are kept. What is dropped, cut or
+    clipped is counted and logged.
 
     Attributes:
         source: ``detector`` or ``file``, for the report.
-        counts: How many boxes were ``unsure``, ``beyond``, ``empty`` or ``clipped``.
+        counts: How many boxes were ``empty`` or ``clipped``, or left out because of ``min_score``, ``max_boxes`` or
+            ``limit``.
 
     Args:
         found: Boxes, scores and classes of each image, at most once per image; an image may be absent.
@@ -52,6 +54,7 @@ class DetectorPrompts:
         source: ``detector`` or ``file``.
         min_score: Least score of a prompt.
         max_boxes: Of an image, by falling score, the first of equals; None for all.
+        limit: Of an image and class, likewise: how many detections count in the evaluation.
     """
 
     def __init__(
@@ -62,21 +65,29 @@ class DetectorPrompts:
         source: str,
         min_score: float = 0.0,
         max_boxes: int | None = None,
+        limit: int | None = None,
     ) -> None:
         self.source = source
         self.counts: Counter[str] = Counter()
         self._sizes = sizes
         self._by_id: dict[ImageId, Instances] = {}
         for image in found:
-            prompts, counts = prompt_instances(image, sizes[image.image_id], min_score=min_score, max_boxes=max_boxes)
+            prompts, counts = prompt_instances(
+                image, sizes[image.image_id], min_score=min_score, max_boxes=max_boxes, limit=limit
+            )
             self._by_id[image.image_id] = prompts
             self.counts += counts
         total = sum(map(len, self._by_id.values()))
         _log.info("prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
         for kind, words in _COUNTS.items():
             if self.counts[kind]:
-                level = logging.INFO if kind == "unsure" else logging.WARNING
+                level = logging.INFO if kind == "min_score" else logging.WARNING
                 _log.log(level, "prompts: %d boxes %s", self.counts[kind], words)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many boxes each limit left out; limits that left out none are absent."""
+        return {why: self.counts[why] for why in LEFT_OUT if self.counts[why]}
 
     def __getitem__(self, image_id: ImageId) -> Instances:
         """The prompts of an image, by falling score: ``pred_boxes``, ``scores`` and ``pred_classes``, original frame.
@@ -120,7 +131,12 @@ def image_sizes(dataset_name: str) -> dict[ImageId, tuple[int, int]]:
 
 
 def prompt_instances(
-    found: ImageDetections, size: tuple[int, int], *, min_score: float = 0.0, max_boxes: int | None = None
+    found: ImageDetections,
+    size: tuple[int, int],
+    *,
+    min_score: float = 0.0,
+    max_boxes: int | None = None,
+    limit: int | None = None,
 ) -> tuple[Instances, Counter[str]]:
     """Make the prompts of one image from what was found in it, as :class:`DetectorPrompts` says.
 
@@ -129,6 +145,7 @@ def prompt_instances(
         size: (H0, W0) of the image.
         min_score: Least score of a prompt.
         max_boxes: Most prompts; None for all.
+        limit: Most prompts of one class; None for all.
 
     Returns:
         By falling score ``pred_boxes`` (M, 4) float32 XYXY, ``scores`` (M,) and ``pred_classes`` (M,), and how many
@@ -140,15 +157,21 @@ def prompt_instances(
     sure = found.scores[order] >= min_score
     filled = (boxes[order, 2:] > boxes[order, :2]).all(axis=1)
     usable = order[sure & filled]
-    rows = usable[:max_boxes]
+    earlier = np.zeros(len(usable), dtype=np.int64)  # surer ones of the class
+    for category in np.unique(found.classes[usable]):
+        mine = found.classes[usable] == category
+        earlier[mine] = np.arange(mine.sum())
+    counted = usable if limit is None else usable[earlier < limit]
+    rows = counted[:max_boxes]
     prompts = Instances(size)
     prompts.pred_boxes = Boxes(torch.from_numpy(boxes[rows]))
     prompts.scores = torch.from_numpy(found.scores[rows].astype(np.float32))
     prompts.pred_classes = torch.from_numpy(found.classes[rows])
     counts = Counter(
-        unsure=int((~sure).sum()),
+        min_score=int((~sure).sum()),
         empty=int((sure & ~filled).sum()),
-        beyond=len(usable) - len(rows),
+        limit=len(usable) - len(counted),
+        max_boxes=len(counted) - len(rows),
         clipped=int((clipped[rows] != found.boxes[rows]).any(axis=1).sum()),
     )
     return prompts, counts

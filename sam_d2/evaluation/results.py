@@ -17,6 +17,13 @@ NO_PROMPT = "none"
 PSEUDO = "pseudo ground truth"
 """Said wherever figures stand that were measured on annotations which a model made."""
 
+LEFT_OUT = {
+    "min_score": "below min_score",
+    "max_boxes": "beyond max_boxes",
+    "limit": "beyond max dets",
+}
+"""Why boxes of a detector or a file are no prompts, by what leaves them out."""
+
 
 def prompts_text(prompt: str) -> str:
     """Name a kind of prompt in a sentence: ``box prompts``, ``no prompts``."""
@@ -45,6 +52,8 @@ class Result(msgspec.Struct, kw_only=True):
             ranked by for comparison.
         max_dets: Detections that count per image and class.
         pseudo_ground_truth: Whether a model made the truth itself, or some of it.
+        prompts_left_out: How many boxes of a detector or a file were no prompts because of ``min_score``, ``max_boxes``
+            or the ``limit`` of detections that count; by what left them out. Their maker's own rows are with them.
         selected: Whether the weights were chosen by scores on this very split, as those of ``model_best.pth`` or where
             early stop ended the training.
         seconds: Wall-clock time of prediction and evaluation.
@@ -64,6 +73,7 @@ class Result(msgspec.Struct, kw_only=True):
     ranks: bool = True
     max_dets: int
     pseudo_ground_truth: bool
+    prompts_left_out: dict[str, int] = {}
     selected: bool = False
     seconds: float
     metrics: dict[str, float | None]
@@ -90,9 +100,10 @@ def pseudo_text(row: Result) -> str:
 
 
 def notes_text(row: Result) -> str:
-    """What to put behind a row's method: that its split chose the weights, that its truth is a model's; or nothing."""
+    """What to put behind a row's method: that its split chose the weights, its truth is a model's, boxes were left out."""
     notes = ["selected on this split"] if row.selected else []
     notes += [PSEUDO] if row.pseudo_ground_truth else []
+    notes += [f"without {count} boxes {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]
     return f" ({', '.join(notes)})" if notes else ""
 
 

@@ -153,9 +153,11 @@ class PromptedEvaluation:
     def _ask(self, model: PromptableSAM, prompt: str) -> SampleLoader:
         """Tell the evaluator what is measured and return the loader of it."""
         source, loader, recipe = GROUND_TRUTH, self.loader, model.prompts[prompt]
+        left_out: dict[str, int] = {}
         if recipe.prompt_source == DETECTOR and self._prompts is not None:
             source, loader = self._prompts.source, self._prompts.attached_to(self.loader)
-        self.evaluator.ask(prompt, source=source, score=model.score_name(recipe))
+            left_out = self._prompts.left_out
+        self.evaluator.ask(prompt, source=source, score=model.score_name(recipe), left_out=left_out)
         return loader
 
     def _score_baselines(self) -> list[Result]:

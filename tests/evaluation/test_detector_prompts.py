@@ -57,10 +57,17 @@ class TestPrompts:
         with caplog.at_level(logging.INFO):
             prompts = DetectorPrompts([found(1, *rows)], SIZES, source="file", min_score=0.05, max_boxes=3)
         assert boxes_of(prompts, 1) == [[0, 0, 20, 20], [90, 40, 100, 45], [10, 10, 20, 20]]
-        assert prompts.counts == {"clipped": 2, "empty": 2, "beyond": 2, "unsure": 2}
+        assert prompts.counts == {"clipped": 2, "empty": 2, "max_boxes": 2, "min_score": 2}
+        assert prompts.left_out == {"min_score": 2, "max_boxes": 2}
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == 3 and any("2 boxes without area in their image: left out" in line for line in said)
         assert "prompts: 3 boxes in 2 images, from the file" in caplog.text
+
+    def test_of_each_class_as_many_as_count(self):
+        rows = [([0, 0, 9, 9 + row], 1 - row / 10, row % 2) for row in range(5)]  # classes 0 1 0 1 0
+        prompts = DetectorPrompts([found(1, *rows)], SIZES, source="file", limit=2)
+        assert [box[3] for box in boxes_of(prompts, 1)] == [9, 10, 11, 12]
+        assert prompts.left_out == {"limit": 1}
 
     def test_they_are_attached_to_each_sample(self):
         prompts = DetectorPrompts([found(2, ([0, 0, 9, 9], 0.2, 0))], SIZES, source="detector")

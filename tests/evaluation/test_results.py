@@ -27,7 +27,7 @@ def test_file_as_documented(tmp_path):
                 "split": "scenes_test", "images": 5, "instances": 30, "ground_truth": "0123456789abcdef",
                 "prompt": "box", "prompt_source": "ground_truth", "prompt_boxes": "file", "method": "model",
                 "task": "segm", "score": "predicted_iou", "ranks": True, "max_dets": 100, "pseudo_ground_truth": False,
-                "selected": False, "seconds": 1.5, "metrics": {"AP": 50.0, "APl": None},
+                "prompts_left_out": {}, "selected": False, "seconds": 1.5, "metrics": {"AP": 50.0, "APl": None},
             }
         ],
     }  # fmt: skip
