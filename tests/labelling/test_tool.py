@@ -19,6 +19,7 @@ from sam_d2.engine.weights import sha256_of
 from sam_d2.errors import UserError
 from sam_d2.labelling.journal import Journal
 from sam_d2.labelling.labeller import BoxLabeller
+from sam_d2.modeling.sam import PromptableSAM
 
 
 def read(path):
@@ -395,3 +396,60 @@ def test_a_run_goes_on_with_the_threads_it_was_begun_with(tool, boxes, tmp_path,
     monkeypatch.setattr(BoxLabeller, "__call__", count)
     assert tool(boxes, output) == 0
     assert threads == [begun["threads"] + 1] * 4
+
+
+def test_scores_that_are_no_numbers_end_the_run(tool, boxes, tiny_sam, tmp_path, capsys):
+    """Of damaged weights every image has them; a comparison with NaN is false, so that no filter would drop one."""
+    damaged = tmp_path / "damaged.pth"
+    content = torch.load(tiny_sam / "model_final.pth", weights_only=True)
+    name = next(name for name in content["model"] if name.startswith("mask_decoder.iou_prediction_head"))
+    content["model"][name].fill_(float("nan"))
+    torch.save(content, damaged)
+    output = tmp_path / "masks.json"
+    assert tool(boxes, output, "--weights", damaged, "--min-score", 0.1) == 2
+    error = capsys.readouterr().err
+    assert f"error: {damaged}: the score of a mask is nan" in error and "Name others with --weights" in error
+    assert not output.exists()
+
+
+class TestOutOfMemory:
+    """Errors as of a GPU, from the model's own call, in image 40 of three boxes; all images are of one batch."""
+
+    @pytest.fixture
+    def room(self, monkeypatch):
+        """``room["masks"]``: for how many masks at once there is memory."""
+        room, predict = {"masks": 0}, PromptableSAM.predict
+
+        def limited(model, embedding, prompts, resized, sample, *rest):
+            if sample["image_id"] == 40 and len(prompts) > room["masks"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return predict(model, embedding, prompts, resized, sample, *rest)
+
+        monkeypatch.setattr(PromptableSAM, "predict", limited)
+        return room
+
+    def test_an_image_is_done_again_mask_by_mask(self, tool, boxes, whole, tmp_path, room):
+        room["masks"] = 1
+        output = tmp_path / "masks.json"
+        assert tool(boxes, output) == 0
+        before, after = (read(file)["annotations"] for file in (whole, output))
+        assert [one["id"] for one in after] == [one["id"] for one in before]
+        for one, other in zip(before, after, strict=True):
+            assert one["segmentation"] == other["segmentation"], one["id"]
+
+    def test_one_that_is_too_large_even_so_is_left_out_alone(self, tool, boxes, whole, tmp_path, room, capsys):
+        output = tmp_path / "masks.json"
+        assert tool(boxes, output) == 1
+        assert "40.png: the GPU's memory does not suffice for it, even mask by mask" in capsys.readouterr().err
+        assert [image["id"] for image in read(output)["images"]] == [30, 10, 20, 50]
+        room["masks"] = 3
+        assert tool(boxes, output) == 0
+        assert output.read_bytes() == whole.read_bytes()
+
+    def test_other_errors_are_let_through(self, tool, boxes, tmp_path, monkeypatch):
+        def broken(*_):
+            raise RuntimeError("shapes do not match")
+
+        monkeypatch.setattr(PromptableSAM, "predict", broken)
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            tool(boxes, tmp_path / "masks.json")
