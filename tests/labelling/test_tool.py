@@ -10,6 +10,8 @@ import pycocotools.mask as mask_utils
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from scipy.ndimage import binary_fill_holes
 
 import sam_d2
@@ -54,7 +56,7 @@ def test_masks_are_the_predictors_and_the_rest_stays(whole, boxes, tiny_sam, tmp
             assert new == old
             continue
         segmentation, area, provenance = (new.pop(key) for key in ("segmentation", "area", "provenance"))
-        assert new == {key: value for key, value in old.items() if key not in ("segmentation", "area")}
+        assert new == {"iscrowd": 0} | {key: value for key, value in old.items() if key not in ("segmentation", "area")}
         x, y, width, height = old["bbox"]
         image = next(image for image in before["images"] if image["id"] == old["image_id"])
         box = [x, y, min(x + width, image["width"]), min(y + height, image["height"])]
@@ -88,6 +90,25 @@ def test_the_order_of_keys_and_bytes_of_a_record(whole):
         "provenance",
     ]
     assert '"bbox":[4.0, 5, 20, 30]' in line  # as it was written, not as it would be written
+
+
+def test_pycocotools_evaluates_what_is_made(whole):
+    """Of a file whose boxes said neither iscrowd nor area."""
+    content = read(whole)
+    for one in content["annotations"]:
+        one["id"] += 1  # pycocotools takes an annotation 0 for none
+    whole.write_text(json.dumps(content))
+    truth = COCO(str(whole))
+    found = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 1.0}
+        for one in content["annotations"]
+        if not one.get("iscrowd")
+    ]
+    evaluation = COCOeval(truth, truth.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 def test_the_same_command_again_changes_nothing(tool, boxes, whole, capsys):
