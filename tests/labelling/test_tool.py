@@ -165,6 +165,40 @@ def test_at_most_a_batch_is_lost(tool, boxes, whole, tmp_path, monkeypatch):
     assert output.read_bytes() == whole.read_bytes()
 
 
+class Killed(BaseException):
+    """Ends the program where it stands, as a signal does that cannot be caught."""
+
+
+@pytest.mark.parametrize("step", ["rename", "first file", "last file"])
+def test_killed_while_the_journal_goes_away(tool, boxes, whole, tmp_path, monkeypatch, capsys, step):
+    """The output is whole by then; the same command says so, or writes it once more without asking the model."""
+    output, folder = tmp_path / "masks.json", tmp_path / "masks.json.journal"
+
+    def kill(*_):
+        raise Killed
+
+    def half(path, ignore_errors=False):
+        if Path(path).exists():
+            for file in sorted(Path(path).iterdir())[: -1 if step == "last file" else 1]:
+                file.unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half)
+        if step == "rename":
+            patch.setattr(Journal, "remove", kill)
+        with pytest.raises(Killed):
+            tool(boxes, output)
+    assert output.read_bytes() == whole.read_bytes()
+    assert folder.exists() == (step == "rename")
+    monkeypatch.setattr(BoxLabeller, "__call__", kill)
+    capsys.readouterr()
+    assert tool(boxes, output) == 0
+    assert ("is complete: it was made by this command" in capsys.readouterr().out) == (step != "rename")
+    assert output.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*journal*")) and not list(tmp_path.glob(".*journal*"))
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 1), (1, 3)])
 def test_processes_share_the_images_and_any_number_goes_on(tool, boxes, whole, tmp_path, monkeypatch, before, after):
     """Plays the processes one after the other: the first joins what is there, so it comes last."""
