@@ -209,6 +209,7 @@ def work(args: argparse.Namespace) -> int:
         if any(before.get(key) != value for key, value in info.items()):
             raise UserError(f"--output {args.output}: exists, and is of another command. Move it away.")
         if first:
+            journal.sweep()
             print(f"{args.output} is complete: it was made by this command.")
             processes.wait()
         return 0

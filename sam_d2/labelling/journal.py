@@ -154,8 +154,22 @@ class Journal:
         return {row: problem for row, problem in found.items() if not any(self._rows(query, row))}
 
     def remove(self) -> None:
-        """Delete the folder: its run has written its output."""
-        shutil.rmtree(self.folder)
+        """Delete the folder: its run has written its output.
+
+        It goes at once, under another name; a kill in the middle leaves no half of a journal, which would be none.
+        """
+        self.sweep()
+        self.folder.rename(self._removed)
+        sync_folder(self.folder.parent)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what a kill has left of a removed journal."""
+        shutil.rmtree(self._removed, ignore_errors=True)
+
+    @property
+    def _removed(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.removed")
 
     def _lock(self) -> None:
         """Keep the folder for this run until the process ends: two at once would each make every mask."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +15,8 @@ import pycocotools.mask as mask_utils
 import torch
 
 from sam_d2.data.annotated_image import read_annotated_image
+from sam_d2.engine.oom import is_out_of_memory
+from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_evaluator import encode_masks
 from sam_d2.labelling.index import BoxedImage
 from sam_d2.labelling.journal import MADE, MadeAnnotation
@@ -25,6 +30,10 @@ EMPTY, SMALL, LARGE, LOW_SCORE, UNSTABLE = "empty", "min_area", "max_area", "min
 
 Format = Literal["rle", "polygons"]
 _DIGITS = 4
+
+
+class DamagedModelError(UserError):
+    """A model whose scores are no numbers: no image is to blame, and none of its masks is worth anything."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,38 @@ class BoxLabeller:
     def __call__(self, image: BoxedImage) -> list[MadeAnnotation]:
         """Return what becomes of the boxes of an image, in their order.
 
-        The image is encoded once, and so many masks are held at a time as the decoder takes at once.
+        The image is encoded once, and so many masks are held at a time as the decoder takes at once. Where a GPU's
+        memory does not suffice it is done again, mask by mask.
 
         Raises:
-            UserError: the image cannot be read, is of another size than the file says, or too thin for the canvas.
+            DamagedModelError: a score is not finite.
+            UserError: the image cannot be read, is of another size than the file says, too thin for the canvas, or
+                too large for the GPU even so.
         """
+        made = self._try(image, nullcontext())
+        if made is None:
+            made = self._try(image, self.predictor.model.saving_memory())
+        if made is None:
+            raise UserError(
+                f"{image.file_name}: the GPU's memory does not suffice for it, even mask by mask. End what else uses "
+                "the GPU and repeat the command, or cut the image into tiles."
+            )
+        return made
+
+    def _try(self, image: BoxedImage, way: AbstractContextManager[None]) -> list[MadeAnnotation] | None:
+        """Return what becomes of the boxes, or None where memory did not suffice."""
+        try:
+            with way:
+                return self._label(image)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not before the error is gone: its traceback holds what filled the memory.
+        gc.collect()
+        torch.cuda.empty_cache()
+        return None
+
+    def _label(self, image: BoxedImage) -> list[MadeAnnotation]:
         height, width = image.size
         record = {"file_name": str(image.file_name), "image_id": image.id, "height": height, "width": width}
         model = self.predictor.model
@@ -101,6 +137,11 @@ class BoxLabeller:
         for number, rle in enumerate(encode_masks(found.pred_masks)):
             # Rounded before they are compared: no annotation says a score that its filter would not have passed.
             score, stability = round(scores[number], _DIGITS), round(stabilities[number], _DIGITS)
+            if not (math.isfinite(score) and math.isfinite(stability)):
+                raise DamagedModelError(
+                    f"{self.predictor.weights}: the score of a mask is {score}, its stability {stability}: the weights "
+                    "are damaged, or come from a training that diverged. Name others with --weights."
+                )
             outcome = self.filters.outcome(int(mask_utils.area(rle)), score, stability)
             fields = None if outcome != MADE else self._fields(found.pred_masks[number], rle, score, stability)
             yield MadeAnnotation(rows[number], outcome, fields)

@@ -216,7 +216,11 @@ class _Writer:
 
 
 def _with_fields(record: bytes, fields: bytes) -> bytes:
-    """Return a JSON object with fields replaced in their places, or added at its end; others keep their bytes."""
+    """Return a JSON object with fields replaced in their places, or added at its end; others keep their bytes.
+
+    An annotation that says nothing of a crowd is none: pycocotools' evaluation reads the key without asking.
+    """
     kept = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
     kept.update(msgspec.json.decode(fields, type=dict[str, msgspec.Raw]))
+    kept.setdefault("iscrowd", msgspec.Raw(b"0"))
     return msgspec.json.encode(kept)

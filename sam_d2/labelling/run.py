@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from sam_d2.errors import UserError
 from sam_d2.labelling.index import BoxedImage, DatasetIndex
 from sam_d2.labelling.journal import FinishedImage, Journal, JournalWriter, MadeAnnotation
+from sam_d2.labelling.labeller import DamagedModelError
 from sam_d2.labelling.output import Counts, write_output
 from sam_d2.labelling.progress import LabelProgress
 
@@ -78,6 +79,8 @@ class LabellingRun:
         for row in rows:
             try:
                 batch.append(FinishedImage(row, label(index.image(row, self.keep_existing))))
+            except DamagedModelError:
+                raise  # would be so in every other image, too
             except UserError as error:
                 batch.append(FinishedImage(row, [], str(error)))
             progress.add(len(batch[-1].annotations))

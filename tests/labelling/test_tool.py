@@ -10,6 +10,8 @@ import pycocotools.mask as mask_utils
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from scipy.ndimage import binary_fill_holes
 
 import sam_d2
@@ -19,6 +21,7 @@ from sam_d2.engine.weights import sha256_of
 from sam_d2.errors import UserError
 from sam_d2.labelling.journal import Journal
 from sam_d2.labelling.labeller import BoxLabeller
+from sam_d2.modeling.sam import PromptableSAM
 
 
 def read(path):
@@ -53,7 +56,7 @@ def test_masks_are_the_predictors_and_the_rest_stays(whole, boxes, tiny_sam, tmp
             assert new == old
             continue
         segmentation, area, provenance = (new.pop(key) for key in ("segmentation", "area", "provenance"))
-        assert new == {key: value for key, value in old.items() if key not in ("segmentation", "area")}
+        assert new == {"iscrowd": 0} | {key: value for key, value in old.items() if key not in ("segmentation", "area")}
         x, y, width, height = old["bbox"]
         image = next(image for image in before["images"] if image["id"] == old["image_id"])
         box = [x, y, min(x + width, image["width"]), min(y + height, image["height"])]
@@ -87,6 +90,25 @@ def test_the_order_of_keys_and_bytes_of_a_record(whole):
         "provenance",
     ]
     assert '"bbox":[4.0, 5, 20, 30]' in line  # as it was written, not as it would be written
+
+
+def test_pycocotools_evaluates_what_is_made(whole):
+    """Of a file whose boxes said neither iscrowd nor area."""
+    content = read(whole)
+    for one in content["annotations"]:
+        one["id"] += 1  # pycocotools takes an annotation 0 for none
+    whole.write_text(json.dumps(content))
+    truth = COCO(str(whole))
+    found = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 1.0}
+        for one in content["annotations"]
+        if not one.get("iscrowd")
+    ]
+    evaluation = COCOeval(truth, truth.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 def test_the_same_command_again_changes_nothing(tool, boxes, whole, capsys):
@@ -141,6 +163,40 @@ def test_at_most_a_batch_is_lost(tool, boxes, whole, tmp_path, monkeypatch):
     # of the batches (0, 1) and (3, 4) the first was written
     assert labelled == [0, 1, 3, 4, 3, 4]
     assert output.read_bytes() == whole.read_bytes()
+
+
+class Killed(BaseException):
+    """Ends the program where it stands, as a signal does that cannot be caught."""
+
+
+@pytest.mark.parametrize("step", ["rename", "first file", "last file"])
+def test_killed_while_the_journal_goes_away(tool, boxes, whole, tmp_path, monkeypatch, capsys, step):
+    """The output is whole by then; the same command says so, or writes it once more without asking the model."""
+    output, folder = tmp_path / "masks.json", tmp_path / "masks.json.journal"
+
+    def kill(*_):
+        raise Killed
+
+    def half(path, ignore_errors=False):
+        if Path(path).exists():
+            for file in sorted(Path(path).iterdir())[: -1 if step == "last file" else 1]:
+                file.unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half)
+        if step == "rename":
+            patch.setattr(Journal, "remove", kill)
+        with pytest.raises(Killed):
+            tool(boxes, output)
+    assert output.read_bytes() == whole.read_bytes()
+    assert folder.exists() == (step == "rename")
+    monkeypatch.setattr(BoxLabeller, "__call__", kill)
+    capsys.readouterr()
+    assert tool(boxes, output) == 0
+    assert ("is complete: it was made by this command" in capsys.readouterr().out) == (step != "rename")
+    assert output.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*journal*")) and not list(tmp_path.glob(".*journal*"))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 1), (1, 3)])
@@ -395,3 +451,60 @@ def test_a_run_goes_on_with_the_threads_it_was_begun_with(tool, boxes, tmp_path,
     monkeypatch.setattr(BoxLabeller, "__call__", count)
     assert tool(boxes, output) == 0
     assert threads == [begun["threads"] + 1] * 4
+
+
+def test_scores_that_are_no_numbers_end_the_run(tool, boxes, tiny_sam, tmp_path, capsys):
+    """Of damaged weights every image has them; a comparison with NaN is false, so that no filter would drop one."""
+    damaged = tmp_path / "damaged.pth"
+    content = torch.load(tiny_sam / "model_final.pth", weights_only=True)
+    name = next(name for name in content["model"] if name.startswith("mask_decoder.iou_prediction_head"))
+    content["model"][name].fill_(float("nan"))
+    torch.save(content, damaged)
+    output = tmp_path / "masks.json"
+    assert tool(boxes, output, "--weights", damaged, "--min-score", 0.1) == 2
+    error = capsys.readouterr().err
+    assert f"error: {damaged}: the score of a mask is nan" in error and "Name others with --weights" in error
+    assert not output.exists()
+
+
+class TestOutOfMemory:
+    """Errors as of a GPU, from the model's own call, in image 40 of three boxes; all images are of one batch."""
+
+    @pytest.fixture
+    def room(self, monkeypatch):
+        """``room["masks"]``: for how many masks at once there is memory."""
+        room, predict = {"masks": 0}, PromptableSAM.predict
+
+        def limited(model, embedding, prompts, resized, sample, *rest):
+            if sample["image_id"] == 40 and len(prompts) > room["masks"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return predict(model, embedding, prompts, resized, sample, *rest)
+
+        monkeypatch.setattr(PromptableSAM, "predict", limited)
+        return room
+
+    def test_an_image_is_done_again_mask_by_mask(self, tool, boxes, whole, tmp_path, room):
+        room["masks"] = 1
+        output = tmp_path / "masks.json"
+        assert tool(boxes, output) == 0
+        before, after = (read(file)["annotations"] for file in (whole, output))
+        assert [one["id"] for one in after] == [one["id"] for one in before]
+        for one, other in zip(before, after, strict=True):
+            assert one["segmentation"] == other["segmentation"], one["id"]
+
+    def test_one_that_is_too_large_even_so_is_left_out_alone(self, tool, boxes, whole, tmp_path, room, capsys):
+        output = tmp_path / "masks.json"
+        assert tool(boxes, output) == 1
+        assert "40.png: the GPU's memory does not suffice for it, even mask by mask" in capsys.readouterr().err
+        assert [image["id"] for image in read(output)["images"]] == [30, 10, 20, 50]
+        room["masks"] = 3
+        assert tool(boxes, output) == 0
+        assert output.read_bytes() == whole.read_bytes()
+
+    def test_other_errors_are_let_through(self, tool, boxes, tmp_path, monkeypatch):
+        def broken(*_):
+            raise RuntimeError("shapes do not match")
+
+        monkeypatch.setattr(PromptableSAM, "predict", broken)
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            tool(boxes, tmp_path / "masks.json")
