@@ -31,10 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("detector_errors.py {tmp}/none --dataset x --output {tmp}/out.json", "none does not exist"),
         ("detector_errors.py {tmp} --dataset x --output {tmp}/out.json", "config.yaml does not exist"),
         ("prompt_robustness.py {tmp}/none --dataset x --output {tmp}/out", "none"),
-        (
-            "masks_from_boxes.py --dataset {tmp}/none.json --config-file configs/sam_tiny.py --output {tmp}/o.json",
-            "none",
-        ),
+        ("masks_from_boxes.py --dataset x --config-file configs/sam_tiny.py --output {tmp}/o.json", "no weights"),
         ("visualize_data.py --config-file {tmp}", "is a folder: name the .py or .yaml file"),
         ("visualize_data.py --config-file x.py --output {tmp}/empty.json/x.png", "is a file, not a folder"),
         ("benchmark.py memory-instances --output-dir {tmp}/empty.json", "is a file, not a folder"),

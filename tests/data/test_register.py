@@ -63,7 +63,12 @@ def test_bad_files_end_in_one_message(coco, write, tmp_path):
 
 def test_a_file_is_parsed_once_until_it_changes(coco, write, monkeypatch):
     reads = []
-    monkeypatch.setattr(register, "load_dataset_file", lambda *args: reads.append(args) or load_dataset_file(*args))
+
+    def load(*args, **keys):
+        reads.append(args)
+        return load_dataset_file(*args, **keys)
+
+    monkeypatch.setattr(register, "load_dataset_file", load)
     file = write(coco)
     register_dataset("made_train", file, split=Split("train"))
     register_dataset("made_test", file, split=Split("test"))
