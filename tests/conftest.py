@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import sam_d2  # noqa: F401
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,30 @@ R_18 = [
     "train.log_period=1",
 ]
 """Overrides of configs/mask_rcnn_R_18_FPN.py for a step in a fraction of a second."""
+
+
+@contextmanager
+def forgetting_datasets() -> Iterator[None]:
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def catalogs() -> Iterator[None]:
+    """Take what a test registers out of Detectron2's catalogs again."""
+    with forgetting_datasets():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def catalogs_of_a_file() -> Iterator[None]:
+    """Take what a file of tests registers out again: another file that runs in the same process may use the name."""
+    with forgetting_datasets():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Dataset files for the tests of sam_d2.data."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,16 +61,3 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write_dataset
-
-
-@pytest.fixture
-def catalogs() -> Iterator[None]:
-    """Take what a test registers out of Detectron2's catalogs again."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
