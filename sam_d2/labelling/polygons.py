@@ -15,7 +15,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
         mask: (H0, W0) bool.
 
     Returns:
-        ``[x1, y1, x2, y2, ...]`` in pixels for each part, corners alone, continuous coordinates; none where it is empty.
+        ``[x1, y1, x2, y2, ...]`` in pixels for each part, corners alone, continuous coordinates; none if it is empty.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
