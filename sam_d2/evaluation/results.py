@@ -100,7 +100,7 @@ def pseudo_text(row: Result) -> str:
 
 
 def notes_text(row: Result) -> str:
-    """What to put behind a row's method: that its split chose the weights, its truth is a model's, boxes were left out."""
+    """What to put behind a row's method: a split that chose the weights, a model's truth, boxes left out; or nothing."""
     notes = ["selected on this split"] if row.selected else []
     notes += [PSEUDO] if row.pseudo_ground_truth else []
     notes += [f"without {count} boxes {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]
