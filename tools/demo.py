@@ -10,9 +10,9 @@
     python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks --detector RUN
 
 DIR/results.json holds what is sure enough: bbox XYWH in pixels of the image, segmentation as RLE, file_name, and
-image_id where the file's name is a number or --prompt-boxes has one. category_id is that of the data set of the run, which
-its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. An image that
-cannot be read is reported and skipped.
+image_id where the file's name is a number or --prompt-boxes has one. category_id is that of the data set of the run,
+which its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. An
+image that cannot be read is reported and skipped.
 Exit code: 0 all images done, 1 some skipped, 2 wrong input.
 """
 
@@ -112,10 +112,10 @@ def result_rows(
     file: Path, instances: Instances, category_ids: list[int], prompts: list[PromptBox]
 ) -> Iterator[dict[str, Any]]:
     """Return COCO results of an image."""
-    from sam_d2.data.prompt_boxes import image_id_of
+    from sam_d2.data.prompt_boxes import id_in_name
     from sam_d2.evaluation.coco_evaluator import encode_masks
 
-    image_id = next((box.image_id for box in prompts if box.image_id is not None), image_id_of(file))
+    image_id = next((box.image_id for box in prompts if box.image_id is not None), id_in_name(file))
     rles = encode_masks(instances.pred_masks)
     for row, (x0, y0, x1, y1) in enumerate(instances.pred_boxes.tensor.tolist()):
         rle = rles[row]
