@@ -123,6 +123,19 @@ def check_output(path: Path, option: str = "--output") -> None:
         raise UserError(f"{option} {path}: {nearest} {problem}. Name another place.")
 
 
+def require_one_process(tool: str) -> None:
+    """Refuse to run as one of several processes, each of which would do all of the work and write the same file.
+
+    Args:
+        tool: its name, for the message.
+
+    Raises:
+        UserError: torchrun has started several.
+    """
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError(f"{tool} runs in one process, not {os.environ['WORLD_SIZE']}: start it without torchrun.")
+
+
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a program and end the process: the one place where errors become messages and exit codes.
 

@@ -42,14 +42,22 @@ def check_edge_errors(cfg: DictConfig) -> None:
         cfg: as for :func:`check_prompt`.
 
     Raises:
-        UserError: as :func:`~sam_d2.data.edge_errors.read_edge_errors`.
+        UserError: as :func:`~sam_d2.data.edge_errors.read_edge_errors`, or the errors are of other boxes than
+            those that the training adds them to.
     """
     key = f"model.prompts.{cfg.model.prompt}.train.errors" if "prompts" in cfg.model else ""
     file = OmegaConf.select(cfg, key) if key else None
     if file:
         from sam_d2.data.edge_errors import read_edge_errors
 
-        read_edge_errors(file, key=key)
+        measured = read_edge_errors(file, key=key).boxes
+        drawn = "mask" if cfg.dataloader.train.mapper.recompute_boxes else "file"
+        if measured != drawn:
+            raise UserError(
+                f"{key}={file}: was measured against the boxes of the {measured}, and the training adds it to those of "
+                f"the {drawn} (dataloader.train.mapper.recompute_boxes={str(drawn == 'mask').lower()}). Measure again "
+                f"with tools/detector_errors.py --boxes {drawn}."
+            )
 
 
 def _check_boxes(cfg: DictConfig, recipes: dict[str, DictConfig], asked: str) -> None:

@@ -54,3 +54,13 @@ def test_wrong_input(line, message, tmp_path, monkeypatch, capsys):
     assert error.startswith("error: ") and re.search(message, error)
     assert "weights_only" not in error
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.json", "list.json"]
+
+
+@pytest.mark.parametrize("tool", ["calibrate_scores", "prompt_robustness", "detector_errors"])
+def test_tools_of_one_process_refuse_torchrun(tool, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", [tool, "x"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert f"error: {tool}.py runs in one process, not 2: start it without torchrun." in capsys.readouterr().err

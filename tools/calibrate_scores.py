@@ -9,7 +9,7 @@ masks stays the same.
 import argparse
 from tempfile import TemporaryDirectory
 
-from sam_d2.cli import check_output, run_main
+from sam_d2.cli import check_output, require_one_process, run_main
 from sam_d2.errors import UserError
 
 EXAMPLE = """examples:
@@ -43,6 +43,7 @@ def main() -> int:
 
 def calibrate(scratch: str) -> int:
     """Do it all; what an evaluation would write into the run's folder goes to ``scratch``."""
+    require_one_process("calibrate_scores.py")
     args = build_parser().parse_intermixed_args()  # so that key=value may follow options
     from detectron2.config import instantiate
     from detectron2.utils.logger import setup_logger
@@ -84,12 +85,12 @@ def calibrate(scratch: str) -> int:
     fitted, lines = {}, []
     for measured in measure_scores(model, cfg, split, boxes):
         curve = fitted[measured.prompt] = measured.fitted()
-        on = f"{measured.dataset}, {measured.prompt} prompts, {measured.score}, {measured.known} masks"
         own = "fitted on these masks" if split != test else "fitted on these masks of the test: no figure to report"
-        lines.append(f"{on}: ECE {measured.ece():.4f}, calibrated {measured.ece(curve):.4f} ({own})")
+        lines.append(f"{measured.words}: ECE {measured.ece():.4f}, calibrated {measured.ece(curve):.4f} ({own})")
     for measured in measure_scores(model, cfg, test, boxes) if args.test and split != test else ():
-        on = f"{measured.dataset}, {measured.prompt} prompts, {measured.score}, {measured.known} masks"
-        lines.append(f"{on}: ECE {measured.ece():.4f}, calibrated {measured.ece(fitted[measured.prompt]):.4f}")
+        lines.append(
+            f"{measured.words}: ECE {measured.ece():.4f}, calibrated {measured.ece(fitted[measured.prompt]):.4f}"
+        )
     content = load_checkpoint_file(checkpoint)
     save_checkpoint_file(with_calibrations(content, fitted, str(checkpoint)), checkpoint)
     print("\n".join(lines))

@@ -112,10 +112,10 @@ def result_rows(
     file: Path, instances: Instances, category_ids: list[int], prompts: list[PromptBox]
 ) -> Iterator[dict[str, Any]]:
     """Return COCO results of an image."""
-    from sam_d2.data.prompt_boxes import image_id_of
+    from sam_d2.data.prompt_boxes import id_in_name
     from sam_d2.evaluation.coco_evaluator import encode_masks
 
-    image_id = next((box.image_id for box in prompts if box.image_id is not None), image_id_of(file))
+    image_id = next((box.image_id for box in prompts if box.image_id is not None), id_in_name(file))
     rles = encode_masks(instances.pred_masks)
     for row, (x0, y0, x1, y1) in enumerate(instances.pred_boxes.tensor.tolist()):
         rle = rles[row]

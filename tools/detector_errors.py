@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sam_d2.cli import check_output, run_main
+from sam_d2.cli import check_output, require_one_process, run_main
 from sam_d2.errors import UserError
 
 EXAMPLE = """examples:
@@ -27,6 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("detector", metavar="RUN|CONFIG", help="a detector's run folder, or its config file")
     parser.add_argument("--dataset", required=True, metavar="NAME|FOLDER|FILE", help="its training images are taken")
     parser.add_argument("--output", required=True, metavar="FILE", help="the JSON to write")
+    parser.add_argument(
+        "--boxes",
+        choices=("file", "mask"),
+        default="file",
+        help="measure against the annotated boxes, or the tight ones of the masks, for a training with "
+        "dataloader.train.mapper.recompute_boxes=true, such as sam_tiny_256.py's (default: %(default)s)",
+    )
     parser.add_argument("--weights", metavar="FILE", help="instead of the run's or the config's")
     parser.add_argument("--min-score", type=float, default=0.05, help="of a detection (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
@@ -35,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    require_one_process("detector_errors.py")
     args = build_parser().parse_args()
     if not 0 <= args.min_score <= 1:
         raise UserError(f"--min-score {args.min_score}: expected 0 to 1.")
@@ -48,7 +56,7 @@ def main() -> int:
     from sam_d2.evaluation import InstanceEvaluator
     from sam_d2.evaluation.box_source import DetectorBoxes
     from sam_d2.evaluation.edge_errors import edge_errors
-    from sam_d2.evaluation.results import NO_PROMPT, write_atomically
+    from sam_d2.evaluation.results import NO_PROMPT, truth_text, write_atomically
     from sam_d2.model_source import find_model
 
     for name in ("sam_d2", "detectron2"):
@@ -73,11 +81,14 @@ def main() -> int:
         )
         prompts, _ = source.boxes_for(evaluator)
     assert evaluator.ground_truth is not None  # read above
-    errors = edge_errors(evaluator.ground_truth, prompts.__getitem__, detector=str(weights))
+    errors = edge_errors(
+        evaluator.ground_truth, prompts.__getitem__, detector=str(weights), recompute_boxes=args.boxes == "mask"
+    )
+    pseudo = truth_text(evaluator.ground_truth.pseudo > 0)
     write_atomically(Path(args.output), msgspec.json.encode(errors))
     print(
-        f"{args.output}: errors of {len(errors.errors)} of {errors.instances} instances of {errors.dataset}, in % of "
-        "the side (mean, standard deviation): "
+        f"{args.output}: errors of {len(errors.errors)} of {errors.instances} instances of {errors.dataset}{pseudo}, "
+        "in % of the side (mean, standard deviation): "
         + ", ".join(
             f"{edge} {100 * mean:+.1f} {100 * std:.1f}"
             for edge, mean, std in zip(("left", "top", "right", "bottom"), errors.mean, errors.std, strict=True)

@@ -9,7 +9,7 @@ Writes prompt_robustness.json and prompt_robustness.png, and prints a table.
 import argparse
 from pathlib import Path
 
-from sam_d2.cli import check_output, run_main
+from sam_d2.cli import check_output, require_one_process, run_main
 from sam_d2.errors import UserError
 
 EXAMPLE = """examples:
@@ -71,6 +71,7 @@ def _labels(runs: list[str]) -> list[str]:
 
 
 def main() -> int:
+    require_one_process("prompt_robustness.py")
     args = build_parser().parse_intermixed_args()
     opts = [word for word in args.runs if "=" in word and not Path(word).exists()]
     runs = [word for word in args.runs if word not in opts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,6 +24,8 @@ class EdgeErrors(Struct, kw_only=True, omit_defaults=True):
         detector: File of its weights.
         dataset: Registered name.
         instances: Of the dataset, detected or not.
+        boxes: Boxes of the instances that the detections were measured against: ``file`` (as annotated) or ``mask``
+            (the tight ones of the masks, which a training with ``recompute_boxes`` gets).
         mean: Of the errors, by column.
         std: Their standard deviation, by column.
         version: Of this form.
@@ -33,6 +35,7 @@ class EdgeErrors(Struct, kw_only=True, omit_defaults=True):
     detector: str = ""
     dataset: str = ""
     instances: int = 0
+    boxes: Literal["file", "mask"] = "file"
     mean: list[float] = []
     std: list[float] = []
     version: int = VERSION

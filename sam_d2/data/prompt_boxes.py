@@ -90,7 +90,7 @@ class PromptBoxes:
         return named or self._by_id.get(_id_text(image.stem), []) or self._by_id.get(image.name, [])
 
 
-def image_id_of(image: Path) -> int | None:
+def id_in_name(image: Path) -> int | None:
     """Return the id in a file's name, as COCO has it: 139 of 000000000139.jpg; None where it is no number."""
     return int(image.stem) if image.stem.isdecimal() and image.stem.isascii() else None
 

@@ -100,6 +100,7 @@ class DetectorBoxes:
         own.method = "detector"
         own.output_dir = self.output_dir / FOLDER
         own.ground_truth, own.split = evaluator.ground_truth, evaluator.split
+        own.pseudo_ground_truth = evaluator.pseudo_ground_truth
         inference_on_dataset(detector.model, instantiate(cfg.dataloader.test), own)
         # scored in the main process; the others get the boxes alone
         found = [ImageDetections(i.image_id, i.scores, i.classes, i.boxes, None) for i in own.detections]
@@ -185,6 +186,7 @@ class FileBoxes:
             engine=evaluator.engine,
             max_dets=evaluator.max_dets,
             split=evaluator.split,
+            pseudo_ground_truth=evaluator.pseudo_ground_truth,
             ground_truth=evaluator.ground_truth,
         )
         own.reset()

@@ -19,6 +19,7 @@ from sam_d2.evaluation.box_source import NO_BOXES, BoxSource
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.detector_prompts import DetectorPrompts
 from sam_d2.evaluation.reliability import prediction_ious, reliability
+from sam_d2.evaluation.results import truth_text
 from sam_d2.modeling.calibration import Floats, ScoreCalibration
 from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH
 from sam_d2.modeling.sam import PromptableSAM
@@ -35,6 +36,7 @@ class MeasuredScores:
         score: name of the score.
         scores: (N,) of it, as it stands.
         ious: (N,) true IoU, 0-1; NaN of predictions that have none.
+        pseudo: whether a model made the truth, or some of it.
     """
 
     prompt: str
@@ -42,6 +44,12 @@ class MeasuredScores:
     score: str
     scores: Floats
     ious: Floats
+    pseudo: bool = False
+
+    @property
+    def words(self) -> str:
+        """What was measured on what, for a line of text."""
+        return f"{self.dataset}{truth_text(self.pseudo)}, {self.prompt} prompts, {self.score}, {self.known} masks"
 
     @property
     def known(self) -> int:
@@ -115,6 +123,7 @@ def measure_scores(
             score,
             np.concatenate([np.zeros(0), *(image.scores for image in found)]),
             np.concatenate([np.zeros(0), *ious]),
+            evaluator.truth_is_pseudo,
         )
 
 

@@ -22,7 +22,7 @@ from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections, evaluate_rankings
 from sam_d2.evaluation.detections import ImageDetections, detections_to_coco
 from sam_d2.evaluation.domains import domain_metrics
-from sam_d2.evaluation.ground_truth import RLE, GroundTruth
+from sam_d2.evaluation.ground_truth import RLE, GroundTruth, image_id_of
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.reliability import Reliability, prediction_ious, reliabilities
 from sam_d2.evaluation.results import Result, write_atomically
@@ -152,6 +152,11 @@ class InstanceEvaluator(DatasetEvaluator):
             return self._tasks
         return ("segm",) if oracle else ("segm", "bbox")
 
+    @property
+    def truth_is_pseudo(self) -> bool:
+        """Whether a model made the truth or some of it; in the main process, after :meth:`reset`."""
+        return self.pseudo_ground_truth or (self.ground_truth is not None and self.ground_truth.pseudo > 0)
+
     def limit_of(self, task: Task) -> int:
         """How many detections count per image and class; in the main process, after :meth:`reset`."""
         assert self.ground_truth is not None  # read by reset()
@@ -183,7 +188,7 @@ class InstanceEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
-            image_id = record.get("image_id", record.get("file_name", ""))
+            image_id = image_id_of(record)
             if instances.image_size != (record["height"], record["width"]):
                 raise ValueError(
                     f"predictions on image id {image_id!r} are {instances.image_size} (height, width), "
@@ -345,7 +350,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     score=score,
                     ranks=score == self.score,
                     max_dets=limits[task],
-                    pseudo_ground_truth=self.pseudo_ground_truth or truth.pseudo > 0,
+                    pseudo_ground_truth=self.truth_is_pseudo,
                     prompts_left_out=self.left_out,
                     selected=self.selected,
                     seconds=seconds,

@@ -14,7 +14,7 @@ import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from sam_d2.evaluation.detections import ImageDetections
-from sam_d2.evaluation.ground_truth import ImageId
+from sam_d2.evaluation.ground_truth import ImageId, image_id_of
 from sam_d2.evaluation.results import LEFT_OUT
 
 Samples = list[dict[str, Any]]
@@ -117,11 +117,6 @@ class _WithPrompts:
     def __iter__(self) -> Iterator[Samples]:
         for batch in self._loader:
             yield [{**sample, "prompt_instances": self._prompts[image_id_of(sample)]} for sample in batch]
-
-
-def image_id_of(record: Mapping[str, Any]) -> ImageId:
-    """What an evaluation knows an image by: its id, or its file's name where it has none."""
-    return record.get("image_id", record.get("file_name", ""))
 
 
 def image_sizes(dataset_name: str) -> dict[ImageId, tuple[int, int]]:

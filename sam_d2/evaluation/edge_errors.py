@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pycocotools.mask as mask_utils
 
 from detectron2.structures import Instances
 from sam_d2.data.edge_errors import EdgeErrors
 from sam_d2.errors import UserError
 from sam_d2.evaluation.box_matching import LEAST_IOU, Floats, match_boxes
-from sam_d2.evaluation.ground_truth import AnnotatedImage, GroundTruth, ImageId
+from sam_d2.evaluation.ground_truth import AnnotatedImage, Annotation, GroundTruth, ImageId
 
 _DECIMALS = 5
 
 
-def edge_errors(ground_truth: GroundTruth, found: Callable[[ImageId], Instances], *, detector: str = "") -> EdgeErrors:
+def edge_errors(
+    ground_truth: GroundTruth,
+    found: Callable[[ImageId], Instances],
+    *,
+    detector: str = "",
+    recompute_boxes: bool = False,
+) -> EdgeErrors:
     """Measure the boxes of a detector.
 
     Detections are matched with instances of their class, one-to-one
@@ -26,11 +33,18 @@ def edge_errors(ground_truth: GroundTruth, found: Callable[[ImageId], Instances]
         ground_truth: Of the dataset.
         found: Gives the detections of an image: ``pred_boxes``, ``scores`` and ``pred_classes``.
         detector: File of its weights, to be kept with the errors.
+        recompute_boxes: Measure against the tight boxes of the masks, as the mapper of the training with these errors
+            has them where it is told the same; else against the file's.
 
     Raises:
         UserError: No detection is of an instance.
     """
-    moves = np.concatenate([np.zeros((0, 4)), *(_of_image(one, found(one.image_id)) for one in ground_truth.images)])
+    moves = np.concatenate(
+        [
+            np.zeros((0, 4)),
+            *(_of_image(found(one.image_id), _instances(one, recompute_boxes)) for one in ground_truth.images),
+        ]
+    )
     instances = ground_truth.count_instances()
     if not len(moves):
         raise UserError(
@@ -43,19 +57,28 @@ def edge_errors(ground_truth: GroundTruth, found: Callable[[ImageId], Instances]
         detector=detector,
         dataset=ground_truth.name,
         instances=instances,
+        boxes="mask" if recompute_boxes else "file",
         mean=moves.mean(axis=0).round(_DECIMALS).tolist(),
         std=moves.std(axis=0).round(_DECIMALS).tolist(),
     )
 
 
-def _of_image(image: AnnotatedImage, found: Instances) -> Floats:
+def _instances(image: AnnotatedImage, recompute_boxes: bool) -> list[Annotation]:
+    """The image's instances with the boxes that a mapper gives them; one whose mask has no pixel keeps the file's."""
+    if not recompute_boxes:
+        return image.instances
+    boxes = [tuple(map(float, mask_utils.toBbox(one.rle))) for one in image.instances]
+    return [one._replace(bbox=box) if box[2] * box[3] else one for one, box in zip(image.instances, boxes, strict=True)]
+
+
+def _of_image(found: Instances, instances: list[Annotation]) -> Floats:
     """(M, 4) the errors of an image's M detections that are of an instance, by falling score."""
     boxes = found.pred_boxes.tensor.double().cpu().numpy()
     scores, classes = found.scores.double().cpu().numpy(), found.pred_classes.cpu().numpy()
-    matched = match_boxes(boxes, scores, classes, image.instances)
+    matched = match_boxes(boxes, scores, classes, instances)
     moves = []
     for row in np.argsort(-scores, kind="stable"):
         if matched[row] >= 0:
-            x, y, width, height = image.instances[matched[row]].bbox
+            x, y, width, height = instances[matched[row]].bbox
             moves.append((boxes[row] - [x, y, x + width, y + height]) / [width, height, width, height])
     return np.array(moves).reshape(-1, 4)

@@ -23,7 +23,7 @@ from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import instance_ious
 from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import write_atomically
+from sam_d2.evaluation.results import PSEUDO, write_atomically
 
 MAX_IMAGES = 12
 LONG_SIDE = 640
@@ -137,13 +137,14 @@ def draw_masks(image: npt.NDArray[np.uint8], truth: Sequence[RLE], predictions: 
     return np.asarray(canvas, dtype=np.uint8)
 
 
-def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "") -> None:
+def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "", *, pseudo: bool = False) -> None:
     """Write the tiles as one PNG with captions and a legend.
 
     Args:
         path: Of the PNG; its folder is made where absent.
         rows: At most ``MAX_IMAGES`` of them are shown.
         title: Above the tiles, such as the split and the prompt source.
+        pseudo: Whether a model made the truth, for the legend.
 
     Raises:
         ValueError: There are no rows.
@@ -159,7 +160,11 @@ def write_gallery(path: str | Path, rows: Sequence[GalleryRow], title: str = "")
     if title and not any(row.label for row in rows):
         title += f", {RISING}"
     handles = [
-        Patch(facecolor=(*_unit(TRUTH_COLOUR), FILL), edgecolor=_unit(TRUTH_COLOUR), label="ground truth"),
+        Patch(
+            facecolor=(*_unit(TRUTH_COLOUR), FILL),
+            edgecolor=_unit(TRUTH_COLOUR),
+            label=PSEUDO if pseudo else "ground truth",
+        ),
         Line2D([], [], color=_unit(PREDICTION_COLOUR), linewidth=2, label="prediction"),
     ]
     write_tiles(path, tiles, title, handles)

@@ -202,8 +202,7 @@ class GroundTruth:
         for record in dicts:
             size = (int(record["height"]), int(record["width"]))
             file_name = str(record.get("file_name", ""))
-            image_id = record.get("image_id", file_name)
-            image = AnnotatedImage(image_id, file_name, size, domain=record.get("domain"))
+            image = AnnotatedImage(image_id_of(record), file_name, size, domain=record.get("domain"))
             for index, annotation in enumerate(record.get("annotations", ())):
                 where = f"{name}: image id {image.image_id!r} ({file_name}), annotation {index}"
                 image.annotations.append(_annotation(annotation, size, len(class_names), where))
@@ -244,6 +243,12 @@ class GroundTruth:
 
 def _count(image: AnnotatedImage, boxes: bool) -> int:
     return sum(not one.crowd for one in image.annotations) if boxes else len(image.instances)
+
+
+def image_id_of(record: Mapping[str, Any]) -> ImageId:
+    """What an evaluation knows the image of a dataset dict by: its id, or its file's name where it has none."""
+    image_id: ImageId = record.get("image_id", record.get("file_name", ""))
+    return image_id
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:

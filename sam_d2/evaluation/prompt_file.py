@@ -13,8 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from sam_d2.data.findings import raise_findings
 from sam_d2.data.prompt_boxes import PromptBox, PromptBoxes, same_file
 from sam_d2.evaluation.detections import ImageDetections
-from sam_d2.evaluation.detector_prompts import image_id_of
-from sam_d2.evaluation.ground_truth import RLE, ImageId, to_rle
+from sam_d2.evaluation.ground_truth import RLE, ImageId, image_id_of, to_rle
 
 _MOST_IDS = 10
 

@@ -94,13 +94,18 @@ class Result(msgspec.Struct, kw_only=True):
         return math.nan if value is None else value
 
 
-def pseudo_text(row: Result) -> str:
+def truth_text(pseudo: bool) -> str:
     """What to put behind figures whose truth a model made; else nothing."""
-    return f" ({PSEUDO})" if row.pseudo_ground_truth else ""
+    return f" ({PSEUDO})" if pseudo else ""
+
+
+def pseudo_text(row: Result) -> str:
+    """:func:`truth_text` of a row."""
+    return truth_text(row.pseudo_ground_truth)
 
 
 def notes_text(row: Result) -> str:
-    """What to put behind a row's method: its split chose the weights, its truth is a model's, boxes were left out."""
+    """What to put behind a row's method: its split chose the weights, a model's truth, boxes left out; or nothing."""
     notes = ["selected on this split"] if row.selected else []
     notes += [PSEUDO] if row.pseudo_ground_truth else []
     notes += [f"without {count} boxes {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]

@@ -164,7 +164,12 @@ class PromptedEvaluation:
         """Return the baselines' rows, the same for every prompt, scored once; none where there is no oracle."""
         truth = self.evaluator.ground_truth
         if self._baselines is None and truth is not None and any(asked.oracle for asked in self._asked.values()):
-            self._baselines = evaluate_baselines(truth, split=self.evaluator.split, max_dets=self.evaluator.max_dets)
+            self._baselines = evaluate_baselines(
+                truth,
+                split=self.evaluator.split,
+                max_dets=self.evaluator.max_dets,
+                pseudo_ground_truth=self.evaluator.pseudo_ground_truth,
+            )
         return self._baselines or []
 
     def mark_selected(self) -> None:
@@ -227,7 +232,8 @@ class PromptedEvaluation:
             source = "ground-truth " if self._asked[prompt].oracle else ""
             several = f"_{prompt}" if len(self._detections) > 1 else ""
             path = self.output_dir / f"gallery{several}.png"
-            write_gallery(path, rows, f"{self.evaluator.split}: {source}{prompts_text(prompt)}")
+            title = f"{self.evaluator.split}: {source}{prompts_text(prompt)}"
+            write_gallery(path, rows, title, pseudo=self.evaluator.truth_is_pseudo)
             logger.info("Wrote %s", path)
 
     def _info(

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, AnnotatedImage
 from sam_d2.evaluation.overlay import draw_instances
+from sam_d2.evaluation.results import PSEUDO
 
 _HEADING = 28
 """Pixels above the images for what they are."""
@@ -55,7 +56,7 @@ def side_by_side(
     labels = [f"{class_names[index]} {score:.2f}" for index, score in zip(classes, scores, strict=True)]
     right = draw_instances(image, _instances(rles, classes, truth.size, factor), labels)
     panels = [
-        _with_heading(left, f"ground truth: {len(annotated)}"),
+        _with_heading(left, f"{PSEUDO if truth.pseudo else 'ground truth'}: {len(annotated)}"),
         _with_heading(right, f"predicted: {len(rows)}"),
     ]
     gap = np.full((len(panels[0]), 4, 3), 255, dtype=np.uint8)

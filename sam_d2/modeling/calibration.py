@@ -74,8 +74,12 @@ class ScoreCalibration:
         return np.interp(scores, self.x, self.y)
 
     def of_tensor(self, scores: Tensor) -> Tensor:
-        """Return the calibrated scores of (N,) scores as float32 on the same device."""
-        return torch.from_numpy(self(scores.detach().double().cpu().numpy())).float().to(scores.device)
+        """Return the calibrated scores of (N,) scores as float64 on the same device.
+
+        In float32 the least rise of the curve would be lost between scores that lie near to each other, and with it
+        their order.
+        """
+        return torch.from_numpy(self(scores.detach().double().cpu().numpy())).to(scores.device)
 
     def entry(self) -> dict[str, Any]:
         """Return it as tensors and plain values, for a checkpoint."""

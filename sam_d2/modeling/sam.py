@@ -308,7 +308,7 @@ class PromptableSAM(nn.Module):
                 calibration it is.
 
         Returns:
-            (N,) float32: the recipe's score, or ``model.score``, calibrated where ``calibrate`` says so.
+            (N,) float32: the recipe's score, or ``model.score``; float64 where ``calibrate`` has it calibrated.
 
         Raises:
             UserError: it is to be calibrated and the weights have no calibration of it with this prompt.

@@ -1,8 +1,12 @@
 """How far hand-made detections lie from hand-made instances."""
 
+import msgspec
 import numpy as np
 import pytest
 
+from sam_d2.config import apply_overrides, load_config
+from sam_d2.config_prompts import check_edge_errors
+from sam_d2.data.edge_errors import EdgeErrors
 from sam_d2.errors import UserError
 from sam_d2.evaluation import GroundTruth, ImageDetections
 from sam_d2.evaluation.detector_prompts import DetectorPrompts
@@ -77,3 +81,29 @@ def test_a_detection_of_iou_one_half_counts():
 def test_no_detection_is_of_an_instance(annotations):
     with pytest.raises(UserError, match=r"none has a detection of its class with an IoU of at least 0\.5"):
         measured(truth_of(*annotations), found(1, ([20, 40, 120, 90], 0.9, 0)))
+
+
+def test_against_the_boxes_of_the_masks():
+    """The file's box is 10 wider than the mask on the right: a detection that fits the mask is off by -10 of 110."""
+    loose = {**annotated(1, 1, 1, 20, 40, 100, 50), "bbox": [20, 40, 110, 50]}
+    detections = found(1, ([20, 40, 120, 90], 0.9, 0))
+    prompts = DetectorPrompts([detections], SIZES, source="detector").__getitem__
+    against_file = edge_errors(truth_of(loose), prompts)
+    against_mask = edge_errors(truth_of(loose), prompts, recompute_boxes=True)
+    assert against_file.errors == [[0, 0, pytest.approx(-10 / 110, abs=1e-5), 0]] and against_file.boxes == "file"
+    assert against_mask.errors == [[0, 0, 0, 0]] and against_mask.boxes == "mask"
+
+
+@pytest.mark.parametrize("name", ["sam_tiny", "sam_tiny_256"])
+def test_a_training_takes_errors_of_its_own_boxes_alone(root, tmp_path, name):
+    cfg = apply_overrides(load_config(root / "configs" / f"{name}.py"), ["model.prompt=detector"])
+    own = "mask" if name == "sam_tiny_256" else "file"  # recompute_boxes
+    for boxes in ("file", "mask"):
+        file = tmp_path / f"{boxes}.json"
+        file.write_bytes(msgspec.json.encode(EdgeErrors(errors=[(0, 0, 0, 0)], boxes=boxes)))
+        cfg.model.prompts.detector.train.errors = str(file)
+        if boxes == own:
+            check_edge_errors(cfg)
+        else:
+            with pytest.raises(UserError, match=rf"against the boxes of the {boxes}.* --boxes {own}"):
+                check_edge_errors(cfg)

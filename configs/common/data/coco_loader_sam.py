@@ -49,7 +49,7 @@ dataloader.detector = dict(  # whose boxes prompt SAM at a test of --prompt dete
     config="",  # a config file or a run's folder
     weights="",  # empty: the run's model_final.pth, or what the config begins with
     file="",  # instead: a COCO results list of any other system, --prompt-boxes
-    match_classes=True,  # refuse a detector whose classes have other names than the dataset's; False: order counts
+    match_classes=True,  # refuse a detector whose classes have other names than the dataset's; False: by their order
     min_score=0.05,  # least score of a box
     max_boxes=None,  # of an image, the surest; null: of each class as many as count in the evaluation (max_dets)
 )
