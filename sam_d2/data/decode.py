@@ -106,7 +106,12 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
 def row_place(number: int, row: Mapping[str, Any]) -> str:
     """Return what a finding on a row of a list begins with, such as ``row 3 (image_id 17), ``."""
     key = next((key for key in ("file_name", "image_id") if row.get(key) is not None), None)
-    return f"row {number}, " if key is None else f"row {number} ({key} {_shorten(row[key])}), "
+    if key is None:
+        return f"row {number}, "
+    value = row[key]
+    # of a path the end says which file it is
+    shown = repr(f"...{value[-57:]}" if len(value) > 60 else value) if isinstance(value, str) else _shorten(value)
+    return f"row {number} ({key} {shown}), "
 
 
 def _decode_by_record(

@@ -17,6 +17,7 @@ from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
 from sam_d2.data.rle import compressed_totals
 
 MIN_POLYGON = 6  # numbers: three points
+MAX_COORDINATE = 1e6  # px; pycocotools walks along each side of a polygon, and reads foreign memory beyond 4e8
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
 
@@ -128,6 +129,10 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
     bounds[owner[begins], 2:] = np.maximum.reduceat(points, begins)
     for row in np.unique(owner[~np.isfinite(points).all(axis=1)]).tolist():
         table.report(row, "error", "segmentation", "a polygon has NaN or infinity", "write finite coordinates")
+        bounds[row] = np.nan
+    for row in np.flatnonzero((np.abs(bounds) > MAX_COORDINATE).any(axis=1)).tolist():
+        found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
+        table.report(row, "error", "segmentation", found, f"write pixels, none beyond {MAX_COORDINATE:,.0f}")
         bounds[row] = np.nan
     for row in np.flatnonzero(_outside(table, bounds)).tolist():
         found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"

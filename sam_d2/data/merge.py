@@ -83,8 +83,8 @@ def merge_coco(sources: Sequence[Source], output: Path, rename: Mapping[str, str
         The content of the new file; the same for the same files.
 
     Raises:
-        UserError: a file cannot be read or has errors, a domain is named twice, an image lies in two of them or has
-            another domain already, or categories of one name have different supercategories.
+        UserError: a file cannot be read or has errors, a domain is named twice, or an image lies in two of them or
+            has another domain already.
 
     Example:
         >>> merged = merge_coco([Source("sketch", Path("sketch.json"))], Path("all.json"))  # doctest: +SKIP
@@ -93,8 +93,8 @@ def merge_coco(sources: Sequence[Source], output: Path, rename: Mapping[str, str
     _check_domains(sources, output)
     contents = [_read(source) for source in sources]
     _check_images(contents)
-    categories, category_ids = _merge_categories(contents, rename)
-    licences, licence_ids, notes = _merge_licences(contents)
+    categories, category_ids, notes = _merge_categories(contents, rename)
+    licences, licence_ids, licence_notes = _merge_licences(contents)
     root = _common_root([path for content in contents for path in content.paths], output)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -134,7 +134,7 @@ def merge_coco(sources: Sequence[Source], output: Path, rename: Mapping[str, str
         "annotations": annotations,
         "categories": categories,
     }
-    return Merged(document, root, counts, notes + _category_notes(contents, rename))
+    return Merged(document, root, counts, notes + licence_notes + _category_notes(contents, rename))
 
 
 def _check_domains(sources: Sequence[Source], output: Path) -> None:
@@ -227,8 +227,8 @@ def _check_images(contents: Sequence[_Content]) -> None:
 
 def _merge_categories(
     contents: Sequence[_Content], rename: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], list[dict[int, int]]]:
-    """The categories by rising id, and of each file old id -> new id."""
+) -> tuple[list[dict[str, Any]], list[dict[int, int]], list[str]]:
+    """The categories by rising id, of each file old id -> new id, and which supercategories were left out."""
     used = {category["name"] for content in contents for category in content.raw["categories"]}
     unknown = sorted(set(rename) - used)
     if unknown:
@@ -238,6 +238,7 @@ def _merge_categories(
     merged: dict[str, dict[str, Any]] = {}
     origin: dict[str, Source] = {}
     taken: set[int] = set()
+    notes: list[str] = []
     highest = max(category["id"] for content in contents for category in content.raw["categories"])
     # Those that have the name themselves say what the category is; renamed ones come after them.
     ordered = sorted(
@@ -256,16 +257,16 @@ def _merge_categories(
         elif category["name"] not in rename:
             mine, other = merged[name].get("supercategory"), category.get("supercategory")
             if mine is not None and other is not None and mine != other:
-                raise UserError(
-                    f"Category {name!r} is of supercategory {mine!r} in {origin[name].file} and of {other!r} in "
-                    f"{source.file}. Write the same into both, or rename the category where it is another one."
+                notes.append(
+                    f"{source.domain}: category {name!r} is of supercategory {other!r} there; {mine!r}, as in "
+                    f"{origin[name].domain}, is kept. Where it is another category, rename it in one of the files"
                 )
             merged[name] = {**category, **merged[name]}
     to_new = [
         {one["id"]: merged[rename.get(one["name"], one["name"])]["id"] for one in content.raw["categories"]}
         for content in contents
     ]
-    return sorted(merged.values(), key=lambda category: category["id"]), to_new
+    return sorted(merged.values(), key=lambda category: category["id"]), to_new, notes
 
 
 def _category_notes(contents: Sequence[_Content], rename: Mapping[str, str]) -> list[str]:

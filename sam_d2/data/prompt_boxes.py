@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from sam_d2.data.decode import decode_rows, row_place
 from sam_d2.data.findings import Finding, raise_findings
+from sam_d2.data.records import Id, Segmentation
 from sam_d2.errors import UserError
 
 Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
@@ -28,7 +29,7 @@ class PromptBox(Struct, kw_only=True):
         image_id: of the image; its file's name without the suffix serves, leading zeros or not.
         file_name: of the image, with as many of its folders as it takes; where there are no ids.
         category_id: of what is in the box, handed on to the mask.
-        score: of the box, 0-1.
+        score: of the box, 0-1; UNSET where the file has none.
         segmentation: the mask that its maker gave it, as COCO has it; no prompt, but his own to be compared with.
     """
 
@@ -40,9 +41,12 @@ class PromptBox(Struct, kw_only=True):
     file_name: Annotated[
         Annotated[str, Meta(min_length=1)] | None, Meta(description="the name of an image's file, not empty")
     ] = None
-    category_id: Annotated[int, Meta(description="a category id of the dataset, a whole number")] = 0
-    score: Annotated[float, Meta(ge=-1e9, le=1e9, description="a finite number")] = 1.0
-    segmentation: Annotated[Any, Meta(description="a mask in COCO's form")] = None
+    category_id: Annotated[Id, Meta(description="a category id of the dataset, a whole number")] = 0
+    score: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | UnsetType,
+        Meta(description="a finite number from 0 to 1; divide percentages by 100, apply the sigmoid to logits"),
+    ] = UNSET
+    segmentation: Segmentation = None
 
     @property
     def xyxy(self) -> list[float]:

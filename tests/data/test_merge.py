@@ -105,6 +105,16 @@ def test_map_counts_a_category_as_another(put, tmp_path):
         merge_coco([first, second], tmp_path / "all.json", {"van": "car"})
 
 
+def test_of_two_supercategories_the_first_is_kept_with_a_note(put, tmp_path):
+    animal, pet = content([(3, "cat", "animal"), (7, "dog")]), content([(4, "cat", "pet"), (8, "dog", "pet")])
+    merged = merge_coco([put("a", animal), put("b", pet)], tmp_path / "all.json")
+    assert [(one["name"], one.get("supercategory")) for one in merged.document["categories"]] == [
+        ("cat", "animal"), ("dog", "pet"),
+    ]  # fmt: skip
+    (note,) = merged.notes
+    assert note.startswith("b: category 'cat' is of supercategory 'pet' there; 'animal', as in a, is kept")
+
+
 def test_licences_are_numbered_anew_and_equal_ones_are_one(put, tmp_path):
     cc, own = {"name": "CC BY"}, {"name": "own"}
     first = content(licenses=[{"id": 1, **cc}])
@@ -162,7 +172,6 @@ def test_images_that_are_not_found_are_said_with_the_folders_looked_in(put, tmp_
 
 def test_what_is_refused(put, tmp_path):
     output = tmp_path / "all.json"
-    animal = [(3, "cat", "animal")]
     pet = [(4, "cat", "pet")]
     tagged = content()
     tagged["images"][1]["domain"] = "cartoon"
@@ -184,7 +193,6 @@ def test_what_is_refused(put, tmp_path):
         ([a, Source("a", b.file)], "Domain 'a' is named 2 times"),
         ([a, Source("b", a.file)], r"2 images are in two records: .*a\.png \(image 5 of a, image 5 of b\)"),
         ([put("p", content(images=("a.png", "a.png")))], "1 image is in two records"),
-        ([put("x", content(animal)), put("y", content(pet))], "of supercategory 'animal' in .*x.json and of 'pet'"),
         ([put("q", content([(1, "cat"), (2, "cat")]))], "2 have the name 'cat'; categories are merged by name"),
         ([put("sketch", tagged)], "image 6 is of domain 'cartoon' already, not 'sketch'"),
         ([put("number", wrong)], "image 6, domain: 4 .*expected a name"),

@@ -86,6 +86,8 @@ COCO_ERRORS = {
         "polygon 0 has 7 numbers"),
     "polygon with NaN": (
         put(*ANNOTATION, "segmentation", 0, 3, NAN), 10, 0, "segmentation", "a polygon has NaN or infinity"),
+    "polygon of another planet": (
+        put(*ANNOTATION, "segmentation", 0, 3, 1e30), 10, 0, "segmentation", "polygons reach over"),
     "polygon with null": (put(*ANNOTATION, "segmentation", 0, 3, None), 10, 0, "segmentation", "got `null`"),
     "RLE without size": (
         put(*CROWD, "segmentation", "size", ...), 20, 2, "segmentation", "missing required field `size`"),

@@ -5,6 +5,7 @@ import logging
 import re
 
 import numpy as np
+import pycocotools.mask as mask_utils
 import pytest
 
 from sam_d2.data import resolve_dataset
@@ -112,6 +113,28 @@ class TestFile:
         (image,) = read([{**row, "file_name": "test_1.png"}])
         assert image.image_id == 1
 
+    def test_the_id_goes_before_the_file_name(self, read):
+        """The folders of the name may be those of another machine."""
+        (image,) = read([{**ROW, "image_id": 2, "file_name": "/elsewhere/test_2.png"}])
+        assert image.image_id == 2
+
+    def test_a_perfect_detection_is_legal_and_so_is_a_score_of_nothing(self, read):
+        (image,) = read([{**ROW, "score": 1}, {**ROW, "score": 0}])
+        assert image.scores.tolist() == [1, 0]
+
+    def test_masks_of_all_forms(self, read):
+        """The square of 4 x 4 pixels at the corner of 64 x 96: 60 background pixels between its columns."""
+        runs = [0, *[4, 60] * 3, 4, 64 * 96 - 4 * 64 + 60]
+        compressed = mask_utils.frPyObjects({"size": [64, 96], "counts": runs}, 64, 96)["counts"].decode()
+        forms = [
+            [[0, 0, 4, 0, 4, 4, 0, 4], [1, 1, 2, 2]],  # the line is left out, as of a dataset
+            {"size": [64, 96], "counts": runs},
+            {"size": [64, 96], "counts": compressed},
+        ]
+        (image,) = read([{**ROW, "segmentation": form} for form in forms])
+        assert [mask_utils.area(rle) for rle in image.rles] == [16, 16, 16]
+        assert all(mask_utils.decode(rle)[:4, :4].all() for rle in image.rles)
+
     def test_masks_of_the_files_maker_are_kept(self, read):
         square = [[0, 0, 4, 0, 4, 4, 0, 4]]
         (image,) = read([{**ROW, "segmentation": square}])
@@ -129,7 +152,18 @@ class TestFile:
                 [ROW, {**ROW, "image_id": 77}, {**ROW, "image_id": 78}],
                 [r"2 errors:", r"row 1 \(image_id 77\), image_id: 77; .* has no such image", "row 2 .*: 78;"],
             ),
-            ([{**ROW, "file_name": "none.png"}], [r"row 0 \(file_name 'none.png'\), file_name: 'none.png'; .* has no"]),
+            (
+                [{**ROW, "file_name": "test_1.png"}, {**ROW, "image_id": None, "file_name": "none.png"}],
+                [
+                    "2 errors:",
+                    r"row 0 \(file_name 'test_1.png'\), file_name: 'test_1.png', but image 0 is 'test_0.png'; correct",
+                    r"row 1 \(file_name 'none.png'\), file_name: 'none.png'; .* has no",
+                ],
+            ),
+            (
+                [{**ROW, "image_id": 7, "file_name": f"{'a/' * 40}test_1.png"}],
+                [r"row 0 \(file_name '\.\.\.[a/]*test_1.png'\), image_id: 7; .*, or leave the id out"],
+            ),
             (
                 [ROW, {**ROW, "category_id": 1}],
                 [r"row 1 \(image_id 0\), category_id: 1; expected a category id of .*: 3"],
@@ -138,7 +172,7 @@ class TestFile:
                 [{**ROW, "score": float("nan")}, {**ROW, "score": None}, {**ROW, "bbox": [1, 2, float("inf"), 3]}],
                 [
                     "3 errors",
-                    "row 0 .*, score: nan .*; expected a finite number",
+                    "row 0 .*, score: nan .*; expected a finite number from 0 to 1",
                     "row 1 .*, score: None",
                     r"row 2 .*, bbox: \[1, 2, inf, 3\] .*; expected x, y, width and height in pixels",
                 ],
@@ -155,8 +189,43 @@ class TestFile:
                 ],
             ),
             (
-                [{**ROW, "segmentation": {"size": [1, 1], "counts": [1]}}],
-                [r"row 0 .*, segmentation: cannot be read \(.*\(1, 1\).*; write polygons"],
+                [{**ROW, "score": score} for score in (87.5, 0.5, -0.01)],
+                ["2 errors:", "row 0 .*, score: 87.5 .*; .* divide percentages by 100", "row 2 .*, score: -0.01"],
+            ),
+            (
+                [ROW, {name: value for name, value in ROW.items() if name != "score"}] * 2,
+                ["1 error:", r"row 1 \(image_id 0\), score: missing key, as in 2 of 4 rows; add it, 0 to 1"],
+            ),
+            (
+                [
+                    {**ROW, "segmentation": segmentation}
+                    for segmentation in (
+                        [[1, 2]],
+                        [[0, 0, 1e30, 0, 1e30, 9]],
+                        [[0, 0, 9, 0, 9, 9, 0]],
+                        {"size": [1, 1], "counts": [1]},
+                        {"size": [64, 96], "counts": [0, 7000]},
+                        {"size": [64, 96], "counts": "01"},
+                        {"size": [64, 96], "counts": "garbage!!"},
+                    )
+                ],
+                [
+                    "7 errors:",
+                    r"row 0 \(image_id 0\), segmentation: no polygon has 3 points; write polygons",
+                    r"row 1 .*, segmentation: polygons reach over \[0.0, 0.0, 1e\+30, 9.0\]",
+                    "row 2 .*, segmentation: polygon 0 has 7 numbers",
+                    r"row 3 .*, segmentation.size: \[1, 1\], but the image is \[64, 96\]",
+                    r"row 4 .*, segmentation.counts: the runs sum to 7000, size \[64, 96\] needs 6144",
+                    r"row 5 .*, segmentation.counts: the runs sum to 1, size",
+                    "row 6 .*, segmentation.counts: counts 'garbage!!' is not a compressed run-length string",
+                ],
+            ),
+            (
+                [
+                    {**ROW, "segmentation": segmentation}
+                    for segmentation in ("garbage", [["x"]], {"size": [64, 96], "counts": [-5, 7000]}, {"counts": "a"})
+                ],
+                ["4 errors:", *(rf"row {row} .*, segmentation: .*; expected a list of polygons" for row in range(4))],
             ),
             ([ROW, {"bbox": [0, 0, 1, 1]}], ["row 1, image_id: missing key; add it, or a file_name"]),
             ({"annotations": []}, ["top level: a JSON object; expected a COCO results list"]),
