@@ -108,7 +108,7 @@ def index_coco(
         check_annotations: False to look at the ids of annotations alone.
     """
     try:
-        frame = _FRAME.decode(content)
+        frame = _FRAME.decode(content.data)
         findings = check_references(CocoFile(images=frame.images, annotations=[], categories=frame.categories), file)
         if any(finding.severity == "error" for finding in findings):
             return None

@@ -98,14 +98,14 @@ def decode_content(
     """Do what :func:`decode_dataset` does with the content of the file, as :func:`read_content` returns it."""
     try:
         decoders = _COCO_DECODERS if is_coco(content) else _DICTS_DECODERS
-        return decoders[require_masks].decode(content), []
+        return decoders[require_masks].decode(content.data), []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _decode_by_record(file, content.tobytes(), require_masks)
 
 
 def _first_character(content: np.ndarray) -> bytes:
     """Return the first byte that is no white space; none where there is no such."""
-    found = _FIRST.match(content)
+    found = _FIRST.match(content.data)
     assert found is not None  # it matches anything
     return found[1]
 
