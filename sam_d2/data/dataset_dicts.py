@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, compressed_rle
-from sam_d2.data.records import XYWH_ABS, XYXY_ABS, CocoFile, DatasetDict, Image, Rle, known
+from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, Repair, compressed_rle
+from sam_d2.data.records import XYWH_ABS, XYXY_ABS, Annotation, CocoFile, DatasetDict, Image, Rle, known
 
 
 def coco_table(records: CocoFile, file: Path, *, require_masks: bool = True) -> AnnotationTable:
@@ -61,10 +61,11 @@ def build_dataset_dicts(
     annotations: dict[int | str, list[dict[str, Any]]] = {image.id: [] for image in images}
     for row, (image_id, item) in enumerate(zip(table.image_ids, table.annotations, strict=True)):
         if image_id is not None and not (table.require_masks and row in table.without_mask):
-            annotations[image_id].append(_annotation_dict(table, row, item, contiguous[item.category_id]))
+            category = contiguous[item.category_id]
+            annotations[image_id].append(annotation_dict(item, category, int(table.modes[row]), table.repair(row)))
     return [
         {
-            "file_name": str(root / image.file_name),
+            "file_name": image_path(str(root), image.file_name),
             "height": image.height,
             "width": image.width,
             "image_id": image.id,
@@ -75,22 +76,37 @@ def build_dataset_dicts(
     ]
 
 
-def _annotation_dict(table: AnnotationTable, row: int, item: Any, category: int) -> dict[str, Any]:
-    new_box = table.new_boxes.get(row)
+def image_path(root: str, file_name: str) -> str:
+    """Return the path of an image as pathlib writes it, which itself takes half a second for COCO's."""
+    if "//" in file_name or "./" in file_name or file_name.startswith("/") or file_name.endswith(("/", ".")):
+        return str(Path(root) / file_name)
+    return f"{root.rstrip('/')}/{file_name}"
+
+
+def annotation_dict(item: Annotation, category: int, mode: int, repair: Repair) -> dict[str, Any]:
+    """Return a checked annotation in Detectron2's form.
+
+    Args:
+        item: the record.
+        category: its class index.
+        mode: of its box.
+        repair: what the checks conclude.
+    """
     segmentation = item.segmentation
     if isinstance(segmentation, Rle):
-        segmentation = compressed_rle(segmentation)
-    elif row in table.short_rows:
+        segmentation = compressed_rle(segmentation)  # type: ignore[assignment]
+    elif repair.short_polygons and segmentation:
         segmentation = [polygon for polygon in segmentation if len(polygon) >= MIN_POLYGON]
-    result = {
-        "bbox": item.bbox if new_box is None else new_box,
-        "bbox_mode": int(table.modes[row]) if new_box is None else XYXY_ABS,
+    result: dict[str, Any] = {
+        "bbox": item.bbox if repair.box is None else repair.box,
+        "bbox_mode": mode if repair.box is None else XYXY_ABS,
         "category_id": category,
-        **({} if row in table.without_mask else {"segmentation": segmentation}),
-        "iscrowd": int(item.iscrowd),
     }
-    if item.id is not None:
-        result["id"] = item.id
+    if repair.has_mask:
+        result["segmentation"] = segmentation
+    result["iscrowd"] = int(item.iscrowd)
+    if (identity := getattr(item, "id", None)) is not None:
+        result["id"] = identity
     if item.area is not None and item.area >= 0:
         result["area"] = item.area
     if item.provenance is not None:

@@ -29,12 +29,16 @@ def dataset_digest(dataset: Sequence[Mapping[str, Any]]) -> str:
     Args:
         dataset: Detectron2's dataset dicts, any keys; read one at a time by index.
     """
-    images = [dataset[index] for index in range(len(dataset))]
-    keys = {key for image in images for key in image if key.endswith("file_name")}
-    shared = {key: _shared_folders(str(image[key]) for image in images if key in image) for key in keys}
+    names: dict[str, list[str]] = {}  # by key
+    for index in range(len(dataset)):  # read twice, because all at once may be more than the memory holds
+        for key, value in dataset[index].items():
+            if key.endswith("file_name"):
+                names.setdefault(key, []).append(str(value))
+    shared = {key: _shared_folders(found) for key, found in names.items()}
     digest = hashlib.sha256()
-    for image in images:
-        relative = {key: "/".join(PurePath(str(image[key])).parts[shared[key] :]) for key in keys & image.keys()}
+    for image in map(dataset.__getitem__, range(len(dataset))):
+        keys = shared.keys() & image.keys()
+        relative = {key: "/".join(PurePath(str(image[key])).parts[shared[key] :]) for key in keys}
         _feed(digest, {**image, **relative})
     return digest.hexdigest()[:_DIGITS]
 

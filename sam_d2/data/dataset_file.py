@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from msgspec import UNSET
 
+from sam_d2.data.coco_index import CocoIndex, index_coco
 from sam_d2.data.dataset_dicts import build_dataset_dicts, coco_table, dicts_table, number_of_classes
-from sam_d2.data.decode import decode_dataset
+from sam_d2.data.decode import decode_content, is_coco, read_content
 from sam_d2.data.findings import Finding, RecordId, raise_findings
 from sam_d2.data.geometry import AnnotationTable, check_geometry
 from sam_d2.data.image_root import find_image_root
+from sam_d2.data.lazy_dicts import LazyDatasetDicts, count_annotations
 from sam_d2.data.records import CocoFile, known
 from sam_d2.data.references import check_references, duplicate_images
 from sam_d2.errors import UserError
@@ -54,7 +57,7 @@ class DatasetFile:
     format: Literal["coco", "detectron2"]
     classes: list[str]
     category_ids: list[int]
-    dataset_dicts: list[dict[str, Any]]
+    dataset_dicts: Sequence[dict[str, Any]]
     findings: list[Finding]
 
 
@@ -64,6 +67,7 @@ def load_dataset_file(
     classes: Sequence[str] | None = None,
     *,
     boxes_alone: bool = False,
+    check_annotations: bool = True,
 ) -> DatasetFile:
     """Read and check a dataset file, so that nothing is left to go wrong during training.
 
@@ -78,6 +82,8 @@ def load_dataset_file(
         classes: class names. They name the classes of Detectron2's form; for COCO's they must be the file's
             own.
         boxes_alone: whether a file in which no annotation has a mask may be read, for an evaluation of boxes.
+        check_annotations: False to look at the ids of a COCO file's annotations alone, and at the rest of each
+            when it is read: then one that is in error raises the UserError.
 
     Returns:
         The dataset; its findings are the warnings, which are logged as counts.
@@ -90,11 +96,13 @@ def load_dataset_file(
         >>> len(dataset.dataset_dicts), dataset.classes  # doctest: +SKIP
         (120, ['cell'])
     """
-    dataset = inspect_dataset_file(json_file, image_root, classes)
+    dataset = inspect_dataset_file(json_file, image_root, classes, check_annotations=check_annotations)
     if boxes_alone and any(BOXES_ALONE in finding.found for finding in dataset.findings):
-        dataset = inspect_dataset_file(json_file, image_root, classes, require_masks=False)
+        dataset = inspect_dataset_file(
+            json_file, image_root, classes, require_masks=False, check_annotations=check_annotations
+        )
     raise_findings(dataset.findings, logger)
-    instances = sum(len(record["annotations"]) for record in dataset.dataset_dicts)
+    instances = count_annotations(dataset.dataset_dicts)
     logger.info(
         f"{dataset.json_file}: {len(dataset.dataset_dicts)} images and {instances} instances of "
         f"{len(dataset.classes)} classes; images under {dataset.image_root}"
@@ -108,6 +116,7 @@ def inspect_dataset_file(
     classes: Sequence[str] | None = None,
     *,
     require_masks: bool = True,
+    check_annotations: bool = True,
 ) -> DatasetFile:
     """Read and check a dataset file, and return every problem instead of raising.
 
@@ -117,12 +126,13 @@ def inspect_dataset_file(
         classes: the same.
         require_masks: whether annotations without a mask are left out, and a file of boxes alone is an error;
             otherwise they stay, without `segmentation`, for :mod:`sam_d2.labelling`.
+        check_annotations: as for :func:`load_dataset_file`.
 
     Returns:
         The dataset with all findings. Where one of them is an error, `dataset_dicts` is empty.
     """
     with _collection_paused():
-        dataset = _inspect(Path(json_file).absolute(), image_root, require_masks)
+        dataset = _inspect(Path(json_file).absolute(), image_root, require_masks, check_annotations)
     return dataset if classes is None else with_classes(dataset, classes)
 
 
@@ -138,8 +148,15 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _inspect(file: Path, image_root: ImageRoot, require_masks: bool) -> DatasetFile:
-    records, findings = decode_dataset(file, require_masks=require_masks)
+def _inspect(file: Path, image_root: ImageRoot, require_masks: bool, check_annotations: bool) -> DatasetFile:
+    content, problem = read_content(file)
+    if problem is None and is_coco(content):
+        index = index_coco(file, content, require_masks=require_masks, check_annotations=check_annotations)
+        if index is not None:
+            return _indexed(file, content, index, image_root, require_masks, check_annotations)
+    records, findings = (
+        (None, [problem]) if problem is not None else decode_content(file, content, require_masks=require_masks)
+    )
     if isinstance(records, CocoFile):
         findings += check_references(records, file, {finding.field for finding in findings})
         table = coco_table(records, file, require_masks=require_masks)
@@ -170,6 +187,29 @@ def _inspect(file: Path, image_root: ImageRoot, require_masks: bool) -> DatasetF
         category_ids=category_ids,
         dataset_dicts=build_dataset_dicts(images, table, category_ids, root) if sound and root else [],
         findings=findings,
+    )
+
+
+def _indexed(
+    file: Path,
+    content: np.ndarray,
+    index: CocoIndex,
+    image_root: ImageRoot,
+    require_masks: bool,
+    check_annotations: bool,
+) -> DatasetFile:
+    """Return the dataset of a COCO file without errors, whose annotations are decoded when they are read."""
+    root, image_findings = _find_root(file, index.images, image_root)
+    pending = None if check_annotations else (file, index.images)
+    store = index.store(content, require_masks=require_masks, pending=pending)
+    return DatasetFile(
+        json_file=file,
+        image_root=root,
+        format="coco",
+        classes=[category.name for category in index.categories],
+        category_ids=[category.id for category in index.categories],
+        dataset_dicts=LazyDatasetDicts(index.images, root, store) if root else [],
+        findings=index.findings + image_findings,
     )
 
 

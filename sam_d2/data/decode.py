@@ -1,12 +1,14 @@
 """Read a dataset file into typed records: at once where it is sound, record by record where it is not."""
 
 import json
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.records import (
@@ -34,6 +36,11 @@ _DICTS_DECODERS: dict[bool, msgspec.json.Decoder] = {
 }
 _COCO_ANNOTATIONS: dict[bool, type] = {True: CocoAnnotation, False: CocoBoxAnnotation}
 _DATASET_ANNOTATIONS: dict[bool, type] = {True: DatasetAnnotation, False: DatasetBoxAnnotation}
+ANNOTATION_DECODERS: dict[bool, msgspec.json.Decoder] = {
+    masks: msgspec.json.Decoder(record_type) for masks, record_type in _COCO_ANNOTATIONS.items()
+}
+"""Of one annotation of a COCO file, by whether masks are required."""
+_FIRST = re.compile(rb"\s*(.?)", re.DOTALL)
 _EXPECTED = (
     "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} or Detectron2's list of dicts"
 )
@@ -55,20 +62,71 @@ def decode_dataset(
         The records and the problems. The records are None where the file as a whole cannot be read; a field
         whose problem is reported is `msgspec.UNSET` in its record.
     """
+    content, problem = read_content(file)
+    if problem is not None:
+        return None, [problem]
+    return decode_content(file, content, require_masks=require_masks)
+
+
+def read_content(file: Path) -> tuple[np.ndarray, Finding | None]:
+    """Return the bytes of a dataset file, uint8 (n,), without a byte order mark, or the problem that prevents it.
+
+    An array, because the memory of one can be shared between processes.
+    """
+    content = np.empty(0, dtype=np.uint8)
     try:
-        content = file.read_bytes().removeprefix(_UTF8_BOM)
+        content = np.fromfile(file, dtype=np.uint8)
     except IsADirectoryError:
-        return None, [_of_file(file, "file", "it is a folder", "name the JSON file in it")]
+        return content, _of_file(file, "file", "it is a folder", "name the JSON file in it")
     except OSError as error:
-        return None, [_of_file(file, "file", error.strerror or str(error), "check the path and its permissions")]
-    if not content.strip():
-        return None, [_of_file(file, "file", "it is empty", "write or copy the file again")]
+        return content, _of_file(file, "file", error.strerror or str(error), "check the path and its permissions")
+    if content[: len(_UTF8_BOM)].tobytes() == _UTF8_BOM:
+        content = content[len(_UTF8_BOM) :]
+    if not _first_character(content):
+        return content, _of_file(file, "file", "it is empty", "write or copy the file again")
+    return content, None
+
+
+def is_coco(content: np.ndarray) -> bool:
+    """Tell whether a file's content, as :func:`read_content` returns it, is in COCO's form rather than a list."""
+    return _first_character(content) != b"["
+
+
+def decode_content(
+    file: Path, content: np.ndarray, *, require_masks: bool
+) -> tuple[CocoFile | list[DatasetDict] | None, list[Finding]]:
+    """Do what :func:`decode_dataset` does with the content of the file, as :func:`read_content` returns it."""
     try:
-        is_list = content.lstrip()[:1] == b"["
-        decoders = _DICTS_DECODERS if is_list else _COCO_DECODERS
-        return decoders[require_masks].decode(content), []
+        decoders = _COCO_DECODERS if is_coco(content) else _DICTS_DECODERS
+        return decoders[require_masks].decode(content.data), []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decode_by_record(file, content, require_masks)
+        return _decode_by_record(file, content.tobytes(), require_masks)
+
+
+def _first_character(content: np.ndarray) -> bytes:
+    """Return the first byte that is no white space; none where there is no such."""
+    found = _FIRST.match(content.data)
+    assert found is not None  # it matches anything
+    return found[1]
+
+
+def decode_coco_annotations(
+    file: Path, records: Sequence[Any], *, require_masks: bool
+) -> tuple[list[CocoAnnotation], list[Finding]]:
+    """Return annotations of a COCO file from the bytes of each, or what is wrong with them.
+
+    Args:
+        file: for the findings.
+        records: of each annotation the JSON object, bytes or a uint8 array.
+        require_masks: as for :func:`decode_dataset`.
+    """
+    decode = ANNOTATION_DECODERS[require_masks].decode
+    try:
+        return [decode(record) for record in records], []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        reader = _RecordReader(file, require_masks)
+        value = {"annotations": [json.loads(bytes(record)) for record in records]}
+        return reader.coco_list(value, "annotations", _COCO_ANNOTATIONS[require_masks]), reader.findings
 
 
 def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], list[Finding]]:

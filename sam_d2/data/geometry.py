@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -20,6 +20,23 @@ MIN_POLYGON = 6  # numbers: three points
 MAX_COORDINATE = 1e6  # px; pycocotools walks along each side of a polygon, and reads foreign memory beyond 4e8
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
+
+
+class Repair(NamedTuple):
+    """How an annotation is used where a check has found something.
+
+    Attributes:
+        box: XYXY, px, original frame, in place of its own, which has no area; None to keep that.
+        short_polygons: whether it has polygons of under 3 points, which are left out.
+        has_mask: whether it has a mask that can be used.
+    """
+
+    box: list[float] | None = None
+    short_polygons: bool = False
+    has_mask: bool = True
+
+
+SOUND = Repair()
 
 
 @dataclass
@@ -59,6 +76,10 @@ class AnnotationTable:
         if severity == "error":
             self.error_rows.add(row)
         self.findings.append(Finding(severity, self.file, self.image_ids[row], self.labels[row], key, found, fix))
+
+    def repair(self, row: int) -> Repair:
+        """Return what the checks conclude on a row."""
+        return Repair(self.new_boxes.get(row), row in self.short_rows, row not in self.without_mask)
 
 
 def check_geometry(table: AnnotationTable) -> None:
@@ -180,7 +201,7 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
     """Replace boxes without area by the bounds of the mask; find boxes far from their polygons."""
     with np.errstate(invalid="ignore", over="ignore"):
         flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-        far = _iou(boxes, bounds) < FAR_IOU
+        far = grown_iou(boxes, bounds) < FAR_IOU
     for row in np.flatnonzero(flat).tolist():
         if row in table.error_rows or table.annotations[row].segmentation is UNSET:
             continue
@@ -202,7 +223,7 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
         table.report(row, "warning", "bbox", found, "the box is used as it is; was XYXY written as XYWH?")
 
 
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def grown_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the IoU (N,) of XYXY boxes (N, 4), each grown by 1 px, so that rounding does not count."""
     low = np.stack((boxes[:, :2], others[:, :2])) - 1
     high = np.stack((boxes[:, 2:], others[:, 2:])) + 1
@@ -232,17 +253,22 @@ def compressed_rle(rle: Rle) -> dict[str, Any]:
 
 
 def _outside(table: AnnotationTable, boxes: np.ndarray) -> np.ndarray:
-    """Return which boxes (N, 4) reach over the border of their image, bool (N,); False where unknown."""
     unknown = (np.inf, np.inf)
-    sizes = np.array(
-        [
-            unknown if image is None or UNSET in (image.height, image.width) else (image.width, image.height)
-            for image in table.owners
-        ]
-    ).reshape(-1, 2)
+    sizes = [
+        unknown if image is None or UNSET in (image.height, image.width) else (image.width, image.height)
+        for image in table.owners
+    ]
+    return reach_outside(boxes, np.array(sizes))
+
+
+def reach_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return which boxes (N, 4) reach over the border of their image of (width, height) (N, 2), bool (N,).
+
+    False where a box is NaN.
+    """
     with np.errstate(invalid="ignore"):
         low = boxes.reshape(-1, 2, 2).min(axis=1) < -OUTSIDE_TOLERANCE
-        high = boxes.reshape(-1, 2, 2).max(axis=1) > sizes + OUTSIDE_TOLERANCE
+        high = boxes.reshape(-1, 2, 2).max(axis=1) > sizes.reshape(-1, 2) + OUTSIDE_TOLERANCE
     return (low | high).any(axis=1)
 
 

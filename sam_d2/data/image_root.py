@@ -119,7 +119,7 @@ def _files_of(base: Path, folder: str) -> set[str]:
 
 
 def _stays_inside(base: Path, name: str) -> bool:
-    if not name.startswith("/") and ".." not in name and not PurePath(name).is_absolute():
+    if ".." not in name and not os.path.isabs(name):  # noqa: PTH117  as above
         return True
     path = os.path.normpath(base / name)
     return PurePath(path).is_relative_to(base)

@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
+from sam_d2.data.shared_records import SharedRecords
 from sam_d2.errors import UserError
 
 DatasetDict = dict[str, Any]
@@ -188,7 +189,7 @@ class TrainLoader:
             if aspect_ratio_grouping
             else None
         )
-        self.dataset = DatasetFromList(dataset, serialize=True)
+        self.dataset = DatasetFromList(dataset, serialize=SharedRecords)
         self._samples = SeededDataset(self.dataset, mapper, seed)
 
     def __iter__(self) -> Iterator[list[DatasetDict]]:

@@ -1,7 +1,6 @@
 """Put dataset files into Detectron2's catalogs."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from sam_d2.data.dataset_file import DatasetFile, ImageRoot, load_dataset_file, with_classes
 from sam_d2.data.findings import raise_findings
+from sam_d2.data.lazy_dicts import count_categories
 from sam_d2.data.split import Split, split_dataset
 from sam_d2.errors import UserError
 
@@ -147,7 +147,7 @@ def _log_contents(name: str, source: _Source, records: list[dict[str, Any]], dat
     if source.split is not None:
         share = f"{source.split.fraction:g} for training, seed {source.split.seed}"
         part = f", of the {len(dataset.dataset_dicts)} in {source.json_file} (split by image: {share})"
-    counts = Counter(annotation["category_id"] for record in records for annotation in record["annotations"])
+    counts = count_categories(records)
     most = ", ".join(f"{dataset.classes[index]} {count}" for index, count in counts.most_common(_MAX_CLASSES))
     more = ", ..." if len(counts) > _MAX_CLASSES else ""
     logger.info(

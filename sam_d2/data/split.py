@@ -1,6 +1,7 @@
 """Divide the images of one file into a training and a test part."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -25,7 +26,7 @@ class Split(Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = DEFAULT_SEED
 
 
-def split_dataset(dataset_dicts: list[dict[str, Any]], split: Split, source: str) -> list[dict[str, Any]]:
+def split_dataset(dataset_dicts: Sequence[dict[str, Any]], split: Split, source: str) -> list[dict[str, Any]]:
     """Return one part of the images, in their order.
 
     An image's place depends on its id and the seed alone: the images are ranked by a hash of both and the

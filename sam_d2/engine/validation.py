@@ -17,6 +17,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from sam_d2.data.loader import SeededDataset, seeded
+from sam_d2.data.shared_records import SharedRecords
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class ValidationLoss:
         if not dataset:
             raise UserError("train.validation_loss: the test dataset has no images.")
         self.size = len(dataset)
-        samples = SeededDataset(DatasetFromList(dataset, serialize=True), mapper, seed)
+        samples = SeededDataset(DatasetFromList(dataset, serialize=SharedRecords), mapper, seed)
         self.loader: DataLoader[dict[str, Any]] = DataLoader(
             _Numbered(samples, self.size),  # type: ignore[arg-type]
             batch_size=1,
