@@ -91,19 +91,19 @@ def main() -> int:
     from sam_d2.engine.console import quiet_console
     from sam_d2.engine.distributed import choose_device
     from sam_d2.evaluation import GroundTruth
+    from sam_d2.evaluation.coco_metrics import detection_limit
     from sam_d2.evaluation.results import write_atomically
-    from sam_d2.evaluation.robustness import (
+    from sam_d2.evaluation.robustness import conditions, load_sam, measure
+    from sam_d2.evaluation.robustness_report import (
         Measured,
         Robustness,
-        conditions,
-        load_sam,
-        measure,
         robustness_json,
         robustness_table,
         write_plot,
     )
     from sam_d2.labelling.progress import LabelProgress
     from sam_d2.model_source import find_model
+    from sam_d2.modeling.prompt_recipes import PromptRecipe
 
     asked = conditions(args.shift, args.scale, args.points, seed=args.seed)
     for name in ("sam_d2", "detectron2"):
@@ -124,14 +124,20 @@ def main() -> int:
             "The runs differ in dataloader.train.mapper.recompute_boxes, so they would be given different boxes. "
             "Add dataloader.test.mapper.recompute_boxes=false (or true) for all."
         )
+    if len({cfg.dataloader.evaluator.get("max_dets") for cfg, _ in models.values()}) > 1:
+        raise UserError(
+            "The runs differ in dataloader.evaluator.max_dets, so their AP would not compare. Add "
+            "dataloader.evaluator.max_dets=100 for all."
+        )
     truth = GroundTruth.from_catalog(resolve_dataset(args.dataset).test)
     if not truth.count_instances():
         raise UserError(f"--dataset {args.dataset}: {truth.name} has no instance with a mask to prompt for.")
-    results, scores = [], {}
+    results, scores, limits = [], {}, set()
     for label, (cfg, file) in models.items():
         print(f"{label}: {len(truth.images)} images, {len(asked)} evaluations")
         model = load_sam(cfg, file, choose_device(cfg.train.device))
-        scores[label] = model.score
+        scores[label] = model.score_name(PromptRecipe())  # of the conditions' recipes, which have none of their own
+        limits.add(cfg.dataloader.evaluator.get("max_dets") or detection_limit(truth))
         progress = LabelProgress(len(truth.images))
         try:
             found = measure(model, cfg, truth, asked, on_image=progress.add)
@@ -147,6 +153,7 @@ def main() -> int:
         seed=args.seed,
         checkpoints={label: str(file) for label, (_, file) in models.items()},
         scores=scores,
+        max_dets=limits.pop(),
         results=results,
     )
     write_atomically(files["json"], robustness_json(robustness))

@@ -22,7 +22,7 @@ from sam_d2.evaluation.results import Result, prompts_text
 PREFIX = "AP@domain="
 """Begins the name of a metric: the AP on the images of one domain, all classes."""
 SLOPE = 0.45
-"""AP on COCO-O by AP on COCO, as fitted to published detectors there."""
+"""AP on COCO-O by AP on COCO, as fitted to the box AP of published detectors there, not to mask AP."""
 MEAN = "mean of the domains"
 ALL = "all images"
 ROBUSTNESS = "effective robustness"
@@ -60,7 +60,9 @@ def table_words(row: Result, lines: Lines) -> list[str]:
     """What the title of a table of AP by domain says; ``row`` is any of its rows."""
     words = ["AP by domain", row.split, row.task, prompts_text(row.prompt)]
     if lines[-1][0] == ROBUSTNESS:
-        words.append(f"{ROBUSTNESS}: {MEAN} - {SLOPE} * AP in distribution (arXiv 2307.12730)")
+        slope = "arXiv 2307.12730" if row.task == "bbox" else "slope of box AP, arXiv 2307.12730"
+        words.append(f"{ROBUSTNESS}: {MEAN} - {SLOPE} * AP in distribution ({slope})")
+        words.append("not checked: that both runs scored the same weights")
     return words
 
 

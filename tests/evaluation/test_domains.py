@@ -220,3 +220,11 @@ def test_every_line_says_pseudo_ground_truth(caplog):
     caplog.set_level("INFO")
     log_results([row(15.0)])
     assert "pseudo" not in caplog.text
+
+
+def test_the_slope_is_said_to_be_of_boxes_where_masks_are_measured():
+    for task, words in (("bbox", "(arXiv 2307.12730)"), ("segm", "(slope of box AP, arXiv 2307.12730)")):
+        outside = row(20.0, task=task)
+        store_robustness(outside, row(30.0, split="inside", task=task))
+        title = domains_table([outside]).splitlines()[0]
+        assert f"0.45 * AP in distribution {words} | not checked: that both runs scored the same weights" in title
