@@ -12,9 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
-from torch import Tensor
+from torch import Tensor, nn
 
+from sam_d2.modeling.cpu_linear import linear
 from sam_d2.modeling.relative_attention import relative_attention, relative_table
+
+_MLP_TOKENS = 1024
+"""Tokens whose hidden activations (four times as wide) are worked on at once where no gradient needs them later."""
 
 
 class FusedImageEncoderViT(ImageEncoderViT):
@@ -31,8 +35,20 @@ class FusedImageEncoderViT(ImageEncoderViT):
             tokens = tokens + self.pos_embed
         for block in self.blocks:
             tokens = tokens + _attention(block.attn, block.norm1(tokens), block.window_size)
-            tokens = tokens + block.mlp(block.norm2(tokens))
+            tokens = _with_mlp(block, tokens)
         return self.neck(tokens.permute(0, 3, 1, 2))
+
+
+def _with_mlp(block: Any, tokens: Tensor) -> Tensor:
+    """Return tokens (B, G, G, C) with what the block's MLP adds; without a graph part by part, in the cache."""
+    if torch.is_grad_enabled():
+        return tokens + block.mlp(block.norm2(tokens))
+    tokens = tokens.contiguous()
+    gelu = isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none"
+    for part in tokens.flatten(0, 2).split(_MLP_TOKENS):
+        hidden = linear(block.mlp.lin1, block.norm2(part), gelu=gelu)
+        part += linear(block.mlp.lin2, hidden if gelu else block.mlp.act(hidden))
+    return tokens
 
 
 def _attention(attention: Any, tokens: Tensor, window: int) -> Tensor:
@@ -62,15 +78,15 @@ def _attention(attention: Any, tokens: Tensor, window: int) -> Tensor:
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=attention.scale)[0]
     out = out.view(batch, rows, columns, attention.num_heads, *side, -1).permute(0, 1, 4, 2, 5, 3, 6)
     out = out.reshape(batch, rows * side[0], columns * side[1], channels)[:, :height, :width]
-    return attention.proj(out)
+    return linear(attention.proj, out)
 
 
 def _padded(attention: Any, tokens: Tensor, height: int, width: int) -> Tensor:
     """Return queries, keys and values (B, height, width, 3 C) of tokens padded with zeros to whole windows."""
-    qkv = attention.qkv(tokens)
+    qkv = linear(attention.qkv, tokens)
     if qkv.shape[1:3] == (height, width):
         return qkv
-    padding = attention.qkv(tokens.new_zeros(1, 1, 1, tokens.shape[3]))
+    padding = linear(attention.qkv, tokens.new_zeros(1, 1, 1, tokens.shape[3]))
     padded = padding.expand(len(qkv), height, width, -1).clone()
     padded[:, : qkv.shape[1], : qkv.shape[2]] = qkv
     return padded

@@ -63,15 +63,16 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tens
     ``[scale q, rel_h, rel_w] . [k, onehot(row), onehot(column)]`` is the score exactly, so a kernel that knows no bias
     but skips the matrix, such as FlashAttention's (arXiv 2205.14135), needs no more than longer vectors.
     """
-    count, tokens, side = len(q), q.shape[1], rel_h.shape[2]
-    eye = torch.eye(side, dtype=k.dtype, device=k.device)
-    places = torch.cat([eye.repeat_interleave(tokens // side, dim=0), eye.repeat(tokens // side, 1)], dim=1)
+    rows, columns = (torch.eye(rel.shape[2], dtype=k.dtype, device=k.device) for rel in (rel_h, rel_w))
+    places = torch.cat([rows.repeat_interleave(len(columns), dim=0), columns.repeat(len(rows), 1)], dim=1)
     long_q = torch.cat([q * scale, rel_h, rel_w], dim=2)
-    long_k = torch.cat([k, places.expand(count, -1, -1)], dim=2)
-    # Fused kernels want lengths that are multiples of 8.
-    missing = -long_q.shape[2] % 8
-    long_q, long_k = F.pad(long_q, (0, missing)), F.pad(long_k, (0, missing))
-    return F.scaled_dot_product_attention(long_q[None], long_k[None], v[None], scale=1.0)[0]
+    long_k = torch.cat([k, places.expand(len(k), -1, -1)], dim=2)
+    # Fused kernels want lengths that are multiples of 8, and a CPU's wants values as long as the queries.
+    length = -(-long_q.shape[2] // 8) * 8
+    long_q, long_k = (F.pad(vectors, (0, length - vectors.shape[2])) for vectors in (long_q, long_k))
+    values = F.pad(v, (0, length - v.shape[2])) if v.device.type == "cpu" else v
+    found = F.scaled_dot_product_attention(long_q[None], long_k[None], values[None], scale=1.0)[0]
+    return found[:, :, : v.shape[2]]
 
 
 class _BlockedAttention(torch.autograd.Function):
