@@ -111,11 +111,15 @@ def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Build the model on its device; reads ``model`` and ``train.device``."""
+    """Build the model on its device; reads ``model`` and of ``train``: ``device, compile``."""
     from detectron2.config import instantiate
+    from sam_d2.engine.compile import compile_parts
     from sam_d2.engine.distributed import choose_device
 
-    return instantiate(cfg.model).to(choose_device(cfg.train.device))
+    model = instantiate(cfg.model).to(choose_device(cfg.train.device))
+    if cfg.train.get("compile", False):  # a config.yaml of before has no such key
+        compile_parts(model)
+    return model
 
 
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:

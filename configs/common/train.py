@@ -10,6 +10,7 @@ train = dict(
     seed=0,  # of data order, augmentation and prompts
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
     accumulate=1,  # batches of dataloader.train.total_batch_size images per optimizer step
+    compile=False,  # True: SAM's encoder and decoder by torch.compile; needs a C++ compiler, on a GPU Triton
     oom_retry=True,  # out of GPU memory: take the step in smaller parts, or else skip it; False: the run ends
     clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped
     cache_embeddings=False,  # True: a frozen image encoder runs once per image (docs/embedding-cache.md)

@@ -149,6 +149,7 @@ class EmbeddingCache:
                 "input_format": model.input_format,
                 "dtype": str(self.dtype),
                 "autocast": str(amp),
+                "compiled": getattr(model.image_encoder, "_compiled_call_impl", None) is not None,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
                 "torch": str(torch.__version__),
             }
