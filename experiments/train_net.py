@@ -116,11 +116,15 @@ def build_evaluation(cfg: DictConfig) -> PromptedEvaluation:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Build the model on its device; reads ``model`` and ``train.device``."""
+    """Build the model on its device; reads ``model`` and of ``train``: ``device, compile``."""
     from detectron2.config import instantiate
+    from sam_d2.engine.compile import compile_parts
     from sam_d2.engine.distributed import choose_device
 
-    return instantiate(cfg.model).to(choose_device(cfg.train.device))
+    model = instantiate(cfg.model).to(choose_device(cfg.train.device))
+    if cfg.train.get("compile", False):  # a config.yaml of before has no such key
+        compile_parts(model)
+    return model
 
 
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -149,8 +153,9 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Train, evaluating and writing checkpoints on the way.
 
     Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
-    init_checkpoint, max_iter, device, amp, accumulate, oom_retry, clip_gradient_norm, ema, checkpointer, eval_period,
-    eval_base, validation_loss, early_stop, log_period, expected_results, ddp``.
+    init_checkpoint, max_iter, device, amp, accumulate, oom_retry, clip_gradient_norm, cache_embeddings,
+    embedding_cache, ema, checkpointer, eval_period, eval_base, validation_loss, early_stop, log_period,
+    expected_results, ddp``.
     """
     from detectron2.config import instantiate
     from detectron2.engine import hooks
@@ -163,6 +168,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.distributed import choose_amp_dtype, distribute, share_buffers
     from sam_d2.engine.early_stop import EarlyStop
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
+    from sam_d2.engine.embedding_cache import use_embedding_cache
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
@@ -178,6 +184,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     log_dataset_settings(cfg, loader.size)
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)
+    cache = use_embedding_cache(cfg, model, loader.mapper, loader.size)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)
@@ -252,6 +259,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         )
         logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
         raise
+    if cache is not None:
+        cache.report()
     if trainer.stopped:
         evaluation.mark_selected()
     evaluation.finish(weights_text(f"{FINAL}.pth", {"iteration": trainer.iter - 1, RECORD: record}))

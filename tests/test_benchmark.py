@@ -1,11 +1,13 @@
 """tools/benchmark.py: what it says of figures and answers, and that peaks do not mix."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from sam_d2.errors import UserError
@@ -79,7 +81,43 @@ def test_a_ratio_is_of_what_was_measured_at_the_same_time(tool, toy):
 
 def test_a_ratio_over_its_limit_is_a_failure(tool, toy):
     result = tool.summarise(toy, {"ours": runs([(3, 90)], [[1.0]]), "peer": runs([(5, 1)], [[1.0]])})
-    assert result["failures"] == ["seconds of ours over peer is 0.600, limit 0.5"]
+    assert result["failures"] == ["seconds of ours / peer is 0.600, at most 0.5 is asked for"]
+
+
+@pytest.mark.parametrize(("seconds", "held"), [(2.0, True), (2.5, True), (2.6, False), (float("nan"), False)])
+def test_a_ratio_of_at_least_is_the_peers_over_ours(tool, seconds, held):
+    from benchmarks import Benchmark, Ratio
+
+    both = Benchmark(
+        cases={"ours": lambda: None, "peer": lambda: None}, ratios=(Ratio("seconds", "ours", "peer", at_least=2.0),)
+    )
+    result = tool.summarise(both, {"ours": runs([(seconds, 1)], [[]]), "peer": runs([(5, 1)], [[]])})
+    (ratio,) = result["ratios"]
+    assert ratio["name"] == "peer / ours"
+    if held:
+        assert ratio["median"] == ratio["of_minima"] == 5 / seconds and not result["failures"]
+    else:
+        assert len(result["failures"]) == 1
+        assert (
+            result["failures"][0].startswith("seconds of peer / ours is ") and "at least 2.0" in result["failures"][0]
+        )
+
+
+def test_the_plot_says_which_way_is_better(tool, toy, tmp_path):
+    from benchmarks import Ratio
+
+    toy = dataclasses.replace(toy, ratios=(*toy.ratios, Ratio("peak_mib", "ours", "peer", at_least=3.0)))
+    result = tool.summarise(toy, {"ours": runs([(2, 10)], [[1.0]]), "peer": runs([(5, 40)], [[1.0]])})
+    surroundings = {"hardware": "2 CPU cores", "date": "2026-11-21", "repeats": 1, "turns": 1}
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
+        for name in ("one.svg", "two.svg"):
+            tool.plot("toy", {**result, **surroundings}, tmp_path / name)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert "peer / ours" in drawn and drawn.count("higher is better") == 1 and drawn.count("lower is better") == 2
+    assert " 4.00" in drawn and " 0.40" in drawn and " 0.25" in drawn  # 40 / 10, 2 / 5 and 10 / 40
+    assert drawn == (tmp_path / "two.svg").read_text()
+    tool.plot("toy", {**result, **surroundings, "ratios": []}, tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
 
 
 @pytest.mark.parametrize(

@@ -110,3 +110,12 @@ def test_importing_the_command_line_and_configs_loads_no_torch():
     )
     environment = os.environ | {"SAM_D2_DETECTRON2": "embedded", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_help_of_the_training_loads_no_torch():
+    command = [sys.executable, "-X", "importtime", str(ROOT / "experiments" / "train_net.py"), "--help"]
+    environment = os.environ | {"SAM_D2_DETECTRON2": "embedded", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "--eval-only" in done.stdout and "sam_d2.cli" in imported
+    assert not imported & {"torch", "numpy", "omegaconf", "cv2", "detectron2"}

@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Benchmark, Measured
+from benchmarks import Benchmark, Measured, Ratio
 from rich.console import Console
 from rich.table import Table
 
@@ -145,17 +145,14 @@ def summarise(benchmark: Benchmark, runs: dict[str, list[Measured]]) -> dict[str
         cases[case] = {}
         for figure in measured[0].figures:
             cases[case][figure] = spread([run.figures[figure] for run in measured])
-    ratios = []
+    ratios, failures = [], []
     for ratio in benchmark.ratios:
         pairs = zip(runs[ratio.case], runs[ratio.base], strict=True)
-        values = [one.figures[ratio.figure] / other.figures[ratio.figure] for one, other in pairs]
-        least = cases[ratio.case][ratio.figure]["min"] / cases[ratio.base][ratio.figure]["min"]
-        ratios.append({**dataclasses.asdict(ratio), **spread(values), "of_minima": least})
-    failures = [
-        f"{ratio['figure']} of {ratio['case']} over {ratio['base']} is {ratio['median']:.3f}, limit {ratio['limit']}"
-        for ratio in ratios
-        if ratio["limit"] is not None and not ratio["median"] <= ratio["limit"]
-    ]
+        found = spread([ratio.of(one.figures[ratio.figure], other.figures[ratio.figure]) for one, other in pairs])
+        least = ratio.of(*(cases[case][ratio.figure]["min"] for case in (ratio.case, ratio.base)))
+        ratios.append({**dataclasses.asdict(ratio), "name": ratio.name, **found, "of_minima": least})
+        if not ratio.holds(found["median"]):
+            failures.append(f"{ratio.figure} of {ratio.name} is {found['median']:.3f}, {ratio.bound} is asked for")
     for repeat in range(min(map(len, runs.values()))):
         answers = {case: measured[repeat].answer for case, measured in runs.items()}
         failures += differing_answers(benchmark, answers)
@@ -200,11 +197,44 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
         table.add_row(case, *cells)
     console.print(table)
     for ratio in result["ratios"]:
-        limit = "" if ratio["limit"] is None else f", at most {ratio['limit']}"
-        half = f"one half {ratio['quartile_1']:.3f}-{ratio['quartile_3']:.3f}{limit}"
-        console.print(f"{ratio['figure']}: {ratio['case']} / {ratio['base']} = {ratio['median']:.3f} ({half})")
+        bound = Ratio(*(ratio[field.name] for field in dataclasses.fields(Ratio))).bound
+        half = ", ".join(filter(None, [f"one half {ratio['quartile_1']:.3f}-{ratio['quartile_3']:.3f}", bound]))
+        console.print(f"{ratio['figure']}: {ratio['name']} = {ratio['median']:.3f} ({half})")
     for failure in result["failures"]:
         console.print(f"does not hold: {failure}", style="bold red")
+
+
+def plot(name: str, result: dict[str, Any], path: Path) -> None:
+    """Draw the ratios of a result as SVG: median, range, and what is asked for; nothing where it has none."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ratios = result["ratios"]
+    if not ratios:
+        return
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(ratios)), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    for row, ratio in enumerate(ratios):
+        color = "#0072b2" if ratio["at_least"] is not None else "#7f7f7f"
+        axes.barh(row, ratio["median"], color=color, height=0.6)
+        axes.plot([ratio["min"], ratio["max"]], [row, row], color="black", linewidth=1)
+        bound = ratio["at_least"] if ratio["at_least"] is not None else ratio["limit"]
+        if bound is not None:
+            axes.plot([bound, bound], [row - 0.4, row + 0.4], color="#d55e00", linewidth=2)
+        axes.annotate(f" {ratio['median']:.2f}", (max(ratio["median"], ratio["max"]), row), va="center")
+    labels = [f"{ratio['name']}\n{ratio['figure']}, {'higher' if ratio['at_least'] else 'lower'} is better"
+              for ratio in ratios]  # fmt: skip
+    axes.set_yticks(range(len(ratios)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.5)
+    axes.margins(x=0.12)
+    axes.set_title(f"{name}: {result['hardware']}, {result['date']}; line: range, orange: asked for", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No date, and no random names: the same figures make the same file.
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -> bool:
@@ -227,6 +257,7 @@ def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -
         **summarise(benchmark, runs),
     }
     write_json(output_dir / f"{name}.json", result)
+    plot(name, result, output_dir / f"{name}.svg")
     show(name, result, console)
     return not result["failures"]
 

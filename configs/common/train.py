@@ -10,8 +10,15 @@ train = dict(
     seed=0,  # of data order, augmentation and prompts
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
     accumulate=1,  # batches of dataloader.train.total_batch_size images per optimizer step
+    compile=False,  # True: SAM's encoder and decoder by torch.compile; needs a C++ compiler, on a GPU Triton
     oom_retry=True,  # out of GPU memory: take the step in smaller parts, or else skip it; False: the run ends
     clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped
+    cache_embeddings=False,  # True: a frozen image encoder runs once per image (docs/embedding-cache.md)
+    embedding_cache=dict(
+        folder="",  # empty: embedding_cache beside the run's folder, shared by its neighbours
+        dtype="float32",  # or bfloat16: half of the space, rounded to 3 digits
+        max_gib=100.0,  # what the folder may grow to; an image of ViT-B takes 4 MiB, mirrored as much again
+    ),
     ema=dict(decay=None),  # of the weights' moving average, such as 0.999, evaluated and saved instead; None: off
     checkpointer=dict(period=1000, max_to_keep=2),  # steps between checkpoints; how many are kept
     eval_period=1000,  # steps between evaluations; 0: only after training

@@ -179,6 +179,7 @@ class TrainLoader:
         if not dataset:
             raise UserError("The training dataset has no images.")
         self.size = len(dataset)
+        self.mapper = mapper
         self.total_batch_size = total_batch_size
         self.num_workers = num_workers
         self.seed = seed

@@ -74,7 +74,8 @@ class PromptableMapper:
 
         Returns:
             The dict without ``annotations``, with ``image`` (3, H, W) uint8 in the resized frame and ``instances``
-            with ``gt_boxes``, ``gt_masks`` (PolygonMasks, or BitMasks where the file has RLE) and ``gt_classes``.
+            with ``gt_boxes``, ``gt_masks`` (PolygonMasks, or BitMasks where the file has RLE) and ``gt_classes``; and
+            with ``cache_variant``, ``plain`` or ``flipped``, where the image is the file's or its mirror image.
 
         Raises:
             UserError: the image cannot be read, has not the size that the annotations say, or is so thin that the
@@ -89,6 +90,9 @@ class PromptableMapper:
             annotations = [_with_tight_box(annotation, original_size) for annotation in annotations]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
+        variant = _cache_variant(transforms)
+        if variant is not None:
+            sample["cache_variant"] = variant
         size = augmented.image.shape[:2]
         require_resizable(size, self.image_size, name if size == original_size else f"{name}, augmented")
         transforms += self.resize(augmented)
@@ -126,6 +130,14 @@ class PromptableMapper:
             drawn = drawn[drawn.row.argsort()]
         drawn.remove("row")
         return drawn
+
+
+def _cache_variant(transforms: T.TransformList) -> str | None:
+    """Return what an image is called in an embedding cache; None where it is not the file's, mirrored or not."""
+    moved = [transform for transform in transforms.transforms if not isinstance(transform, T.NoOpTransform)]
+    if not all(isinstance(transform, T.HFlipTransform) for transform in moved):
+        return None
+    return "flipped" if len(moved) % 2 else "plain"
 
 
 def _with_tight_box(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:

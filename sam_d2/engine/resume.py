@@ -51,6 +51,9 @@ _WARNED = (
     "optimizer.",
     "lr_multiplier.",
     "train.amp.",
+    "train.cache_embeddings",
+    "train.compile",
+    "train.embedding_cache.dtype",
     "train.clip_gradient_norm",
     "train.max_iter",
 )

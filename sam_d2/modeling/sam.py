@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from sam_d2.errors import UserError
 from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
+from sam_d2.modeling.embedding_cache import EmbeddingCache
 from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
@@ -111,6 +112,7 @@ class PromptableSAM(nn.Module):
         self.prompts = prompts
         self.prompt = prompt
         self.test_prompt: str | None = None
+        self.embedding_cache: EmbeddingCache | None = None
         self.multimask = multimask
         self.draw_boxes = draw_boxes
         self.weights_record = WeightsRecord(draw_boxes=draw_boxes)
@@ -166,7 +168,7 @@ class PromptableSAM(nn.Module):
                 this score and prompt.
         """
         images = self.preprocess(batched_inputs)
-        embeddings = self.encode(images.tensor)
+        embeddings = self._embeddings(batched_inputs, images.tensor)
         if self.training:
             return self._losses(batched_inputs, embeddings, images.image_sizes)
         recipe = self.prompts[self._test_name()]
@@ -197,6 +199,12 @@ class PromptableSAM(nn.Module):
         """Return the (B, C, S/p, S/p) embeddings of (B, 3, S, S) preprocessed images; no graph where frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and "image_encoder" not in self.frozen):
             return self.image_encoder(images)
+
+    def _embeddings(self, batched_inputs: list[dict[str, Any]], images: Tensor) -> Tensor:
+        """Return what :meth:`encode` does, by way of the cache where there is one."""
+        if self.embedding_cache is None or not self.embedding_cache.serves(batched_inputs, training=self.training):
+            return self.encode(images)
+        return self.embedding_cache.embeddings(self, batched_inputs, images, self.encode)
 
     def decode(self, embedding: Tensor, prompts: Prompts, multimask: bool = False) -> tuple[Tensor, Tensor]:
         """Decode the prompts of one image, all at once.

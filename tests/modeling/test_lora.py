@@ -102,7 +102,7 @@ def test_its_names_are_those_of_the_encoder_and_the_matrices(plain, adapted):
 
 def test_attributes_and_sizes_of_the_encoder_stay(adapted):
     assert adapted.canvas == 64 and adapted.image_encoder.img_size == 64
-    assert type(adapted.image_encoder).__name__ == "ImageEncoderViT"
+    assert type(adapted.image_encoder).__name__ == "FusedImageEncoderViT"
 
 
 def test_official_weights_fit_without_a_mapping():

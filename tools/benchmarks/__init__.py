@@ -40,12 +40,35 @@ class Ratio:
         case: above the line.
         base: below it.
         limit: the most that it may be; None where it is only reported.
+        at_least: instead of ``limit`` for a ratio that is told as "so many times faster": the least that the base's
+            figure over the case's must be. It is that ratio, of which higher is better, that is then shown and kept.
     """
 
     figure: str
     case: str
     base: str
     limit: float | None = None
+    at_least: float | None = None
+
+    def of(self, case: float, base: float) -> float:
+        """Return the ratio of two figures, the way round that it is told."""
+        return case / base if self.at_least is None else base / case
+
+    @property
+    def name(self) -> str:
+        """The two cases in the order in which they are divided."""
+        return " / ".join([self.case, self.base] if self.at_least is None else [self.base, self.case])
+
+    @property
+    def bound(self) -> str:
+        """What is asked of it, in words; empty where it is only reported."""
+        if self.at_least is not None:
+            return f"at least {self.at_least}"
+        return "" if self.limit is None else f"at most {self.limit}"
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a ratio is as asked for; NaN never is."""
+        return (self.limit is None or value <= self.limit) and (self.at_least is None or value >= self.at_least)
 
 
 @dataclass(frozen=True)

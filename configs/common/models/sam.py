@@ -1,18 +1,19 @@
-"""SAM ViT-B from segment_anything's classes; every other size derives from it."""
+"""SAM ViT-B from segment_anything's classes, the encoder's attention fused; every other size derives from it."""
 
 from functools import partial
 
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from torch import nn
 
 from detectron2.config import LazyCall as L
 from sam_d2.modeling.build import square_prompt_encoder
+from sam_d2.modeling.image_encoder import FusedImageEncoderViT
 from sam_d2.modeling.sam import PromptableSAM
 
 from ..prompts import prompts
 
 sam_vit_b = L(PromptableSAM)(
-    image_encoder=L(ImageEncoderViT)(
+    image_encoder=L(FusedImageEncoderViT)(
         img_size=1024,  # the canvas, pixels; the mappers follow it
         patch_size=16,
         embed_dim=768,

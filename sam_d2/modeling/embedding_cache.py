@@ -1,0 +1,208 @@
+"""Embeddings of a frozen image encoder, computed once per image and kept on disk between steps, epochs and runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam_d2.errors import UserError
+from sam_d2.modeling.embedding_store import EmbeddingStore
+
+logger = logging.getLogger(__name__)
+
+VARIANT = "cache_variant"
+"""Key of a sample that says which form of the image file it holds."""
+DTYPES = ("float32", "bfloat16")
+_PROGRESS_SECONDS = 30
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+class EmbeddingCache:
+    """Embeddings by image file, its variant, and everything else that decides their bits.
+
+    An image is encoded by itself, and a step gets what was stored also when it was stored just then: it makes no
+    difference when an image was first seen, so a training that goes on is the one that was not interrupted.
+
+    Args:
+        folder: where they are kept; runs may share it.
+        dtype: float32, or bfloat16 for half of the space and rounded values.
+        max_gib: most space in ``folder``; an embedding that does not fit is computed at each visit.
+        expected: embeddings of a whole training set, for the progress; None where it is not known.
+
+    Attributes:
+        found: embeddings that were read.
+        added: that were computed and kept.
+        left_out: that were computed and not kept, for want of space.
+
+    Raises:
+        UserError: the dtype is another, or the space is not positive.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, dtype: str = "float32", max_gib: float = 100.0, expected: int | None = None
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"train.embedding_cache.dtype={dtype!r}: expected {' or '.join(DTYPES)}.")
+        if not max_gib > 0:
+            raise UserError(f"train.embedding_cache.max_gib={max_gib}: expected more than 0.")
+        self.folder = Path(folder)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.max_bytes = int(max_gib * 2**30)
+        self.expected = expected
+        self.found = self.added = self.left_out = 0
+        self._stores: dict[str, EmbeddingStore] = {}
+        self._encoder_digest = ""
+        self._files: dict[str, tuple[int, int, str]] = {}
+        self._seen: set[str] = set()
+        self._seconds = 0.0
+        self._told_at = time.monotonic()
+
+    def serves(self, samples: Sequence[Mapping[str, Any]], *, training: bool) -> bool:
+        """Tell whether the embeddings of a batch are the cache's business.
+
+        All of a training's are, and at a test those of image files, unless rounding would change its figures.
+        """
+        return training or (self.dtype == torch.float32 and all(map(_is_named, samples)))
+
+    def embeddings(
+        self, model: Any, samples: Sequence[Mapping[str, Any]], images: Tensor, encode: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the embeddings of a batch, read or computed.
+
+        Args:
+            model: a :class:`~sam_d2.modeling.sam.PromptableSAM` with a frozen encoder.
+            samples: of the batch, with ``file_name`` and ``cache_variant``.
+            images: (B, 3, S, S) preprocessed.
+            encode: the model's.
+
+        Returns:
+            (B, C, S/p, S/p) float32 on the device of ``images``.
+
+        Raises:
+            UserError: a sample does not say which variant of which file it is, or the disk is full.
+        """
+        store = self._store(model, images.device)
+        rows = []
+        for row, sample in enumerate(samples):
+            name = f"{self._sha256(_file_of(sample))}-{sample[VARIANT]}"
+            stored = store.read(name)
+            if stored is None:
+                stored = self._computed(store, name, images[row : row + 1], encode)
+            else:
+                self.found += 1
+            self._seen.add(name)
+            rows.append(stored.to(images.device).float())
+        self._tell()
+        return torch.stack(rows)
+
+    def report(self) -> None:
+        """Log what the cache has done for the run."""
+        damaged = sum(store.damaged for store in self._stores.values())
+        logger.info(
+            "Embedding cache %s: %d read, %d added%s%s",
+            self.folder,
+            self.found,
+            self.added,
+            f", {damaged} found damaged and computed again" if damaged else "",
+            f", {self.left_out} computed that did not fit (train.embedding_cache.max_gib)" if self.left_out else "",
+        )
+
+    def _computed(self, store: EmbeddingStore, name: str, image: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        start = time.perf_counter()
+        embedding = encode(image)[0].detach().to(self.dtype)
+        try:
+            kept = store.write(name, embedding)
+        except OSError as error:
+            raise UserError(
+                f"embedding cache {self.folder}: cannot be written ({error.strerror}). Free some space, lower "
+                "train.embedding_cache.max_gib, or name another train.embedding_cache.folder."
+            ) from error
+        self._seconds += time.perf_counter() - start
+        self.added += kept
+        if not kept:
+            if not self.left_out:
+                logger.warning(
+                    "Embedding cache %s is full (train.embedding_cache.max_gib): what does not fit is computed at each "
+                    "visit",
+                    self.folder,
+                )
+            self.left_out += 1
+        return embedding
+
+    def _store(self, model: Any, device: torch.device) -> EmbeddingStore:
+        """Return the store of embeddings that this model computes on this device, as it is run at the moment."""
+        amp = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        if str(amp) not in self._stores:
+            self._encoder_digest = self._encoder_digest or module_digest(model.image_encoder)
+            parts = {
+                "encoder": self._encoder_digest,
+                "canvas": model.canvas,
+                "pixel_mean": model.pixel_mean.flatten().tolist(),
+                "pixel_std": model.pixel_std.flatten().tolist(),
+                "input_format": model.input_format,
+                "dtype": str(self.dtype),
+                "autocast": str(amp),
+                "compiled": getattr(model.image_encoder, "_compiled_call_impl", None) is not None,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                "torch": str(torch.__version__),
+            }
+            digest = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+            self._stores[str(amp)] = EmbeddingStore(self.folder, digest[:32], max_bytes=self.max_bytes)
+        return self._stores[str(amp)]
+
+    def _sha256(self, path: str) -> str:
+        """Return the sha256 of a file, which is read again only where its size or time has changed."""
+        status = Path(path).stat()
+        known = self._files.get(path)
+        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            known = self._files[path] = (status.st_size, status.st_mtime_ns, digest)
+        return known[2]
+
+    def _tell(self) -> None:
+        computed = self.added + self.left_out
+        if computed and self.expected and len(self._seen) < self.expected:
+            now = time.monotonic()
+            if now - self._told_at > _PROGRESS_SECONDS:
+                self._told_at = now
+                logger.info(
+                    "Embedding cache: %d of up to %d seen, %d added, %.1f s each",
+                    len(self._seen),
+                    self.expected,
+                    self.added,
+                    self._seconds / computed,
+                )
+
+
+def module_digest(module: nn.Module) -> str:
+    """Return a sha256 of all that decides what a module computes: classes, settings, and weights to the bit."""
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        settings = {key: value for key, value in vars(part).items() if isinstance(value, _PLAIN) and key != "training"}
+        digest.update(repr((name, kind, sorted(settings.items(), key=lambda item: item[0]))).encode())
+    for name, value in module.state_dict().items():
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _is_named(sample: Mapping[str, Any]) -> bool:
+    return VARIANT in sample and "file_name" in sample
+
+
+def _file_of(sample: Mapping[str, Any]) -> str:
+    if not _is_named(sample):
+        raise UserError(
+            f"{sample.get('file_name', 'image')}: train.cache_embeddings=True needs to know which form of which image "
+            "file a sample holds, and it has no cache_variant. Take sam_d2.data.mapper.PromptableMapper, whose "
+            "augmentations may be none but the horizontal flip."
+        )
+    return str(sample["file_name"])

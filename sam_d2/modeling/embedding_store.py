@@ -1,0 +1,144 @@
+"""Image embeddings on disk: a file for each, checked when it is read, within a limit that processes share.
+
+Files are written under a temporary name and renamed, so a file is whole or not there, whoever else writes it and
+whenever a process is killed; what a failing disk makes of it is found by its checksum.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SUFFIX = ".embedding"
+_HEADER_BYTES = 256
+_ABANDONED_SECONDS = 3600
+"""Age at which a temporary file belongs to nobody: writing one takes less than a second."""
+
+
+class EmbeddingStore:
+    """Embeddings by name in a folder, added until all folders beside it hold ``max_bytes``.
+
+    Args:
+        root: of the cache; the limit counts all of it.
+        folder: name of the folder in it that has the embeddings of one encoder.
+        max_bytes: most bytes under ``root``; what does not fit is not added, and nothing is ever removed for it.
+
+    Attributes:
+        damaged: files that were found damaged so far, and removed.
+    """
+
+    def __init__(self, root: Path, folder: str, *, max_bytes: int) -> None:
+        self.root = root
+        self.folder = root / folder
+        self.max_bytes = max_bytes
+        self.damaged = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked() as count:
+            _remove_abandoned(root)
+            count.write(sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}")))
+
+    def read(self, name: str) -> Tensor | None:
+        """Return an embedding, memory-mapped, its checksum verified; None where it is absent or damaged."""
+        path = self._path(name)
+        try:
+            mapped = np.memmap(path, dtype=np.uint8, mode="c")  # c: torch wants to be allowed to write
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):  # unreadable, or empty
+            return self._remove(path)
+        header = _parsed(mapped[:_HEADER_BYTES].tobytes())
+        values = mapped[_HEADER_BYTES:]
+        if header is None or zlib.crc32(values) != header["crc32"]:
+            return self._remove(path)
+        return torch.from_numpy(values).view(getattr(torch, header["dtype"])).view(header["shape"])
+
+    def write(self, name: str, embedding: Tensor) -> bool:
+        """Add an embedding, float32 or bfloat16, and return whether there was room for it.
+
+        Raises:
+            OSError: the disk is full or may not be written to.
+        """
+        values = embedding.detach().cpu().contiguous()
+        content = values.view(torch.uint8).numpy().reshape(-1)
+        header = {
+            "version": 1,
+            "shape": list(values.shape),
+            "dtype": str(values.dtype).removeprefix("torch."),
+            "crc32": zlib.crc32(content),
+        }
+        size = _HEADER_BYTES + content.nbytes
+        with self._locked() as count:
+            used = count.read()
+            if used + size > self.max_bytes:
+                return False
+            count.write(used + size)
+        path = self._path(name)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(json.dumps(header).encode().ljust(_HEADER_BYTES))
+                file.write(content.data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}{_SUFFIX}"  # a folder of 100,000 files is slow on many disks
+
+    def _remove(self, path: Path) -> None:
+        self.damaged += 1
+        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[_Count]:
+        """Hold the lock that all processes of a cache share, and with it the number of its bytes."""
+        with (self.root / ".bytes").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield _Count(file)
+
+
+class _Count:
+    """A number in an open file."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def read(self) -> int:
+        self.file.seek(0)
+        return int(self.file.read() or 0)
+
+    def write(self, value: int) -> None:
+        self.file.truncate(0)
+        self.file.write(str(value))
+        self.file.flush()
+
+
+def _parsed(header: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(header)
+        return found if found["version"] == 1 and found.keys() >= {"shape", "dtype", "crc32"} else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove temporary files of writers that were killed."""
+    for file in root.rglob(f".*{_SUFFIX}.*.tmp"):
+        try:
+            if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                file.unlink()
+        except FileNotFoundError:
+            continue  # its writer was not killed
