@@ -17,7 +17,7 @@ from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import ImageId
 
 Samples = list[dict[str, Any]]
-_COUNTS = {
+COUNTS = {
     "unsure": "less sure than dataloader.detector.min_score: left out",
     "beyond": "beyond the dataloader.detector.max_boxes surest of their image: left out",
     "empty": "without area in their image: left out",
@@ -73,7 +73,7 @@ class DetectorPrompts:
             self.counts += counts
         total = sum(map(len, self._by_id.values()))
         _log.info("prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
-        for kind, words in _COUNTS.items():
+        for kind, words in COUNTS.items():
             if self.counts[kind]:
                 level = logging.INFO if kind == "unsure" else logging.WARNING
                 _log.log(level, "prompts: %d boxes %s", self.counts[kind], words)

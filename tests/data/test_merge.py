@@ -172,7 +172,6 @@ def test_images_that_are_not_found_are_said_with_the_folders_looked_in(put, tmp_
 
 def test_what_is_refused(put, tmp_path):
     output = tmp_path / "all.json"
-    pet = [(4, "cat", "pet")]
     tagged = content()
     tagged["images"][1]["domain"] = "cartoon"
     wrong = content()
