@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -78,4 +79,11 @@ class BoxFinder:
         found = self.detector(pixels(self.detector.input_format))
         boxes = found.pred_boxes.tensor.double().numpy()
         image = ImageDetections(0, found.scores.double().numpy(), found.pred_classes.numpy(), boxes, None)
-        return prompt_instances(image, found.image_size, **self._limits)[0]
+        return self.prompts(image, found.image_size)[0]
+
+    def prompts(self, found: ImageDetections, size: tuple[int, int]) -> tuple[Instances, Counter[str]]:
+        """Return what is asked of boxes that anybody has found in an image of ``size`` (H0, W0), and what is left out.
+
+        Both as :func:`~sam_d2.evaluation.detector_prompts.prompt_instances` returns them, with the config's limits.
+        """
+        return prompt_instances(found, size, **self._limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sam_d2.detector import Detector
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.distributed import choose_device
 from sam_d2.errors import UserError
+from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.model_classes import ModelClasses, classes_of
 from sam_d2.model_source import find_model
 from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
@@ -199,7 +201,33 @@ class Predictor:
 
     def _in_found_boxes(self, image: str | Path | np.ndarray | Image.Image) -> Instances:
         asked = self.finder(lambda order: _pixels(image, order))
-        encoded = self.encode(image)
+        return self._in_prompts(self.encode(image), asked)
+
+    def in_boxes_of(
+        self, image: str | Path | np.ndarray | Image.Image | EncodedImage, found: ImageDetections
+    ) -> tuple[Instances, Counter[str]]:
+        """Return the masks in boxes that another system has found, as an evaluation with ``--prompt-boxes`` does.
+
+        Boxes are clipped to the image; what is without area there, or less sure than ``dataloader.detector.min_score``,
+        or beyond the ``max_boxes`` surest, is left out.
+
+        Args:
+            image: as :meth:`encode` takes it, or what it returned.
+            found: N boxes of the image with scores and classes.
+
+        Returns:
+            Instances as a call with a detector gives them, and how many boxes were left out or clipped, by the keys of
+            :data:`sam_d2.evaluation.detector_prompts.COUNTS`.
+
+        Raises:
+            UserError: the image cannot be read or is too thin for the canvas, or the model takes no prompts.
+        """
+        if not isinstance(image, EncodedImage):
+            image = self.encode(image)
+        asked, counts = self.finder.prompts(found, image.original)
+        return self._in_prompts(image, asked), counts
+
+    def _in_prompts(self, encoded: EncodedImage, asked: Instances) -> Instances:
         prompts = Prompts(boxes=asked.pred_boxes.tensor).rescaled(encoded.original, encoded.resized)
         height, width = encoded.original
         sample = {"height": height, "width": width, "prompt_instances": asked}

@@ -173,10 +173,62 @@ def test_sam_in_the_boxes_of_a_file(sam, photos, tmp_path, monkeypatch):
     line = ["--config-file", sam / "config.yaml", "--input", *images, "--output", tmp_path / "masks"]
     assert demo(monkeypatch, *line, "--prompt-boxes", tmp_path / "boxes.json", "--confidence", 0) == 0
     found = json.loads((tmp_path / "masks" / "results.json").read_text())
-    assert [(row.get("image_id"), row["category_id"]) for row in found] == [(None, 4), (139, 7), (139, 2)]
+    assert [(row.get("image_id"), row["category_id"]) for row in found[:1]] == [(None, 4)]
     expected = sam_d2.Predictor(sam)(photos / "000139.png", boxes=[[5, 6, 25, 36], [1, 1, 41, 61]])
-    for row, mask in zip(found[1:], expected.pred_masks, strict=True):
-        assert np.array_equal(mask_utils.decode(row["segmentation"]).astype(bool), mask.numpy())
+    own = {row["category_id"]: row for row in found[1:]}
+    assert [row["image_id"] for row in found[1:]] == [139, 139] and found[1]["score"] >= found[2]["score"]
+    for category, mask in zip((7, 2), expected.pred_masks, strict=True):
+        assert np.array_equal(mask_utils.decode(own[category]["segmentation"]).astype(bool), mask.numpy())
+
+
+class TestFileAsAnEvaluationAsks:
+    """Scores by the recipe of detector prompts, and the limits of dataloader.detector."""
+
+    ROWS = ({"bbox": [10, 5, 30, 20], "score": 0.9}, {"bbox": [5, 6, 20, 30], "score": 0.04}, {"bbox": [0, 0, 9, 9]})
+
+    @pytest.fixture
+    def masks(self, sam, photos, tmp_path, monkeypatch):
+        """``masks(rows, *changes)``: results by category_id, which is the number of the row."""
+
+        def run(rows, *changes):
+            content = [{"file_name": "a.png", "category_id": number, **row} for number, row in enumerate(rows)]
+            (tmp_path / "boxes.json").write_text(json.dumps(content))
+            save_config(apply_overrides(load_config(sam / "config.yaml"), list(changes)), tmp_path / "sam.yaml")
+            line = ["--config-file", tmp_path / "sam.yaml", "--weights", sam / "model_final.pth", "--confidence", 0]
+            line += ["--input", photos / "a.png", "--output", tmp_path, "--prompt-boxes", tmp_path / "boxes.json"]
+            assert demo(monkeypatch, *line) == 0
+            rows = json.loads((tmp_path / "results.json").read_text())
+            return {row["category_id"]: row for row in rows}
+
+        return run
+
+    def test_scores_and_least_score(self, masks, sam, photos, capsys):
+        """0.04 is under the least score, 0.05; a box without a score counts as certain."""
+        found = masks(self.ROWS)
+        assert found.keys() == {0, 2}
+        assert "--prompt-boxes: 1 box less sure than dataloader.detector.min_score: left out" in capsys.readouterr().err
+        alone = sam_d2.Predictor(sam)(photos / "a.png", boxes=[[10, 5, 40, 25], [0, 0, 9, 9]])
+        iou = alone.predicted_iou.tolist()
+        assert [found[0]["score"], found[2]["score"]] == pytest.approx([0.9 * iou[0], iou[1]], rel=1e-4)
+
+    def test_exponents(self, masks):
+        (one,) = masks(self.ROWS[:1], "model.prompts.detector.score='class_score^2*mean_probability'").values()
+        (other,) = masks(self.ROWS[:1], "model.prompts.detector.score=mean_probability").values()
+        assert one["score"] == pytest.approx(0.81 * other["score"]) and one["score"] > 0
+
+    def test_the_surest(self, masks, capsys):
+        assert masks(self.ROWS, "dataloader.detector.max_boxes=1").keys() == {2}
+        assert "1 box beyond the dataloader.detector.max_boxes surest" in capsys.readouterr().err
+
+    def test_a_box_outside_takes_no_other_along(self, masks, capsys):
+        found = masks([{"bbox": [300, 5, 30, 20]}, {"bbox": [70, 50, 30, 20]}, *self.ROWS[:1]])
+        assert found.keys() == {1, 2}
+        error = capsys.readouterr().err
+        assert "--prompt-boxes: 1 box without area in their image: left out" in error
+        assert "--prompt-boxes: 1 box clipped at the border of their image" in error
+
+    def test_boxes_outside_alone(self, masks):
+        assert masks([{"bbox": [300, 5, 30, 20]}]) == {}
 
 
 @pytest.mark.parametrize(
@@ -295,4 +347,17 @@ class TestPair:
         found = json.loads((tmp_path / "results.json").read_text())
         expected = pair(photos / "a.png")
         assert [row["score"] for row in found] == expected.scores.tolist()
+        assert [row["category_id"] for row in found] == expected.pred_classes.tolist()
+
+    def test_the_demo_gives_the_same_with_the_detectors_boxes_in_a_file(
+        self, pair, sam, run, photos, tmp_path, monkeypatch
+    ):
+        line = ["--input", photos / "a.png", "--confidence", 0]
+        assert demo(monkeypatch, "--config-file", run / "config.yaml", *line, "--output", tmp_path / "found") == 0
+        boxes = ["--prompt-boxes", tmp_path / "found" / "results.json", "--output", tmp_path / "masks"]
+        assert demo(monkeypatch, "--config-file", sam / "config.yaml", *line, *boxes) == 0
+        found = json.loads((tmp_path / "masks" / "results.json").read_text())
+        expected = pair(photos / "a.png")
+        assert len(found) == len(expected) > 1
+        assert [row["score"] for row in found] == pytest.approx(expected.scores.tolist(), rel=1e-4)
         assert [row["category_id"] for row in found] == expected.pred_classes.tolist()

@@ -11,8 +11,9 @@
 
 DIR/results.json holds what is sure enough: bbox XYWH in pixels of the image, segmentation as RLE, file_name, and
 image_id where the file's name is a number or --prompt-boxes has one. category_id is that of the data set of the run,
-which its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. An
-image that cannot be read is reported and skipped.
+which its config.yaml has; of a config without a run it is its data set's, and counts from 0 where there is none. The
+boxes of a file are asked as an evaluation asks them: by the recipe of detector prompts, with dataloader.detector's
+min_score and max_boxes; one without a score counts as certain. An image that cannot be read is reported and skipped.
 Exit code: 0 all images done, 1 some skipped, 2 wrong input.
 """
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from detectron2.structures import Instances
-    from sam_d2.data.prompt_boxes import PromptBox, PromptBoxes
+    from sam_d2.data.prompt_boxes import PromptBox
     from sam_d2.model_classes import ModelClasses
     from sam_d2.predictor import Predictor
 
@@ -96,26 +98,28 @@ def load_predictor(args: argparse.Namespace, cfg: DictConfig) -> Predictor:
     return Predictor(cfg, weights, detector=args.detector, detector_weights=args.detector_weights)
 
 
-def detect(predictor: Predictor, image: Any, boxes: list[PromptBox] | None) -> tuple[Instances, list[PromptBox]]:
-    """Return the instances of an image, and of SAM's the box that each is of."""
-    if boxes is None:
-        return predictor(image), []
-    instances = predictor(image, boxes=[box.xyxy for box in boxes])
-    if "class_score" in predictor.model.score_factors:
-        import torch
+def detect(predictor: Predictor, image: Any, boxes: list[PromptBox] | None, counts: Counter[str]) -> Instances:
+    """Return the instances of an image, in the boxes where there are some; those have their category ids as classes.
 
-        instances.scores = instances.scores * torch.tensor([box.score for box in boxes])
-    return instances, boxes
+    What becomes of the boxes is added to ``counts``.
+    """
+    from sam_d2.evaluation.prompt_file import detections_of
+
+    if boxes is None:
+        return predictor(image)
+    instances, of_image = predictor.in_boxes_of(image, detections_of(0, boxes, [box.category_id for box in boxes]))
+    counts.update(of_image)
+    return instances
 
 
 def result_rows(
-    file: Path, instances: Instances, category_ids: list[int], prompts: list[PromptBox]
+    file: Path, instances: Instances, category_ids: list[int], prompts: list[PromptBox] | None
 ) -> Iterator[dict[str, Any]]:
     """Return COCO results of an image."""
     from sam_d2.data.prompt_boxes import id_in_name
     from sam_d2.evaluation.coco_evaluator import encode_masks
 
-    image_id = next((box.image_id for box in prompts if box.image_id is not None), id_in_name(file))
+    image_id = next((box.image_id for box in prompts or [] if box.image_id is not None), id_in_name(file))
     rles = encode_masks(instances.pred_masks)
     for row, (x0, y0, x1, y1) in enumerate(instances.pred_boxes.tensor.tolist()):
         rle = rles[row]
@@ -132,30 +136,28 @@ def result_rows(
 def process(
     predictor: Predictor,
     file: Path,
-    boxes: PromptBoxes | None,
+    boxes: list[PromptBox] | None,
     classes: ModelClasses | None,
     confidence: float,
     path: Path,
+    counts: Counter[str],
 ) -> list[dict[str, Any]]:
-    """Predict on one image and write its overlay; returns its results."""
+    """Predict on one image, in its boxes where there are some, and write its overlay; returns its results."""
     from sam_d2.data.image import read_image
     from sam_d2.evaluation.overlay import draw_instances, write_jpeg
 
     image = read_image(file)
-    instances, prompts = detect(predictor, image, None if boxes is None else boxes.of(file))
+    instances = detect(predictor, image, boxes, counts)
     # A predicted IoU may be below 0: SAM does not bound it.
     sure = (instances.scores >= (confidence or -float("inf"))).nonzero()[:, 0]
     instances = instances[sure]
-    prompts = [prompts[row] for row in sure.tolist()] if prompts else []
-    if classes is None:
-        ids = [box.category_id for box in prompts]
-        names = [str(number) for number in ids]
-    else:
-        found = instances.pred_classes.tolist()
+    ids = found = instances.pred_classes.tolist()
+    names = [str(number) for number in found]
+    if classes is not None:
         ids, names = [classes.ids[index] for index in found], [classes.names[index] for index in found]
     labels = [f"{name} {score:.2f}" for name, score in zip(names, instances.scores.tolist(), strict=True)]
     write_jpeg(path, draw_instances(image, instances, labels))
-    return list(result_rows(file, instances, ids, prompts))
+    return list(result_rows(file, instances, ids, boxes))
 
 
 def main() -> int:
@@ -168,8 +170,10 @@ def main() -> int:
     from rich.progress import track
 
     from sam_d2.config import load_config
+    from sam_d2.data.findings import plural
     from sam_d2.data.prompt_boxes import PromptBoxes
     from sam_d2.engine.oom import is_out_of_memory
+    from sam_d2.evaluation.detector_prompts import COUNTS
     from sam_d2.evaluation.overlay import overlay_paths
     from sam_d2.evaluation.results import write_atomically
     from sam_d2.model_classes import classes_of
@@ -195,9 +199,11 @@ def main() -> int:
     paths = overlay_paths(files, args.output)
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
+    counts: Counter[str] = Counter()
     for file in track(files, "images", console=Console(stderr=True)):
         try:
-            results += process(predictor, file, boxes, classes, args.confidence, paths[file])
+            asked = None if boxes is None else boxes.of(file)
+            results += process(predictor, file, asked, classes, args.confidence, paths[file], counts)
         except UserError as error:
             skipped.append(str(error))
         except RuntimeError as error:
@@ -205,6 +211,9 @@ def main() -> int:
                 raise
             skipped.append(f"{file}: too large for the memory of the device; make it smaller, or cut it into tiles")
     write_atomically(args.output / RESULTS, msgspec.json.encode(results))
+    for kind, words in COUNTS.items():
+        if counts[kind]:
+            print(f"--prompt-boxes: {plural(counts[kind], 'box', 'boxes')} {words}", file=sys.stderr)
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     print(f"{len(files) - len(skipped)} of {len(files)} images, {len(results)} instances: {args.output / RESULTS}")

@@ -18,7 +18,7 @@ from sam_d2.evaluation.ground_truth import ImageId, image_id_of
 from sam_d2.evaluation.results import LEFT_OUT
 
 Samples = list[dict[str, Any]]
-_COUNTS = {
+COUNTS = {
     **{why: f"{words}: left out" for why, words in LEFT_OUT.items()},
     "empty": "without area in their image: left out",
     "clipped": "clipped at the border of their image",
@@ -79,7 +79,7 @@ class DetectorPrompts:
             self.counts += counts
         total = sum(map(len, self._by_id.values()))
         _log.info("prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
-        for kind, words in _COUNTS.items():
+        for kind, words in COUNTS.items():
             if self.counts[kind]:
                 level = logging.INFO if kind == "min_score" else logging.WARNING
                 _log.log(level, "prompts: %d boxes %s", self.counts[kind], words)

@@ -15,7 +15,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
         mask: (H0, W0) bool.
 
     Returns:
-        ``[x1, y1, x2, y2, ...]`` in pixels for each part, corners alone, continuous coordinates; none if it is empty.
+        ``[x1, y1, x2, y2, ...]`` for each part, its corners in pixels, continuous coordinates; none for an empty mask.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -29,4 +29,4 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     outlines, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     corners = [(outline.reshape(-1, 2) + 1) // 2 for outline in outlines]
     distinct = [part[(part != np.roll(part, 1, axis=0)).any(axis=1)] for part in corners]
-    return [(part + np.array([left, top])).astype(float).ravel().tolist() for part in distinct]
+    return [np.add(part, (left, top)).astype(float).ravel().tolist() for part in distinct]
