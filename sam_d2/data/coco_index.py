@@ -178,7 +178,7 @@ def _places(content: np.ndarray, records: list[Raw]) -> tuple[np.ndarray, np.nda
     decoding it. But most files have the same bytes between all records: then lengths give the places, which is
     certain, because from the end of one record nothing but white space and a comma lead to the next.
     """
-    lengths = np.fromiter(map(len, map(memoryview, records)), dtype=np.int64, count=len(records))
+    lengths = np.fromiter(map(len, map(memoryview, records)), dtype=np.int64, count=len(records))  # type: ignore[arg-type]
     begins = np.empty_like(lengths)
     if len(records):
         begins[0] = _place(content, records[0])

@@ -166,9 +166,6 @@ class LazyAnnotations(Sequence):
     def __repr__(self) -> str:
         return repr(self.decode())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> list[dict[str, Any]]:
-        return self.decode()
-
     def __reduce__(self) -> tuple[Any, ...]:
         found = self.store.of_image(self.image)
         return decode_annotations, (ImageAnnotations(

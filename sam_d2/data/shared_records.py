@@ -61,15 +61,15 @@ class SharedRecords:
         return record
 
     def __getstate__(self) -> dict[str, Any]:
-        bare = [dataclasses.replace(store, **dict.fromkeys(_ARRAYS)) for store in self._stores]
-        return {**self.__dict__, "_stores": bare}
+        bare: dict[str, Any] = dict.fromkeys(_ARRAYS)
+        return {**self.__dict__, "_stores": [dataclasses.replace(store, **bare) for store in self._stores]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._stores = [
-            dataclasses.replace(store, **{name: tensor.numpy() for name, tensor in tensors.items()})
-            for store, tensors in zip(self._stores, self._tensors, strict=True)
+        arrays: list[dict[str, Any]] = [
+            {name: tensor.numpy() for name, tensor in tensors.items()} for tensors in self._tensors
         ]
+        self._stores = [dataclasses.replace(store, **own) for store, own in zip(self._stores, arrays, strict=True)]
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
