@@ -378,3 +378,29 @@ class TestRecomputedBoxes:
     def test_a_mask_without_a_pixel_keeps_the_files(self, record):
         point = annotation((3, 4, 9, 9), [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]])
         assert at_test(recompute_boxes=True)(record([point]))["instances"].gt_boxes.tensor.tolist() == [[3, 4, 9, 9]]
+
+
+FLIP, OTHER = T.RandomFlip(prob=1.0), T.RandomFlip(prob=1.0, horizontal=False, vertical=True)
+
+
+@pytest.mark.parametrize(
+    ("augmentations", "variant"),
+    [
+        ([], "plain"),
+        ([T.RandomFlip(prob=0.0)], "plain"),
+        ([FLIP], "flipped"),
+        ([FLIP, FLIP], "plain"),
+        ([OTHER], None),
+        ([FLIP, T.RandomBrightness(0.5, 0.5)], None),
+    ],
+    ids=["none", "not drawn", "mirrored", "and back", "upside down", "colour"],
+)
+def test_the_variant_of_an_image_for_a_cache(record, augmentations, variant):
+    sample = train_mapper(augmentations=augmentations)(record())
+    assert sample.get("cache_variant") == variant
+    if variant is not None:  # white left of the middle in the file
+        assert (sample["image"][:, 0, 0] == (255 if variant == "plain" else 0)).all()
+
+
+def test_at_a_test_the_variant_is_the_file_itself(record):
+    assert at_test()(record())["cache_variant"] == "plain"
