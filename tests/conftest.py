@@ -66,9 +66,9 @@ def catalogs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def catalogs_of_a_file() -> Iterator[None]:
-    """Take what a file of tests registers out again: another file that runs in the same process may use the name."""
-    with forgetting_datasets():
+def files_are_apart() -> Iterator[None]:
+    """Take the data sets and levels of loggers of a file of tests back: others run in the same process."""
+    with forgetting_datasets(), loggers_restored():
         yield
 
 
@@ -134,7 +134,9 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def loggers_restored() -> Iterator[None]:
     """Take off the handlers that a run puts on the loggers of the packages, and let records through again."""
-    loggers = [logging.getLogger(name) for name in ("sam_d2", "detectron2", "fvcore")]
+    packages = ("sam_d2", "detectron2", "fvcore")
+    children = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in packages]
+    loggers = [logging.getLogger(name) for name in {*packages, *children}]
     before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
     try:
         yield

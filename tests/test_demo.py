@@ -206,7 +206,7 @@ class TestFileAsAnEvaluationAsks:
         """0.04 is under the least score, 0.05; a box without a score counts as certain."""
         found = masks(self.ROWS)
         assert found.keys() == {0, 2}
-        assert "--prompt-boxes: 1 box less sure than dataloader.detector.min_score: left out" in capsys.readouterr().err
+        assert "--prompt-boxes: 1 box below min_score: left out" in capsys.readouterr().err
         alone = sam_d2.Predictor(sam)(photos / "a.png", boxes=[[10, 5, 40, 25], [0, 0, 9, 9]])
         iou = alone.predicted_iou.tolist()
         assert [found[0]["score"], found[2]["score"]] == pytest.approx([0.9 * iou[0], iou[1]], rel=1e-4)
@@ -218,7 +218,7 @@ class TestFileAsAnEvaluationAsks:
 
     def test_the_surest(self, masks, capsys):
         assert masks(self.ROWS, "dataloader.detector.max_boxes=1").keys() == {2}
-        assert "1 box beyond the dataloader.detector.max_boxes surest" in capsys.readouterr().err
+        assert "1 box beyond max_boxes: left out" in capsys.readouterr().err
 
     def test_a_box_outside_takes_no_other_along(self, masks, capsys):
         found = masks([{"bbox": [300, 5, 30, 20]}, {"bbox": [70, 50, 30, 20]}, *self.ROWS[:1]])
