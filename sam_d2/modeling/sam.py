@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from sam_d2.errors import UserError
 from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
 from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.lora import lora_keys
-from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
+from sam_d2.modeling.postprocess import MaskCodes, encode_logits, instances_of
 from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import SCORES, combine_scores, mask_scores, parse_score
+from sam_d2.modeling.scoring import SCORES, combine_scores, parse_score
 from sam_d2.modeling.weights_record import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class PromptableSAM(nn.Module):
         self.prompts = prompts
         self.prompt = prompt
         self.test_prompt: str | None = None
+        self._rle_masks = False
         self.multimask = multimask
         self.draw_boxes = draw_boxes
         self.weights_record = WeightsRecord(draw_boxes=draw_boxes)
@@ -157,9 +158,9 @@ class PromptableSAM(nn.Module):
             In training a dict of the weighted ``loss_focal``, ``loss_dice`` and ``loss_iou``: scalars, the mean
             over the instances of an image and then over the images, zero with a graph where there are none.
             Otherwise one ``{"instances": Instances}`` per image, original frame, one row per prompt: ``pred_masks``
-            (N, H0, W0) bool, ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the
-            row of ``instances`` or ``prompt_instances`` that is answered, and each score that ``scores`` may be made of
-            under its own name.
+            (N, H0, W0) bool, or inside :meth:`encoding_masks` ``pred_masks_rle``, N run lengths,
+            ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the row of ``instances`` or
+            ``prompt_instances`` that is answered, and each score that ``scores`` may be made of under its own name.
 
         Raises:
             UserError: an image does not fit the canvas, or ``calibrate`` is set and the weights have no calibration of
@@ -171,8 +172,9 @@ class PromptableSAM(nn.Module):
             return self._losses(batched_inputs, embeddings, images.image_sizes)
         recipe = self.prompts[self._test_name()]
         return [
-            {"instances": self.predict(embedding, self._test_prompts(sample, recipe), size, sample, recipe)}
+            {"instances": self.predict(embedding, prompts, size, sample, recipe, rle=self._rle_masks)}
             for sample, embedding, size in zip(batched_inputs, embeddings, images.image_sizes, strict=True)
+            for prompts in [self._test_prompts(sample, recipe)]
         ]
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -239,6 +241,8 @@ class PromptableSAM(nn.Module):
         resized: tuple[int, int],
         sample: dict[str, Any],
         recipe: PromptRecipe | None = None,
+        *,
+        rle: bool = False,
     ) -> Instances:
         """Return the masks of one image's prompts in its original frame, the masks on the CPU.
 
@@ -250,6 +254,7 @@ class PromptableSAM(nn.Module):
                 ``scores``, where the recipe is of a detector's boxes, else from its ``instances``, and are 0 where it
                 has none.
             recipe: how often the prompts are asked again and what scores the masks; by default once, and the model's.
+            rle: give ``pred_masks_rle`` in place of ``pred_masks``: N compressed run lengths.
         """
         recipe = recipe or PromptRecipe()
         asked: Instances | None = None
@@ -257,32 +262,24 @@ class PromptableSAM(nn.Module):
         if recipe.prompt_source == DETECTOR:
             asked = sample["prompt_instances"]
             class_score = asked.scores.to(class_score)
-        original = (int(sample["height"]), int(sample["width"]))
-        # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
-        masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
-        boxes = [torch.zeros((0, 4), device=self.device)]
-        scores: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self.device)] for name in SCORES}
+        frames = (self.canvas, resized, (int(sample["height"]), int(sample["width"])))
+        parts = [encode_logits(torch.zeros((0, self.low_res, self.low_res), device=self.device), *frames)]
+        predicted_ious = [torch.zeros(0, device=self.device)]
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
             logits, predicted_iou = self._best_answer(embedding, chunk, recipe.best_of_3)
             for _ in range(recipe.refinements):
                 logits, predicted_iou = self._best_answer(embedding, chunk.with_masks(logits))
-            full = resize_logits(logits, self.canvas, resized, original)
+            codes = encode_logits(logits, *frames)
             for _ in range(recipe.test_corrections):
                 truth = sample["instances"].gt_masks[start : start + self.instances_per_chunk]
-                chunk = chunk.with_correction(*innermost_corrections(full > 0, truth, resized), logits)
+                points, labels = innermost_corrections(codes.dense(), truth, resized)
+                chunk = chunk.with_correction(points.to(self.device), labels.to(self.device), logits)
                 logits, predicted_iou = self._best_answer(embedding, chunk)
-                full = resize_logits(logits, self.canvas, resized, original)
-            predicted = full > 0
-            masks[start : start + len(predicted)] = predicted.cpu()
-            boxes.append(boxes_of_masks(predicted))
-            for name, values in mask_scores(full, predicted_iou, class_score[start : start + len(predicted)]).items():
-                scores[name].append(values)
-        result = Instances(original)
-        result.pred_masks = masks
-        result.pred_boxes = Boxes(torch.cat(boxes))
-        for name, values_of_chunks in scores.items():
-            result.set(name, torch.cat(values_of_chunks))
+                codes = encode_logits(logits, *frames)
+            parts.append(codes)
+            predicted_ious.append(predicted_iou)
+        result = instances_of(MaskCodes.cat(parts), torch.cat(predicted_ious), class_score, dense=not rle)
         result.scores = self.rank({name: result.get(name) for name in SCORES}, recipe)
         if asked is not None:
             result.pred_classes = asked.pred_classes.to(self.device)
@@ -344,6 +341,15 @@ class PromptableSAM(nn.Module):
             yield
         finally:
             self.instances_per_chunk, self.activation_checkpointing = before
+
+    @contextmanager
+    def encoding_masks(self) -> Iterator[None]:
+        """Give ``pred_masks_rle`` in place of ``pred_masks`` inside the block: no mask of N is ever held dense."""
+        before, self._rle_masks = self._rle_masks, True
+        try:
+            yield
+        finally:
+            self._rle_masks = before
 
     def train(self, mode: bool = True) -> PromptableSAM:
         """Set training mode, except for frozen parts, which stay in eval mode."""
