@@ -203,9 +203,10 @@ class _Crop(NamedTuple):
 
         Where a crop does not have the height of the image, no run goes on in the next column.
         """
-        pixels = positions.reshape(-1, 2) - (0, 1)
+        pixels = positions.reshape(-1, 2) - np.array((0, 1))
         columns, rows = np.divmod(pixels, self.y1 - self.y0)
-        return (columns + self.x0) * height + rows + self.y0 + (0, 1)
+        pixels = (columns + self.x0) * height + rows + self.y0
+        return pixels + np.array((0, 1))
 
 
 def _crops(logits: Tensor, rows: _Axis, columns: _Axis) -> list[_Crop]:
@@ -214,8 +215,9 @@ def _crops(logits: Tensor, rows: _Axis, columns: _Axis) -> list[_Crop]:
     ranges = []
     for axis, active in ((columns, possible.any(dim=1)), (rows, possible.any(dim=2))):
         cells = active.cpu().numpy()
-        ends = np.stack([cells.argmax(axis=1), cells.shape[1] - cells[:, ::-1].argmax(axis=1)], axis=1).tolist()
-        ranges.append([axis.reach(*end) if any_ else (0, 0) for end, any_ in zip(ends, cells.any(axis=1), strict=True)])
+        firsts, ends = cells.argmax(axis=1).tolist(), (cells.shape[1] - cells[:, ::-1].argmax(axis=1)).tolist()
+        filled = cells.sum(axis=1).tolist()
+        ranges.append([axis.reach(*one) if some else (0, 0) for *one, some in zip(firsts, ends, filled, strict=True)])
     return [_Crop(x0, y0, x1, y1) for (x0, x1), (y0, y1) in zip(*ranges, strict=True)]
 
 

@@ -19,8 +19,9 @@ from sam_d2.errors import UserError
 from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
 from sam_d2.modeling.heads import of_highest_iou
-from sam_d2.modeling.instance_losses import InstanceLosses
+from sam_d2.modeling.instance_losses import InstanceLosses, TrainedImage
 from sam_d2.modeling.lora import lora_keys
+from sam_d2.modeling.mask_decoder import SharedMaskDecoder
 from sam_d2.modeling.postprocess import MaskCodes, encode_logits, instances_of
 from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
@@ -201,10 +202,11 @@ class PromptableSAM(nn.Module):
             return self.image_encoder(images)
 
     def decode(self, embedding: Tensor, prompts: Prompts, multimask: bool = False) -> tuple[Tensor, Tensor]:
-        """Decode the prompts of one image, all at once.
+        """Decode prompts, all at once.
 
         Args:
-            embedding: (C, S/p, S/p) of one image.
+            embedding: (C, S/p, S/p) of the image of all prompts; for a
+                :class:`~sam_d2.modeling.mask_decoder.SharedMaskDecoder` also (N, C, S/p, S/p), one of each prompt.
             prompts: N prompts in the padded frame.
             multimask: True for SAM's three masks of an ambiguous prompt, False for the single one.
 
@@ -226,7 +228,7 @@ class PromptableSAM(nn.Module):
         if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
             self.weights_record.multimask_reached = True
         return self.mask_decoder(
-            image_embeddings=embedding[None],
+            image_embeddings=embedding if embedding.dim() == 4 else embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
@@ -414,8 +416,9 @@ class PromptableSAM(nn.Module):
             dice=self.loss_weights["loss_dice"],
             chunk=self.instances_per_chunk,
             recompute=self.activation_checkpointing,
+            across_images=isinstance(self.mask_decoder, SharedMaskDecoder),
         )
-        per_image = []
+        images = []
         for sample, embedding, size in zip(batched_inputs, embeddings, sizes, strict=True):
             instances: Instances = sample["instances"]
             if len(instances) == 0:
@@ -425,7 +428,8 @@ class PromptableSAM(nn.Module):
                     f"training instances must be in the resized frame {tuple(size)}, got {instances.image_size}"
                 )
             generator = torch.Generator().manual_seed(int(sample.get("seed", torch.initial_seed() % 2**63)))
-            per_image.append(losses_of(embedding, instances, self.prompts[self.prompt], generator).mean(dim=0))
+            images.append(TrainedImage(embedding, instances, generator))
+        per_image = [losses.mean(dim=0) for losses in losses_of(images, self.prompts[self.prompt])]
         # Every trainable parameter takes part in every step, also those that this step's prompts do not touch, and
         # also where there is no instance: so DDP never waits for a gradient that one rank does not make.
         zero = 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
