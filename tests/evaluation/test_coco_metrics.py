@@ -218,6 +218,7 @@ def test_engines_agree(engine, seed, task, make_truth, make_detections):
 def test_other_scores_of_the_same_detections(engine, limit, task, make_truth, make_detections):
     """Each ranking is what it is alone, also where detections are beyond the limit in one and not in another."""
     truth, found = random_scene(make_truth, make_detections, 5)
+    found[0] = make_detections(0, [(A, 0.5)] * 60 + [(B, 0.5)] * 70)
     rng = np.random.default_rng(0)
     rankings = {name: [rng.random(len(image)).round(1) for image in found] for name in "abc"}
     together = evaluate_rankings(truth, found, rankings, task=task, engine=engine, max_dets=limit)
