@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from sam_d2.box_finder import BoxFinder
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
 from sam_d2.data.image import image_array, read_image
@@ -26,10 +26,10 @@ from sam_d2.errors import UserError
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.model_classes import ModelClasses, classes_of
 from sam_d2.model_source import find_model
-from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
+from sam_d2.modeling.postprocess import MaskCodes, encode_logits, instances_of
 from sam_d2.modeling.prompt_recipes import PromptRecipe, detector_recipe
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import SCORES, mask_scores
+from sam_d2.modeling.scoring import SCORES
 
 logger = logging.getLogger(__name__)
 
@@ -238,19 +238,16 @@ class Predictor:
     @torch.no_grad()
     def _three_masks(self, image: EncodedImage, prompts: Prompts) -> Instances:
         model = self.model
-        masks = [torch.zeros((0, *image.original), dtype=torch.bool)]
-        scores = [{name: torch.zeros(0, device=model.device) for name in SCORES}]
+        frames = (model.canvas, image.resized, image.original)
+        parts = [encode_logits(torch.zeros((0, model.low_res, model.low_res), device=model.device), *frames)]
+        predicted_ious = [torch.zeros(0, device=model.device)]
         for start in range(0, len(prompts), model.instances_per_chunk):
             chunk = prompts[start : start + model.instances_per_chunk].to(model.device)
             logits, predicted_iou = model.decode(image.embedding, chunk, multimask=True)
-            full = resize_logits(logits.flatten(0, 1).float(), model.canvas, image.resized, image.original)
-            masks.append((full > 0).cpu())
-            scores.append(mask_scores(full, predicted_iou.flatten(), torch.ones_like(predicted_iou.flatten())))
-        result = Instances(image.original)
-        result.pred_masks = torch.cat(masks)
-        result.pred_boxes = Boxes(boxes_of_masks(result.pred_masks))
-        for name in SCORES:
-            result.set(name, torch.cat([chunk[name] for chunk in scores]))
+            parts.append(encode_logits(logits.flatten(0, 1).float(), *frames))
+            predicted_ious.append(predicted_iou.flatten().float())
+        scores = torch.cat(predicted_ious)
+        result = instances_of(MaskCodes.cat(parts), scores, torch.ones_like(scores), dense=True)
         result.scores = model.rank({name: result.get(name) for name in SCORES}, PromptRecipe(), prompts)
         result.prompt_index = torch.arange(len(prompts)).repeat_interleave(3)
         return result.to("cpu")

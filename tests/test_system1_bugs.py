@@ -24,7 +24,7 @@ from sam_d2.data.mapper import PromptableMapper
 from sam_d2.evaluation import read_report
 from sam_d2.modeling.losses import mask_dice_loss
 from sam_d2.modeling.masks import low_res_targets
-from sam_d2.modeling.postprocess import resize_logits
+from sam_d2.modeling.postprocess import encode_logits
 
 S = 64  # canvas of the tiny model
 
@@ -118,7 +118,7 @@ def test_long_sides_cropped_and_stretched(model, make_record, width, height):
     # and a mask that is right on the canvas is right in the original image: where it was, and as large
     instances = sample["instances"]
     targets = low_res_targets(instances.gt_masks, resized, model.low_res, S // model.low_res)
-    mask = resize_logits(targets - 0.5, S, resized, (height, width))[0] > 0
+    mask = encode_logits(targets - 0.5, S, resized, (height, width)).dense()[0]
     truth = torch.zeros(height, width, dtype=torch.bool)
     truth[box[1] :, box[0] :] = True
     found = mask.nonzero()

@@ -112,7 +112,7 @@ def measure_scores(
             source, loader = boxes.source, boxes.attached_to(loader)
         model.test_prompt, score = prompt, recipe.score or model.score
         evaluator.ask(prompt, source=source, score=score)
-        with _uncalibrated(model):
+        with _uncalibrated(model), model.encoding_masks():
             inference_on_dataset(model, loader, evaluator)
         truth, found = evaluator.ground_truth, evaluator.detections
         assert truth is not None  # read by reset()

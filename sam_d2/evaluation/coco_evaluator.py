@@ -176,7 +176,8 @@ class InstanceEvaluator(DatasetEvaluator):
 
         Args:
             inputs: The mapper's dicts, with ``image_id`` (``file_name`` serves where absent).
-            outputs: Dicts with ``instances``: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes`` XYXY,
+            outputs: Dicts with ``instances``: ``pred_masks`` (N, H0, W0) bool or ``pred_masks_rle``, N
+                compressed run lengths; ``pred_boxes`` XYXY,
                 ``scores`` (N,) 0-1, ``pred_classes`` (N,), all in the original frame; with ground-truth
                 prompts ``prompt_index`` (N,), the row of the image's non-crowd instances in file order; and where
                 the model has them the scores ``class_score``, ``predicted_iou``, ``stability`` and
@@ -273,7 +274,11 @@ class InstanceEvaluator(DatasetEvaluator):
 
     def _encode(self, image_id: int | str, instances: Instances) -> ImageDetections:
         boxes = instances.pred_boxes.tensor if instances.has("pred_boxes") else torch.zeros(len(instances), 4)
-        rles = encode_masks(instances.pred_masks) if instances.has("pred_masks") else None
+        rles: list[RLE] | None = None
+        if instances.has("pred_masks_rle"):
+            rles = list(instances.pred_masks_rle)
+        elif instances.has("pred_masks"):
+            rles = encode_masks(instances.pred_masks)
         # of a detector's prompts the index is of its boxes, which are no instances
         index = instances.prompt_index if self.oracle and instances.has("prompt_index") else None
         if len(instances) and (("segm" in self.tasks and rles is None) or (self.oracle and index is None)):

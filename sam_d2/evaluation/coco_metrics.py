@@ -12,6 +12,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,10 +26,6 @@ from sam_d2.evaluation.ground_truth import AnnotatedImage, GroundTruth
 Engine = Literal["faster_coco_eval", "pycocotools"]
 Task = Literal["segm", "bbox"]
 
-_MODULES: dict[str, tuple[str, str]] = {
-    "faster_coco_eval": ("faster_coco_eval", "COCOeval_faster"),
-    "pycocotools": ("pycocotools.cocoeval", "COCOeval"),
-}
 _AREAS = {"s": 1, "m": 2, "l": 3}
 """Suffix of a metric -> index of COCO's area range: under 32^2, 32^2 to 96^2, over 96^2 square pixels."""
 
@@ -118,8 +115,8 @@ def evaluate_rankings(
         UserError: As for :func:`evaluate_detections`.
         ValueError: Likewise.
     """
-    if task not in get_args(Task) or engine not in _MODULES:
-        raise ValueError(f"task {task!r} of {get_args(Task)}, engine {engine!r} of {tuple(_MODULES)}")
+    if task not in get_args(Task) or engine not in get_args(Engine):
+        raise ValueError(f"task {task!r} of {get_args(Task)}, engine {engine!r} of {get_args(Engine)}")
     limit = detection_limit(ground_truth, task) if max_dets is None else max_dets
     if limit < 1:
         raise ValueError(f"max_dets is {limit}, and must be at least 1")
@@ -127,13 +124,14 @@ def evaluate_rankings(
     by_number = _by_image_number(ground_truth, detections)
     truth_records, detection_records = _coco_records(ground_truth, by_number, task)
     results = {}
-    # The engine matches anew for each: of its time the IoUs, which are the same, are only a sixth.
+    evaluator = _evaluator(ground_truth, truth_records, detection_records, task, engine, limits)
     for name, scores in rankings.items():
         by_image = {ground_truth[image.image_id].number: s for image, s in zip(detections, scores, strict=True)}
         for record in detection_records:
             record["score"] = float(by_image[record["image_id"]][record["row"]])
-        arrays = _run_engine(ground_truth, truth_records, detection_records, task, engine, limits)
-        results[name] = _summarise(*arrays, limits=limits, limit=limit, class_names=ground_truth.class_names)
+        results[name] = _summarise(
+            *_ranked(evaluator), limits=limits, limit=limit, class_names=ground_truth.class_names
+        )
     return results
 
 
@@ -217,7 +215,8 @@ def _detection_records(image: ImageDetections, number: int, task: Task, empty: C
         areas = np.array([mask_utils.area(rle) for rle in image.rles], dtype=np.float64)
     unclaimed = empty.copy()
     records = []
-    for row, (category, area) in enumerate(zip(image.classes.tolist(), areas.tolist(), strict=True)):
+    columns = (image.classes.tolist(), areas.tolist(), boxes.tolist())
+    for row, (category, area, box) in enumerate(zip(*columns, strict=True)):
         if area <= 0 and unclaimed[category] > 0:
             unclaimed[category] -= 1
             continue
@@ -225,30 +224,30 @@ def _detection_records(image: ImageDetections, number: int, task: Task, empty: C
             "image_id": number,
             "row": row,
             "category_id": category + 1,
-            "area": float(area),
+            "area": area,
             "iscrowd": 0,
+            "bbox": box,
         }
-        record["bbox"] = boxes[row].tolist()
         if task == "segm" and image.rles is not None:
             record["segmentation"] = image.rles[row]
         records.append(record)
     return records
 
 
-def _run_engine(
+def _evaluator(
     ground_truth: GroundTruth,
     truth: list[dict[str, Any]],
     found: list[dict[str, Any]],
     task: Task,
     engine: Engine,
     limits: list[int],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """COCO's precision (T, R, K, A, M) and recall (T, K, A, M), -1 where undefined, and the T thresholds."""
-    module, class_name = _MODULES[engine]
-    evaluator_class = getattr(importlib.import_module(module), class_name)
-    coco_class = importlib.import_module(
-        "faster_coco_eval" if engine == "faster_coco_eval" else "pycocotools.coco"
-    ).COCO
+) -> Any:
+    """Return an engine's evaluator of COCO dicts, which it takes as they are."""
+    if engine == "faster_coco_eval":
+        coco_class, evaluator_class = importlib.import_module("faster_coco_eval").COCO, _reusing_evaluator()
+    else:
+        coco_class = importlib.import_module("pycocotools.coco").COCO
+        evaluator_class = importlib.import_module("pycocotools.cocoeval").COCOeval
     images = [{"id": image.number, "height": image.size[0], "width": image.size[1]} for image in ground_truth.images]
     categories = [{"id": index, "name": name} for index, name in enumerate(ground_truth.class_names, 1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
@@ -259,7 +258,42 @@ def _run_engine(
             side.createIndex()
             sides.append(side)
         evaluator = evaluator_class(*sides, iouType=task)
-        evaluator.params.maxDets = limits
+    evaluator.params.maxDets = limits
+    return evaluator
+
+
+@cache
+def _reusing_evaluator() -> type[Any]:
+    """Return faster-coco-eval's evaluator that can be asked again with other scores in the same detections.
+
+    Which boxes and masks there are and how far they overlap is then known; only the order of the detections is new.
+    """
+    faster = importlib.import_module("faster_coco_eval")
+
+    class ReusingEvaluator(faster.COCOeval_faster):  # type: ignore[misc, name-defined]
+        def _prepare(self) -> None:
+            if not hasattr(self, "_known"):
+                super()._prepare()
+                self._known: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            found = self.dt_dataset.get_instances([imgId], [catId], True)[0][0]
+            order = np.argsort([-one["score"] for one in found], kind="mergesort")
+            if (imgId, catId) in self._known:
+                return self._known[imgId, catId][order]
+            ious = super().computeIoU(imgId, catId)
+            if len(ious) == len(found):  # otherwise those beyond the limit are not there
+                self._known[imgId, catId] = ious[np.argsort(order)]
+            return ious
+
+    return ReusingEvaluator
+
+
+def _ranked(
+    evaluator: Any,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """COCO's precision (T, R, K, A, M) and recall (T, K, A, M), -1 where undefined, and the T thresholds."""
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluator.evaluate()
         evaluator.accumulate()
     precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)

@@ -8,6 +8,7 @@ import math
 import platform
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -114,7 +115,8 @@ class PromptedEvaluation:
             if isinstance(model, PromptableSAM):
                 model.test_prompt = prompt
                 loader = self._ask(model, prompt)
-            by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
+            with model.encoding_masks() if isinstance(model, PromptableSAM) else nullcontext():
+                by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
             self._asked[prompt] = _Asked(self.evaluator)
             if comm.is_main_process():
                 self._results[method, prompt] = self.evaluator.results

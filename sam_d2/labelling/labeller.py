@@ -17,7 +17,6 @@ import torch
 from sam_d2.data.annotated_image import read_annotated_image
 from sam_d2.engine.oom import is_out_of_memory
 from sam_d2.errors import UserError
-from sam_d2.evaluation.coco_evaluator import encode_masks
 from sam_d2.labelling.index import BoxedImage
 from sam_d2.labelling.journal import MADE, MadeAnnotation
 from sam_d2.labelling.polygons import mask_to_polygons
@@ -127,14 +126,14 @@ class BoxLabeller:
         made: list[MadeAnnotation] = []
         for start in range(0, len(prompts), model.instances_per_chunk):
             chunk = slice(start, start + model.instances_per_chunk)
-            found = model.predict(encoded.embedding, prompts[chunk], encoded.resized, record)
+            found = model.predict(encoded.embedding, prompts[chunk], encoded.resized, record, rle=True)
             made += self._annotations(image.annotations[chunk], found)
         return made
 
     def _annotations(self, rows: list[int], found: Any) -> Iterator[MadeAnnotation]:
         """Return what becomes of some boxes; ``found`` are the Instances predicted for them."""
         scores, stabilities = found.scores.tolist(), found.stability.tolist()
-        for number, rle in enumerate(encode_masks(found.pred_masks)):
+        for number, rle in enumerate(found.pred_masks_rle):
             # Rounded before they are compared: no annotation says a score that its filter would not have passed.
             score, stability = round(scores[number], _DIGITS), round(stabilities[number], _DIGITS)
             if not (math.isfinite(score) and math.isfinite(stability)):
@@ -143,13 +142,13 @@ class BoxLabeller:
                     "are damaged, or come from a training that diverged. Name others with --weights."
                 )
             outcome = self.filters.outcome(int(mask_utils.area(rle)), score, stability)
-            fields = None if outcome != MADE else self._fields(found.pred_masks[number], rle, score, stability)
+            fields = None if outcome != MADE else self._fields(rle, score, stability)
             yield MadeAnnotation(rows[number], outcome, fields)
 
-    def _fields(self, mask: torch.Tensor, rle: Any, score: float, stability: float) -> bytes:
+    def _fields(self, rle: Any, score: float, stability: float) -> bytes:
         segmentation: Any = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
         if self.form == "polygons":
-            segmentation = mask_to_polygons(mask.numpy())
+            segmentation = mask_to_polygons(mask_utils.decode(rle).astype(bool))
             rle = mask_utils.merge(mask_utils.frPyObjects(segmentation, *rle["size"]))
         provenance = {**self.provenance, "prompt": PROMPT, "score": score, "stability": stability}
         area = int(mask_utils.area(rle))

@@ -3,6 +3,7 @@
 from segment_anything.modeling import PromptEncoder
 
 from sam_d2.errors import UserError
+from sam_d2.modeling.prompt_encoder import SelectingPromptEncoder
 
 
 def square_prompt_encoder(
@@ -38,7 +39,7 @@ def square_prompt_encoder(
             "patch_size must be a multiple of 4."
         )
     tokens = image_size // patch_size
-    encoder = PromptEncoder(
+    encoder = SelectingPromptEncoder(
         embed_dim=embed_dim,
         image_embedding_size=(tokens, tokens),
         input_image_size=(image_size, image_size),

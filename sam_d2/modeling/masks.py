@@ -103,6 +103,15 @@ def low_res_targets(masks: InstanceMasks, image_size: tuple[int, int], side: int
         # The last cells can reach past the image: what a polygon has there is padding, hence background.
         pixels[image_size[0] - row0 * stride :] = False
         pixels[:, image_size[1] - column0 * stride :] = False
-        cells = pixels.reshape(row1 - row0, stride, column1 - column0, stride)
-        targets[row, row0:row1, column0:column1] = cells.mean(axis=(1, 3), dtype=np.float32)
-    return torch.from_numpy(targets)
+        targets[row, row0:row1, column0:column1] = _cell_sums(pixels, stride)
+    return torch.from_numpy(targets).div_(stride**2)
+
+
+def _cell_sums(pixels: np.ndarray, stride: int) -> np.ndarray:
+    """Return how many of the stride x stride pixels of each cell are set.
+
+    Whole rows and columns are added, which takes a tenth of the time of a sum over axes as short as a cell.
+    """
+    counts = pixels.view(np.uint8).astype(np.uint16 if stride < 256 else np.uint32)
+    counts = sum(counts[offset::stride] for offset in range(1, stride)) + counts[::stride]
+    return sum(counts[:, offset::stride] for offset in range(1, stride)) + counts[:, ::stride]

@@ -7,7 +7,7 @@ Legend of the modeling package: ``B`` images, ``N`` instances of one image, ``P`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -78,6 +78,25 @@ class Prompts:
         if points is not None:
             points = (points.double() * scale.to(points.device)).to(points.dtype)
         return Prompts(boxes=boxes, points=points, labels=self.labels, masks=self.masks)
+
+    @staticmethod
+    def cat(prompts: Sequence[Prompts]) -> Prompts:
+        """Return the rows of several, at least one, of the same :attr:`kind`."""
+        if len(prompts) == 1:
+            return prompts[0]
+        columns = {field.name: [getattr(one, field.name) for one in prompts] for field in fields(Prompts)}
+        return Prompts(**{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()})
+
+    @property
+    def kind(self) -> tuple[bool, int | None, bool]:
+        """Whether there are boxes, how many points a row has, and whether there are masks; one call has one kind."""
+        points = None if self.points is None else self.points.shape[1]
+        return self.boxes is not None, points, self.masks is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the prompts are on."""
+        return self.boxes.device if self.boxes is not None else self.points.device  # type: ignore[union-attr]
 
     @property
     def ambiguous(self) -> bool:

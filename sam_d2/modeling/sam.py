@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from sam_d2.errors import UserError
 from sam_d2.modeling.calibration import calibrated_name
 from sam_d2.modeling.clicks import innermost_corrections
 from sam_d2.modeling.embedding_cache import EmbeddingCache
 from sam_d2.modeling.heads import of_highest_iou
-from sam_d2.modeling.instance_losses import InstanceLosses
+from sam_d2.modeling.instance_losses import InstanceLosses, TrainedImage
 from sam_d2.modeling.lora import lora_keys
-from sam_d2.modeling.postprocess import boxes_of_masks, resize_logits
+from sam_d2.modeling.mask_decoder import SharedMaskDecoder
+from sam_d2.modeling.postprocess import MaskCodes, encode_logits, instances_of
 from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe, recipe_name
 from sam_d2.modeling.prompt_samplers import may_be_ambiguous
 from sam_d2.modeling.prompts import Prompts
-from sam_d2.modeling.scoring import SCORES, combine_scores, mask_scores, parse_score
+from sam_d2.modeling.scoring import SCORES, combine_scores, parse_score
 from sam_d2.modeling.weights_record import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class PromptableSAM(nn.Module):
         self.prompt = prompt
         self.test_prompt: str | None = None
         self.embedding_cache: EmbeddingCache | None = None
+        self._rle_masks = False
         self.multimask = multimask
         self.draw_boxes = draw_boxes
         self.weights_record = WeightsRecord(draw_boxes=draw_boxes)
@@ -159,9 +161,9 @@ class PromptableSAM(nn.Module):
             In training a dict of the weighted ``loss_focal``, ``loss_dice`` and ``loss_iou``: scalars, the mean
             over the instances of an image and then over the images, zero with a graph where there are none.
             Otherwise one ``{"instances": Instances}`` per image, original frame, one row per prompt: ``pred_masks``
-            (N, H0, W0) bool, ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the
-            row of ``instances`` or ``prompt_instances`` that is answered, and each score that ``scores`` may be made of
-            under its own name.
+            (N, H0, W0) bool, or inside :meth:`encoding_masks` ``pred_masks_rle``, N run lengths,
+            ``pred_boxes``, ``scores`` (N,), ``pred_classes`` (N,), ``prompt_index`` (N,) the row of ``instances`` or
+            ``prompt_instances`` that is answered, and each score that ``scores`` may be made of under its own name.
 
         Raises:
             UserError: an image does not fit the canvas, or ``calibrate`` is set and the weights have no calibration of
@@ -173,8 +175,9 @@ class PromptableSAM(nn.Module):
             return self._losses(batched_inputs, embeddings, images.image_sizes)
         recipe = self.prompts[self._test_name()]
         return [
-            {"instances": self.predict(embedding, self._test_prompts(sample, recipe), size, sample, recipe)}
+            {"instances": self.predict(embedding, prompts, size, sample, recipe, rle=self._rle_masks)}
             for sample, embedding, size in zip(batched_inputs, embeddings, images.image_sizes, strict=True)
+            for prompts in [self._test_prompts(sample, recipe)]
         ]
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -207,10 +210,11 @@ class PromptableSAM(nn.Module):
         return self.embedding_cache.embeddings(self, batched_inputs, images, self.encode)
 
     def decode(self, embedding: Tensor, prompts: Prompts, multimask: bool = False) -> tuple[Tensor, Tensor]:
-        """Decode the prompts of one image, all at once.
+        """Decode prompts, all at once.
 
         Args:
-            embedding: (C, S/p, S/p) of one image.
+            embedding: (C, S/p, S/p) of the image of all prompts; for a
+                :class:`~sam_d2.modeling.mask_decoder.SharedMaskDecoder` also (N, C, S/p, S/p), one of each prompt.
             prompts: N prompts in the padded frame.
             multimask: True for SAM's three masks of an ambiguous prompt, False for the single one.
 
@@ -232,7 +236,7 @@ class PromptableSAM(nn.Module):
         if multimask and torch.is_grad_enabled() and self.training and "mask_decoder" not in self.frozen:
             self.weights_record.multimask_reached = True
         return self.mask_decoder(
-            image_embeddings=embedding[None],
+            image_embeddings=embedding if embedding.dim() == 4 else embedding[None],
             image_pe=self.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
@@ -247,6 +251,8 @@ class PromptableSAM(nn.Module):
         resized: tuple[int, int],
         sample: dict[str, Any],
         recipe: PromptRecipe | None = None,
+        *,
+        rle: bool = False,
     ) -> Instances:
         """Return the masks of one image's prompts in its original frame, the masks on the CPU.
 
@@ -258,6 +264,7 @@ class PromptableSAM(nn.Module):
                 ``scores``, where the recipe is of a detector's boxes, else from its ``instances``, and are 0 where it
                 has none.
             recipe: how often the prompts are asked again and what scores the masks; by default once, and the model's.
+            rle: give ``pred_masks_rle`` in place of ``pred_masks``: N compressed run lengths.
         """
         recipe = recipe or PromptRecipe()
         asked: Instances | None = None
@@ -265,32 +272,24 @@ class PromptableSAM(nn.Module):
         if recipe.prompt_source == DETECTOR:
             asked = sample["prompt_instances"]
             class_score = asked.scores.to(class_score)
-        original = (int(sample["height"]), int(sample["width"]))
-        # On the CPU and filled chunk by chunk: full-size masks of many instances would fill a GPU.
-        masks = torch.zeros((len(prompts), *original), dtype=torch.bool)
-        boxes = [torch.zeros((0, 4), device=self.device)]
-        scores: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self.device)] for name in SCORES}
+        frames = (self.canvas, resized, (int(sample["height"]), int(sample["width"])))
+        parts = [encode_logits(torch.zeros((0, self.low_res, self.low_res), device=self.device), *frames)]
+        predicted_ious = [torch.zeros(0, device=self.device)]
         for start in range(0, len(prompts), self.instances_per_chunk):
             chunk = prompts[start : start + self.instances_per_chunk].to(self.device)
             logits, predicted_iou = self._best_answer(embedding, chunk, recipe.best_of_3)
             for _ in range(recipe.refinements):
                 logits, predicted_iou = self._best_answer(embedding, chunk.with_masks(logits))
-            full = resize_logits(logits, self.canvas, resized, original)
+            codes = encode_logits(logits, *frames)
             for _ in range(recipe.test_corrections):
                 truth = sample["instances"].gt_masks[start : start + self.instances_per_chunk]
-                chunk = chunk.with_correction(*innermost_corrections(full > 0, truth, resized), logits)
+                points, labels = innermost_corrections(codes.dense(), truth, resized)
+                chunk = chunk.with_correction(points.to(self.device), labels.to(self.device), logits)
                 logits, predicted_iou = self._best_answer(embedding, chunk)
-                full = resize_logits(logits, self.canvas, resized, original)
-            predicted = full > 0
-            masks[start : start + len(predicted)] = predicted.cpu()
-            boxes.append(boxes_of_masks(predicted))
-            for name, values in mask_scores(full, predicted_iou, class_score[start : start + len(predicted)]).items():
-                scores[name].append(values)
-        result = Instances(original)
-        result.pred_masks = masks
-        result.pred_boxes = Boxes(torch.cat(boxes))
-        for name, values_of_chunks in scores.items():
-            result.set(name, torch.cat(values_of_chunks))
+                codes = encode_logits(logits, *frames)
+            parts.append(codes)
+            predicted_ious.append(predicted_iou)
+        result = instances_of(MaskCodes.cat(parts), torch.cat(predicted_ious), class_score, dense=not rle)
         result.scores = self.rank({name: result.get(name) for name in SCORES}, recipe, prompts)
         if asked is not None:
             result.pred_classes = asked.pred_classes.to(self.device)
@@ -359,6 +358,15 @@ class PromptableSAM(nn.Module):
         finally:
             self.instances_per_chunk, self.activation_checkpointing = before
 
+    @contextmanager
+    def encoding_masks(self) -> Iterator[None]:
+        """Give ``pred_masks_rle`` in place of ``pred_masks`` inside the block: no mask of N is ever held dense."""
+        before, self._rle_masks = self._rle_masks, True
+        try:
+            yield
+        finally:
+            self._rle_masks = before
+
     def train(self, mode: bool = True) -> PromptableSAM:
         """Set training mode, except for frozen parts, which stay in eval mode."""
         super().train(mode)
@@ -422,8 +430,9 @@ class PromptableSAM(nn.Module):
             dice=self.loss_weights["loss_dice"],
             chunk=self.instances_per_chunk,
             recompute=self.activation_checkpointing,
+            across_images=isinstance(self.mask_decoder, SharedMaskDecoder),
         )
-        per_image = []
+        images = []
         for sample, embedding, size in zip(batched_inputs, embeddings, sizes, strict=True):
             instances: Instances = sample["instances"]
             if len(instances) == 0:
@@ -433,7 +442,8 @@ class PromptableSAM(nn.Module):
                     f"training instances must be in the resized frame {tuple(size)}, got {instances.image_size}"
                 )
             generator = torch.Generator().manual_seed(int(sample.get("seed", torch.initial_seed() % 2**63)))
-            per_image.append(losses_of(embedding, instances, self.prompts[self.prompt], generator).mean(dim=0))
+            images.append(TrainedImage(embedding, instances, generator))
+        per_image = [losses.mean(dim=0) for losses in losses_of(images, self.prompts[self.prompt])]
         # Every trainable parameter takes part in every step, also those that this step's prompts do not touch, and
         # also where there is no instance: so DDP never waits for a gradient that one rank does not make.
         zero = 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)

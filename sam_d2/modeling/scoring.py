@@ -18,6 +18,9 @@ from torch import Tensor
 from sam_d2.errors import UserError
 
 SCORES = ("class_score", "predicted_iou", "stability", "mean_probability")
+STABILITY_OFFSET = 1.0
+"""Distance of the thresholds whose masks ``stability`` compares from 0, logits."""
+
 _FACTOR = re.compile(r"([a-z_]+)(?:\^([0-9]*\.?[0-9]+))?")
 
 
@@ -44,50 +47,6 @@ def parse_score(score: str, *, key: str = "model.score") -> dict[str, float]:
     return factors
 
 
-def stability_score(logits: Tensor, *, offset: float = 1.0) -> Tensor:
-    """Return the IoU of ``logits > offset`` and ``logits > -offset``: how much the mask depends on the threshold.
-
-    Args:
-        logits: (N, h, w) mask logits, any frame.
-        offset: distance of both thresholds from 0.
-
-    Returns:
-        (N,) float32 in [0, 1]; 0 where even the lower threshold leaves nothing.
-    """
-    high, low = _cells_above(logits, offset), _cells_above(logits, -offset)
-    return torch.where(low > 0, high / low.clamp(min=1), torch.zeros_like(low, dtype=torch.float32))
-
-
-def mean_probability(logits: Tensor) -> Tensor:
-    """Return the mean of sigmoid(logits) over the cells above 0.
-
-    Args:
-        logits: (N, h, w) mask logits, any frame.
-
-    Returns:
-        (N,) float32 in [0, 1]; 0 for an empty mask.
-    """
-    totals = [(one.sigmoid() * (one > 0)).sum() for one in logits]
-    total = torch.stack(totals) if totals else logits.new_zeros(0)
-    return total / _cells_above(logits, 0.0).clamp(min=1)
-
-
-def mask_scores(logits: Tensor, predicted_iou: Tensor, class_score: Tensor) -> dict[str, Tensor]:
-    """Return all scores of masks by name, (N,) float32 each.
-
-    Args:
-        logits: (N, H0, W0) mask logits, original frame.
-        predicted_iou: (N,).
-        class_score: (N,) confidence of what made the prompts; 1 for ground-truth prompts.
-    """
-    return {
-        "class_score": class_score.float(),
-        "predicted_iou": predicted_iou.float(),
-        "stability": stability_score(logits),
-        "mean_probability": mean_probability(logits),
-    }
-
-
 def combine_scores(factors: Mapping[str, float], values: Mapping[str, Tensor]) -> Tensor:
     """Multiply the named scores, each to the power of its exponent.
 
@@ -105,9 +64,3 @@ def combine_scores(factors: Mapping[str, float], values: Mapping[str, Tensor]) -
         for name, exponent in factors.items()
     ]
     return torch.stack(powers).prod(dim=0).float()
-
-
-def _cells_above(logits: Tensor, threshold: float) -> Tensor:
-    """Count the cells above a threshold of each mask; one at a time, which is faster and needs less memory."""
-    counts = [torch.count_nonzero(one > threshold) for one in logits]
-    return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64, device=logits.device)

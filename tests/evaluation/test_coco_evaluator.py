@@ -167,6 +167,21 @@ def test_a_score_that_is_not_finite_ranks_nothing(score):
         evaluator.process([record], [output])
 
 
+def test_run_lengths_are_taken_as_they_are():
+    results = {}
+    for coded in (False, True):
+        evaluator = InstanceEvaluator(NAME)
+        evaluator.reset()
+        outputs = predict(dataset(), narrower=3)
+        for output in outputs if coded else ():
+            instances = output["instances"]
+            instances.pred_masks_rle = encode_masks(instances.pred_masks)
+            instances.remove("pred_masks")
+        evaluator.process(dataset(), outputs)
+        results[coded] = evaluator.evaluate()
+    assert repr(results[True]) == repr(results[False]) and 0 < results[True]["prompt"]["mIoU"] < 1
+
+
 @pytest.mark.parametrize("count", [0, 1, 70])
 def test_encode_masks(count):
     masks = torch.rand(count, 7, 5, generator=torch.Generator().manual_seed(0)) > 0.5

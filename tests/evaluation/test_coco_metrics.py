@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sam_d2.evaluation import (
     detections_to_coco,
     evaluate_detections,
 )
+from sam_d2.evaluation.coco_metrics import evaluate_rankings
 
 ENGINES = ("faster_coco_eval", "pycocotools")
 A, B, NOWHERE = (10, 10, 30, 30), (50, 50, 70, 70), (10, 60, 30, 80)
@@ -209,6 +211,22 @@ def test_engines_agree(engine, seed, task, make_truth, make_detections):
     assert metrics.keys() == reference.keys()
     np.testing.assert_allclose(list(metrics.values()), list(reference.values()), rtol=0, atol=1e-9)
     assert 0 < metrics["AP"] < 100
+
+
+@pytest.mark.parametrize("limit", [100, 2])
+@pytest.mark.parametrize("task", ["segm", "bbox"])
+def test_other_scores_of_the_same_detections(engine, limit, task, make_truth, make_detections):
+    """Each ranking is what it is alone, also where detections are beyond the limit in one and not in another."""
+    truth, found = random_scene(make_truth, make_detections, 5)
+    found[0] = make_detections(0, [(A, 0.5)] * 60 + [(B, 0.5)] * 70)
+    rng = np.random.default_rng(0)
+    rankings = {name: [rng.random(len(image)).round(1) for image in found] for name in "abc"}
+    together = evaluate_rankings(truth, found, rankings, task=task, engine=engine, max_dets=limit)
+    for name, scores in rankings.items():
+        images = [replace(image, scores=values) for image, values in zip(found, scores, strict=True)]
+        alone = evaluate_detections(truth, images, task=task, engine=engine, max_dets=limit)
+        np.testing.assert_equal(together[name], alone)
+    assert len({metrics["AP"] for metrics in together.values()}) == 3
 
 
 def test_coco_round_trip(engine, make_truth, make_detections):

@@ -10,6 +10,7 @@ from torch import nn
 from detectron2.structures import Boxes, Instances
 from sam_d2.engine.optim import parameter_groups
 from sam_d2.errors import UserError
+from sam_d2.evaluation import encode_masks
 from sam_d2.modeling.losses import iou_prediction_loss, mask_dice_loss, mask_focal_loss, mask_iou
 from sam_d2.modeling.masks import low_res_targets
 from sam_d2.modeling.prompts import Prompts
@@ -233,6 +234,16 @@ class TestPredictions:
         for mask, box in zip(result.pred_masks, result.pred_boxes.tensor, strict=True):
             y, x = mask.nonzero().unbind(1)
             assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+    def test_come_as_run_lengths_where_nobody_needs_them_dense(self, build_model, batch):
+        model = build_model().eval()
+        dense = [one["instances"] for one in model(batch)]
+        with model.encoding_masks():
+            coded = [one["instances"] for one in model(batch)]
+        assert [one["instances"].has("pred_masks") for one in model(batch)] == [True, True]
+        for one, other in zip(dense, coded, strict=True):
+            assert not other.has("pred_masks") and torch.equal(one.scores, other.scores)
+            assert encode_masks(one.pred_masks) == other.pred_masks_rle
 
     def test_prompts_of_the_original_frame_are_moved_to_the_resized_one(self, build_model, make_sample):
         # The same image annotated in a frame twice as large: the same prompts, so the same masks.

@@ -2,12 +2,13 @@
 
 from functools import partial
 
-from segment_anything.modeling import MaskDecoder, TwoWayTransformer
+from segment_anything.modeling import TwoWayTransformer
 from torch import nn
 
 from detectron2.config import LazyCall as L
 from sam_d2.modeling.build import square_prompt_encoder
 from sam_d2.modeling.image_encoder import FusedImageEncoderViT
+from sam_d2.modeling.mask_decoder import SharedMaskDecoder
 from sam_d2.modeling.sam import PromptableSAM
 
 from ..prompts import prompts
@@ -33,7 +34,7 @@ sam_vit_b = L(PromptableSAM)(
         patch_size="${..image_encoder.patch_size}",
         mask_in_chans=16,
     ),
-    mask_decoder=L(MaskDecoder)(
+    mask_decoder=L(SharedMaskDecoder)(
         num_multimask_outputs=3,
         transformer=L(TwoWayTransformer)(
             depth=2, embedding_dim="${...image_encoder.out_chans}", mlp_dim=2048, num_heads=8
