@@ -270,7 +270,7 @@ def _reusing_evaluator() -> type[Any]:
     """
     faster = importlib.import_module("faster_coco_eval")
 
-    class ReusingEvaluator(faster.COCOeval_faster):  # type: ignore[misc, name-defined]
+    class ReusingEvaluator(faster.COCOeval_faster):  # type: ignore[name-defined]
         def _prepare(self) -> None:
             if not hasattr(self, "_known"):
                 super()._prepare()

@@ -115,8 +115,11 @@ class InstanceLosses:
         losses = [best_mask_losses(logits, predicted_iou, targets, focal=self.focal, dice=self.dice)]
         for draw in draws.unbind(dim=1):
             previous = of_highest_iou(logits, predicted_iou)[0].detach()
-            columns = (values.split(counts) for values in (previous, targets, draw))
-            clicks = [random_corrections(*one, stride, part.size) for part, *one in zip(parts, *columns, strict=True)]
+            columns = (previous.split(counts), targets.split(counts), draw.split(counts))
+            clicks = [
+                random_corrections(logits_, targets_, draws_, stride, part.size)
+                for part, logits_, targets_, draws_ in zip(parts, *columns, strict=True)
+            ]
             points, labels = (torch.cat(one) for one in zip(*clicks, strict=True))
             prompts = prompts.with_correction(points, labels, previous)
             logits, predicted_iou = self.answer(embedding, prompts)

@@ -12,22 +12,28 @@ attention. Here
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor, nn
 
+from sam_d2.errors import UserError
+
 PROMPTS_AT_ONCE = 4
 """Prompts that a CPU decodes at once where no gradient is asked for: what they have in between stays in its cache."""
+
+
+_Module = Any
+"""A module of segment_anything: torch does not know the types of what is in it."""
 
 
 class SharedMaskDecoder(MaskDecoder):
     """segment_anything's MaskDecoder with a TwoWayTransformer, to which prompts of several images may be given at once.
 
     Its arguments, parameters and names are those of the class that it stands for. Masks and gradients differ by
-    rounding.
+    rounding. It needs the weights themselves, so the attentions' projections must be plain linear layers.
     """
 
     def forward(
@@ -112,7 +118,7 @@ class _Shared(NamedTuple):
     queries: Tensor
 
     @staticmethod
-    def of(layer: nn.Module, image: Tensor, positions: Tensor) -> _Shared:
+    def of(layer: _Module, image: Tensor, positions: Tensor) -> _Shared:
         seen, to_image, to_tokens = image + positions, layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         return _Shared(
             _heads(to_image, to_image.k_proj(seen)).transpose(1, 2),
@@ -125,19 +131,22 @@ def _positions_first(image: Tensor) -> Tensor:
     return image.flatten(2).transpose(1, 2)
 
 
-def _heads(attention: nn.Module, projected: Tensor) -> Tensor:
+def _heads(attention: _Module, projected: Tensor) -> Tensor:
     """Return (n, t, heads, d) of (n, t, heads * d)."""
     return projected.unflatten(-1, (attention.num_heads, -1))
 
 
-def _by_head(attention: nn.Module, projection: nn.Linear) -> Tensor:
-    """Return a projection's (heads, d, C) weights."""
-    return projection.weight.unflatten(0, (attention.num_heads, -1))
+def _by_head(attention: _Module, projection: nn.Linear, dim: int = 0) -> Tensor:
+    """Return a projection's (heads, d, C) weights; those of the last (C, heads, d), whose heads are in dim 1."""
+    if type(projection) is not nn.Linear:
+        raise UserError(
+            f"model.mask_decoder: {type(projection).__name__} in place of a linear layer, as LoRA has it, needs "
+            "model.mask_decoder._target_=segment_anything.modeling.MaskDecoder."
+        )
+    return projection.weight.unflatten(dim, (attention.num_heads, -1))
 
 
-def _tokens_to_image(
-    attention: nn.Module, tokens: Tensor, seen: Tensor, keys: Tensor, shared: _Shared | None
-) -> Tensor:
+def _tokens_to_image(attention: _Module, tokens: Tensor, seen: Tensor, keys: Tensor, shared: _Shared | None) -> Tensor:
     """Return what (n, t, C) tokens find in the image, whose positions (n, hw, C) they see and whose keys they take."""
     n, t, _ = tokens.shape
     queries = _heads(attention, attention.q_proj(tokens))
@@ -154,7 +163,7 @@ def _tokens_to_image(
 
 
 def _image_to_tokens(
-    attention: nn.Module, placed: Tensor, tokens: Tensor, seen: Tensor, keys: Tensor, shared: _Shared | None
+    attention: _Module, placed: Tensor, tokens: Tensor, seen: Tensor, keys: Tensor, shared: _Shared | None
 ) -> Tensor:
     """Return the keys (n, hw, C) of an image and what its positions find in (n, t, C) tokens."""
     n, t, _ = tokens.shape
@@ -169,16 +178,16 @@ def _image_to_tokens(
         scores = torch.baddbmm(bias.flatten(1)[:, None], seen, folded).unflatten(-1, (-1, t))
     weights = scores.softmax(dim=-1).flatten(2)
     # The weights of each head add up to 1, and so do the shares of the bias.
-    projection = _heads(attention, attention.out_proj.weight)
+    projection = _by_head(attention, attention.out_proj, dim=1)
     found = torch.einsum("nthd,chd->nhtc", values, projection) + attention.out_proj.bias / attention.num_heads
     return torch.baddbmm(keys, weights, found.flatten(1, 2))
 
 
-def _four_pixels(convolution: nn.ConvTranspose2d, pixels: Tensor) -> Tensor:
+def _four_pixels(convolution: _Module, pixels: Tensor) -> Tensor:
     """Return the (4n, out) pixels that a transposed convolution of 2 x 2, stride 2, makes of (n, in) pixels."""
     weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
     return torch.addmm(convolution.bias.repeat(4), pixels, weight).view(-1, convolution.out_channels)
 
 
-def _normalised(pixels: Tensor, norm: nn.Module) -> Tensor:
+def _normalised(pixels: Tensor, norm: _Module) -> Tensor:
     return F.layer_norm(pixels, norm.weight.shape, norm.weight, norm.bias, norm.eps)

@@ -5,6 +5,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sam_d2.errors import UserError
 from sam_d2.modeling import mask_decoder
 from sam_d2.modeling.instance_losses import InstanceLosses
 from sam_d2.modeling.mask_decoder import SharedMaskDecoder
@@ -77,6 +78,14 @@ def test_masks_iou_and_gradients_are_those_of_segment_anything(image, prompt, mu
     for name, gradient in expected.items():
         torch.testing.assert_close(torch.as_tensor(gradients[name]).expand_as(gradient).float(), gradient)
     assert min(expected[name].abs().max() for name in ("image", "transformer.layers.1.norm4.bias")) > 1e-4
+
+
+def test_layers_whose_weights_are_not_the_whole_are_refused(image):
+    one = decoder(SharedMaskDecoder)
+    attention = one.transformer.layers[1].cross_attn_token_to_image
+    attention.k_proj = torch.nn.Sequential(attention.k_proj)
+    with pytest.raises(UserError, match=r"Sequential.*LoRA.*_target_=segment_anything\.modeling\.MaskDecoder"):
+        answers(one, image, "box", False)
 
 
 def test_many_prompts_are_taken_a_few_at_a_time_where_no_gradient_is_asked_for(image, monkeypatch):

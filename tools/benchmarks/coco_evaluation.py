@@ -2,7 +2,7 @@
 
 500 images of 480 x 640 pixels with 8,000 instances of 80 classes and 24,000 detections, everything in memory. The peer
 is COCO, loadRes and COCOeval for each kind, with its own limit of 100 detections; the answers are the 12 figures that
-it prints for each. sam_d2's evaluation has those of each class too.
+it prints for each, 0-1. sam_d2's evaluation, which rounds per cent to 10 decimals, has those of each class too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def ours() -> Measured:
 
     def run() -> list[float]:
         rows = [evaluate_detections(truth, found, task=task, max_dets=100) for task in ("bbox", "segm")]
-        return [row[name] for row in rows for name in METRICS]
+        return [row[name] / 100 for row in rows for name in METRICS]
 
     return Measured(*reversed(measure(run)))
 
@@ -87,7 +87,7 @@ def peer() -> Measured:
                 evaluator.evaluate()
                 evaluator.accumulate()
                 evaluator.summarize()
-                figures += [100 * one for one in evaluator.stats.tolist()]
+                figures += evaluator.stats.tolist()
         return figures
 
     return Measured(*reversed(measure(run)))
