@@ -67,8 +67,11 @@ def _instances(image: AnnotatedImage, recompute_boxes: bool) -> list[Annotation]
     """The image's instances with the boxes that a mapper gives them; one whose mask has no pixel keeps the file's."""
     if not recompute_boxes:
         return image.instances
-    boxes = [tuple(map(float, mask_utils.toBbox(one.rle))) for one in image.instances]
-    return [one._replace(bbox=box) if box[2] * box[3] else one for one, box in zip(image.instances, boxes, strict=True)]
+    instances = []
+    for one in image.instances:
+        x, y, width, height = map(float, mask_utils.toBbox(one.rle))
+        instances.append(one._replace(bbox=(x, y, width, height)) if width * height else one)
+    return instances
 
 
 def _of_image(found: Instances, instances: list[Annotation]) -> Floats:
