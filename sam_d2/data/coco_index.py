@@ -24,7 +24,7 @@ from sam_d2.data.quick_checks import suspicious_rows
 from sam_d2.data.records import XYWH_ABS, CocoAnnotation, CocoCategory, CocoFile, CocoImage, Id
 from sam_d2.data.references import check_references
 
-_CHUNK = 8192  # annotations that are decoded at a time
+_CHUNK = 16384  # annotations that are decoded at a time
 _MAX_GAP = 256  # bytes of white space between two annotations
 
 

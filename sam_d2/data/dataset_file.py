@@ -280,5 +280,5 @@ def _find_root(file: Path, images: list[Any], image_root: ImageRoot) -> tuple[Pa
     given = [image_root] if isinstance(image_root, str | Path) else image_root or []
     named = [image for image in images if image.file_name is not UNSET]
     names: list[str] = [image.file_name for image in named]
-    ids: list[RecordId] = [known(image.id) for image in named]
+    ids: list[RecordId] = [None if image.id is UNSET else image.id for image in named]
     return find_image_root(file, names, ids, [Path(root) for root in given])

@@ -41,8 +41,10 @@ def find_image_root(
     """
     candidates = search_folders(json_file, image_roots)
     trials: list[tuple[Path, list[int], list[str]]] = []
+    # Only these can lead out of a folder; a colon is a drive's.
+    unusual = [row for row, name in enumerate(file_names) if ".." in name or ":" in name or name[:1] in "/\\"]
     for candidate in candidates:
-        outside = [row for row, name in enumerate(file_names) if not _stays_inside(candidate, name)]
+        outside = [row for row in unusual if not _stays_inside(candidate, file_names[row])]
         absent = missing_files(candidate, file_names)
         if not outside and not absent:
             return candidate, []
@@ -100,14 +102,14 @@ def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, sea
 
 def missing_files(base: Path, file_names: Sequence[str]) -> list[str]:
     """Return the names that are no file under `base`; lists each folder once, which spares network disks."""
-    folders: dict[str, list[str]] = defaultdict(list)
+    folders: dict[str, set[str]] = defaultdict(set)
     for name in file_names:
-        folders[os.path.dirname(name)].append(name)  # noqa: PTH120  a million pathlib objects take seconds
+        folder, slash, last = name.rpartition("/")  # a million pathlib objects take seconds
+        folders[folder + slash].add(last)
     absent: set[str] = set()
     for folder, names in folders.items():
-        present = _files_of(base, folder)
-        absent.update(name for name in names if name[len(folder) :].lstrip("/") not in present)
-    return [name for name in file_names if name in absent]
+        absent.update(folder + last for last in names - _files_of(base, folder))
+    return [name for name in file_names if name in absent] if absent else []
 
 
 def _files_of(base: Path, folder: str) -> set[str]:
@@ -119,7 +121,5 @@ def _files_of(base: Path, folder: str) -> set[str]:
 
 
 def _stays_inside(base: Path, name: str) -> bool:
-    if ".." not in name and not os.path.isabs(name):  # noqa: PTH117  as above
-        return True
     path = os.path.normpath(base / name)
     return PurePath(path).is_relative_to(base)

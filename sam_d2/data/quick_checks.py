@@ -26,9 +26,8 @@ def suspicious_rows(annotations: Sequence[CocoAnnotation], sizes: np.ndarray) ->
     boxes = np.fromiter(numbers, dtype=np.float64, count=4 * len(annotations)).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     bounds, sound = _polygon_bounds([annotation.segmentation for annotation in annotations])
-    sound &= np.fromiter(
-        (area is None or area >= 0 for area in map(attrgetter("area"), annotations)), dtype=bool, count=len(annotations)
-    )
+    areas = np.array(list(map(attrgetter("area"), annotations)), dtype=np.float64)  # None becomes NaN
+    sound &= ~(areas < 0)
     with np.errstate(invalid="ignore", over="ignore"):
         sound &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & np.isfinite(boxes).all(axis=1)
         sound &= grown_iou(boxes, bounds) >= FAR_IOU
