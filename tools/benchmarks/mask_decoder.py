@@ -1,4 +1,4 @@
-"""SAM's mask decoder, 100 box prompts of one image: sam_d2's order of work against segment_anything's decoder.
+"""SAM's mask decoder, 100 box prompts of one image: sam_d2's against segment_anything's.
 
 The shapes are those of every official SAM: 64 x 64 positions of 256 channels, two layers of 8 heads. The same random
 weights and prompts; float32, no gradient. The answers are predicted IoU and, of each mask, logits at 32 of its cells.

@@ -1,4 +1,4 @@
-"""From low-res logits to boxes, areas and run lengths: sam_d2's way against segment_anything's with pycocotools.
+"""From low-res logits to boxes, areas and run lengths, against segment_anything with pycocotools.
 
 100 masks of an image of 1200 x 1600 pixels, canvas 1024: objects of 6 to 30 % of the image's height, as instances are,
 or of half the image each, where there is the most to do. The peer is Sam.postprocess_masks, the threshold, and

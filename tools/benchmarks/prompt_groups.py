@@ -1,8 +1,8 @@
-"""A training step of the tiny SAM on 4 images with 10, 50, 100 and 300 box prompts: how prompts are put together.
+"""A training step of the tiny SAM, 4 images of 10 to 300 prompts: how prompts are put together.
 
-sam_d2 decodes chunks of 32 prompts of any image. The others are the same model and losses with segment_anything's own
-decoder: chunks of 32 prompts of one image, image by image, and one call per instance. Same random weights; the step is
-losses and gradients. The answers are the losses and the sizes of the gradients.
+The images have 10, 50, 100 and 300 box prompts. sam_d2 decodes chunks of 32 prompts of any image. The others are the
+same model and losses with segment_anything's own decoder: chunks of 32 prompts of one image, image by image, and one
+call per instance. Same random weights; the step is losses and gradients, whose values and sizes are the answers.
 """
 
 from __future__ import annotations
