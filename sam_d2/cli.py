@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a .py config or a run's config.yaml")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="a .py config, or a run's folder or config.yaml"
+    )
     parser.add_argument(
         "--dataset",
         metavar="NAME|FOLDER|FILE",
