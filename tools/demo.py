@@ -110,7 +110,7 @@ def detect(predictor: Predictor, image: Any, boxes: list[PromptBox] | None, coun
 
     if boxes is None:
         return predictor(image)
-    instances, of_image = predictor.in_boxes_of(image, detections_of(0, boxes, [box.category_id for box in boxes]))
+    instances, of_image = predictor.in_boxes_of(image, detections_of(0, boxes, [box.category for box in boxes]))
     counts.update(of_image)
     return instances
 
