@@ -41,11 +41,15 @@ class BoxFinder:
         device: torch.device,
     ) -> None:
         asked: Any = OmegaConf.select(cfg, "dataloader.detector") or {}
+        named = "detector="
         if detector is None:
+            named = "dataloader.detector.config="
             detector, weights = asked.get("config") or None, asked.get("weights") or None
         self._limits = {"min_score": asked.get("min_score", 0.0), "max_boxes": asked.get("max_boxes")}
         self._device = device
-        self._model = None if detector is None else find_model(detector, weights, option="detector_weights")
+        self._model = (
+            None if detector is None else find_model(detector, weights, option="detector_weights", named=named)
+        )
         if self._model is not None and "prompts" in self._model[0].model:
             raise UserError(
                 f"Predictor: the detector of {self._model[1]} takes prompts itself; name one that does not."

@@ -19,7 +19,7 @@ examples:
   go on after an interruption:
     %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt box --resume
   score it with the boxes of a detector, with no ground truth in the prompts:
-    %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt detector --eval-only \
+    %(prog)s --config-file configs/sam.py --dataset data/my_images --prompt detector --eval-only \\
         train.init_checkpoint=RUN/model_final.pth dataloader.detector.config=RUN_OF_THE_DETECTOR
   change what the config says (+key=value adds a key that it does not have):
     %(prog)s --config-file configs/sam_tiny.py --dataset iwp train.max_iter=200 optimizer.lr=1e-4
@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a .py config or a run's config.yaml")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="a .py config, or a run's folder or config.yaml"
+    )
     parser.add_argument(
         "--dataset",
         metavar="NAME|FOLDER|FILE",

@@ -17,6 +17,7 @@ from detectron2.config import LazyConfig
 from sam_d2.config_overrides import apply_overrides
 from sam_d2.config_targets import BIND, PARTIAL, bind, check_target, find_targets, import_path
 from sam_d2.errors import UserError
+from sam_d2.run_folders import require_config
 
 __all__ = ["CONFIG_NAMES", "apply_overrides", "bind", "config_text", "load_config", "save_config"]
 
@@ -32,7 +33,8 @@ def load_config(path: str | Path) -> DictConfig:
     read without tags and may call only what :data:`sam_d2.config_targets.ALLOWED_PREFIXES` lists.
 
     Args:
-        path: a LazyConfig ``.py`` file, or a ``.yaml`` as written by :func:`save_config`.
+        path: a LazyConfig ``.py`` file, a ``.yaml`` as written by :func:`save_config`, or the folder of a run, which
+            means its ``config.yaml``.
 
     Returns:
         A config with at least the groups ``model, dataloader, optimizer, lr_multiplier, train``;
@@ -44,7 +46,8 @@ def load_config(path: str | Path) -> DictConfig:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"config file {path} is a folder: name the .py or .yaml file in it.")
+        require_config(path, "config file ")
+        path = path / "config.yaml"
     if not path.is_file():
         raise UserError(f"config file {path} does not exist.{_near_files(path)}")
     if path.suffix == ".py":

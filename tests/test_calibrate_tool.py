@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sam_d2.config import load_config, save_config
+from sam_d2.data.manifest import MANIFEST_VARIABLE, ManifestDataset, ManifestSplit, add_to_manifest
 from sam_d2.engine.checkpoint import load_checkpoint_file
 from sam_d2.engine.weights import FOLDER_VARIABLE
 from sam_d2.errors import UserError
@@ -85,6 +86,26 @@ def test_another_score_or_split_replaces_it(run_folder, calibrate):
     entry = load_checkpoint_file(run_folder / "model_final.pth")[ENTRY]["box"]
     assert (entry["score"], entry["dataset"]) == ("predicted_iou^0.5", test)
     assert "no figure to report" in lines[0] and len(lines) == 2, "the test is not measured twice"
+
+
+def test_a_split_of_the_manifest_or_a_file(run_folder, calibrate, shapes_folder, tmp_path, monkeypatch, catalogs):
+    """Both are registered before the model is loaded; 5 instances of the first two training images."""
+    file = shapes_folder / "dataset_train.json"
+    content = json.loads(file.read_text())
+    content["images"] = content["images"][:2]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] < 2]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    manifest = tmp_path / "data" / "datasets.json"
+    monkeypatch.setenv(MANIFEST_VARIABLE, str(manifest))
+    split = ManifestSplit(str(tmp_path / "few.json"), str(shapes_folder))
+    whole = ManifestSplit(str(file), str(shapes_folder))
+    classes = [one["name"] for one in content["categories"]]
+    add_to_manifest(manifest, "kept", ManifestDataset(classes, {"train": whole, "test": whole, "val": split}))
+    assert calibrate(run_folder, "--split", "kept_val")[0].startswith("kept_val, box prompts, predicted_iou, 5 masks")
+    assert calibrate(run_folder, "--split", "kept")[0].startswith("kept_train, box prompts, predicted_iou, 12 masks")
+    (line, _) = calibrate(run_folder, "--split", file)
+    own = str(load_config(run_folder / "config.yaml").dataloader.train.dataset.names)
+    assert line.startswith(f"{own}, box prompts, predicted_iou, 12 masks"), "it is the same file, not a second data set"
 
 
 def test_each_test_prompt_has_its_own(run_folder, calibrate):
@@ -199,7 +220,7 @@ def test_it_goes_through_a_small_checkpoint(finished_run, calibrate, tmp_path, m
 
 class TestWrongInput:
     def test_files(self, run_folder, calibrate, tmp_path):
-        with pytest.raises(UserError, match=r"nothing has no model_final\.pth|Checkpoint .*nothing is not found"):
+        with pytest.raises(UserError, match=r"nothing: no such run folder or checkpoint"):
             calibrate(tmp_path / "nothing")
         lonely = tmp_path / "lonely.pth"
         shutil.copy(run_folder / "model_final.pth", lonely)
@@ -216,7 +237,7 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--split", "elsewhere"], r"--split elsewhere: no dataset of that name .* the run's own are shapes"),
+            (["--split", "elsewhere"], r"Dataset 'elsewhere' is not known\. .*Register it: "),
             (["model.score=class_score"], "12 predictions with 1 different values of class_score"),
             (["model.score=iou"], r"model\.score='iou'"),
             (["model.prompt=detector"], r"Prompt detector is of a detector's boxes\. Name the detector with"),

@@ -57,6 +57,8 @@ def test_help_shows_examples(capsys):
     out = capsys.readouterr().out
     assert end.value.code == 0
     assert "--dataset data/my_images --prompt box" in out and "%(prog)s" not in out
+    assert "--eval-only \\\n        train.init_checkpoint=RUN" in out, "a command of two lines, to be copied"
+    assert max(map(len, out.splitlines())) <= 120
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):

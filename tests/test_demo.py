@@ -236,7 +236,8 @@ class TestFileAsAnEvaluationAsks:
     [
         ("--config-file {sam}/config.yaml --input {photos}/a.png", "Add --prompt-boxes FILE, or --detector RUN"),
         ("--config-file {run}/config.yaml --input {photos}/a.png --detector {run}", "--detector: the model of"),
-        ("--config-file {sam}/config.yaml --input {photos}/a.png --detector {tmp}/none", "none does not exist"),
+        ("--config-file {sam} --input {photos}/a.png --detector nope", "--detector nope: no such run folder or config"),
+        ("--config-file nope --input {photos}/a.png", "--config-file nope: no such run folder or config file."),
         ("--config-file {run}/config.yaml --input {photos}/a.png --prompt-boxes x.json", "takes no prompts"),
         ("--config-file {sam}/config.yaml --input {photos}/a.png --prompt-boxes {tmp}/none.json", "cannot be read"),
         (

@@ -336,7 +336,7 @@ class TestConstruction:
         assert torch.equal(Predictor(named, device="cpu")(image, boxes=BOXES).scores, expected)
 
     def test_the_folder_of_a_run(self, cfg, weights, tmp_path, image, predictor):
-        with pytest.raises(UserError, match=r"config\.yaml does not exist"):
+        with pytest.raises(UserError, match=r"config\.yaml is missing, so this is not the folder of a run"):
             Predictor(tmp_path)
         save_config(cfg, tmp_path / "config.yaml")
         with pytest.raises(UserError, match=r"model_final\.pth is not found"):

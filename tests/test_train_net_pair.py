@@ -222,7 +222,7 @@ def test_what_is_no_detector_of_this_dataset(pair_of, make_detector, tmp_path):
     with pytest.raises(UserError, match=r"none\.pth is not found"):
         words = [f"dataloader.detector.config={other}", "dataloader.detector.weights=none.pth"]
         pair_of(tmp_path / "c", "--prompt", "detector", overrides=words)
-    with pytest.raises(UserError, match=r"dataloader\.detector\.config=nowhere: config file nowhere does not exist"):
+    with pytest.raises(UserError, match=r"dataloader\.detector\.config=nowhere: no such run folder or config file"):
         pair_of(tmp_path / "d", "--prompt", "detector", overrides=["dataloader.detector.config=nowhere"])
     assert list(tmp_path.iterdir()) == [], "nothing is written before it is refused"
 
@@ -378,7 +378,7 @@ def test_errors_of_what_is_no_detector(tool, make_detector, shapes_folder, tmp_p
                  "--num-workers", 0)  # fmt: skip
         assert not (tmp_path / "e.json").exists()
 
-    refused("nothing does not exist", tmp_path / "nothing")
+    refused("nothing: no such run folder or config file", tmp_path / "nothing")
     refused("gone: no such folder or file", make_detector(1), tmp_path / "gone")
     refused("knows 2 classes, .*_train has 1", make_detector(2))
     broken = make_detector(1)

@@ -25,7 +25,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run's folder, which means its model_final.pth")
     parser.add_argument(
-        "--split", metavar="NAME", help="registered dataset to fit on (default: the run's training images)"
+        "--split",
+        metavar="NAME|FOLDER|FILE",
+        help="what to fit on: NAME_train, NAME_val or NAME_test of a registered dataset, NAME or a folder for its "
+        "training images, or all of a file (default: the run's training images)",
     )
     parser.add_argument(
         "--test", action="store_true", help="say the error before and after on the run's test images too"
@@ -49,6 +52,7 @@ def calibrate(scratch: str) -> int:
     from detectron2.utils.logger import setup_logger
     from sam_d2.config import apply_overrides, load_config
     from sam_d2.data import resolve_dataset
+    from sam_d2.data.resolve import resolve_part
     from sam_d2.engine.checkpoint import Checkpointer
     from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file
     from sam_d2.engine.console import quiet_console
@@ -76,11 +80,11 @@ def calibrate(scratch: str) -> int:
         setup_logger(name=name)
     quiet_console()
     resolve_dataset(cfg.train.dataset)
+    train, test = str(cfg.dataloader.train.dataset.names), str(cfg.dataloader.test.dataset.names)
+    split = train if args.split is None else resolve_part(args.split)
     model = instantiate(cfg.model).to(choose_device(cfg.train.device)).eval()
     Checkpointer(model).load(str(checkpoint))
     boxes = box_source(cfg, choose_device(cfg.train.device))
-    train, test = str(cfg.dataloader.train.dataset.names), str(cfg.dataloader.test.dataset.names)
-    split = args.split or train
 
     fitted, lines = {}, []
     for measured in measure_scores(model, cfg, split, boxes):

@@ -2,7 +2,7 @@
 """Run a model on images: overlays, and all results as one COCO results JSON.
 
   a run's model, of any family without prompts:
-    python tools/demo.py --config-file RUN/config.yaml --input photos/*.jpg --output found
+    python tools/demo.py --config-file RUN --input photos/*.jpg --output found
   SAM, in the boxes that it has found:
     python tools/demo.py --config-file configs/sam.py --input photos/*.jpg --output masks
       --prompt-boxes found/results.json
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam_d2.cli import check_output, run_main
 from sam_d2.errors import UserError
+from sam_d2.run_folders import require_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,7 +44,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, type=Path, metavar="FILE", help="a .py or a run's config.yaml")
+    parser.add_argument(
+        "--config-file", required=True, type=Path, metavar="RUN|FILE", help="a run's folder, or a .py or .yaml"
+    )
     parser.add_argument(
         "--input", required=True, nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images"
     )
@@ -107,7 +110,7 @@ def detect(predictor: Predictor, image: Any, boxes: list[PromptBox] | None, coun
 
     if boxes is None:
         return predictor(image)
-    instances, of_image = predictor.in_boxes_of(image, detections_of(0, boxes, [box.category_id for box in boxes]))
+    instances, of_image = predictor.in_boxes_of(image, detections_of(0, boxes, [box.category for box in boxes]))
     counts.update(of_image)
     return instances
 
@@ -177,8 +180,13 @@ def main() -> int:
     from sam_d2.evaluation.overlay import overlay_paths
     from sam_d2.evaluation.results import write_atomically
     from sam_d2.model_classes import classes_of
+    from sam_d2.model_source import find_model
 
+    if not args.config_file.suffix:
+        require_run(args.config_file, "--config-file ", others="config file")
     cfg = load_config(args.config_file)
+    if args.detector:
+        find_model(args.detector, args.detector_weights, option="--detector-weights", named="--detector ")
     finds = args.detector or OmegaConf.select(cfg, "dataloader.detector.config")
     if "prompts" in cfg.model and args.prompt_boxes is None and not finds:
         raise UserError(

@@ -138,8 +138,8 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
         expected: what the file should have been, where it is no list.
 
     Returns:
-        The rows, none where there are problems, and the problems; their fields begin with the row's number, from 0 on,
-        and what it says of its image.
+        The rows, none where there are problems, and the problems; they have the row's number, from 0 on, and what it
+        says of its image.
 
     Raises:
         OSError: the file cannot be read.
@@ -157,19 +157,19 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
         return [], [_of_file(file, "top level", f"a JSON {_json_type(value)}", expected)]
     reader = _RecordReader(file, require_masks=False)
     for number, raw in enumerate(value):
-        reader.record(raw, row_type, row_place(number, raw if isinstance(raw, dict) else {}), None, None)
+        reader.record(raw, row_type, "", None, None, row=number)
     return [], reader.findings
 
 
-def row_place(number: int, row: Mapping[str, Any]) -> str:
-    """Return what a finding on a row of a list begins with, such as ``row 3 (image_id 17), ``."""
+def row_of(row: Mapping[str, Any]) -> str:
+    """Return what a row says of its image, such as ``image_id 17``; empty where it says nothing."""
     key = next((key for key in ("file_name", "image_id") if row.get(key) is not None), None)
     if key is None:
-        return f"row {number}, "
+        return ""
     value = row[key]
     # of a path the end says which file it is
     shown = repr(f"...{value[-57:]}" if len(value) > 60 else value) if isinstance(value, str) else _shorten(value)
-    return f"row {number} ({key} {shown}), "
+    return f"{key} {shown}"
 
 
 def _decode_by_record(
@@ -256,12 +256,25 @@ class _RecordReader:
         return records
 
     def record(
-        self, raw: Any, record_type: type, prefix: str, image_id: RecordId, annotation_id: RecordId
+        self,
+        raw: Any,
+        record_type: type,
+        prefix: str,
+        image_id: RecordId,
+        annotation_id: RecordId,
+        row: int | None = None,
     ) -> Any | None:
-        """Return the record, or None where it is no JSON object. Nested annotations are left as parsed."""
+        """Return the record, or None where it is no JSON object. Nested annotations are left as parsed.
+
+        ``row`` is the number of one that is named by it.
+        """
+        rows = () if row is None else (row,)
+        of_image = row_of(raw) if isinstance(raw, dict) and rows else ""
 
         def report(field: str, found: str, fix: str) -> None:
-            self.findings.append(Finding("error", self.file, image_id, annotation_id, prefix + field, found, fix))
+            self.findings.append(
+                Finding("error", self.file, image_id, annotation_id, prefix + field, found, fix, rows, of_image)
+            )
 
         if not isinstance(raw, dict):
             report("record", f"a JSON {_json_type(raw)}", "write a JSON object")
@@ -279,7 +292,8 @@ class _RecordReader:
             try:
                 values[field.name] = msgspec.convert(raw[key], wanted)
             except (msgspec.ValidationError, RecursionError) as error:
-                report(key, f"{_shorten(raw[key])} ({error})", expected)
+                # of a row the remedy says all that is expected
+                report(key, _shorten(raw[key]) + (f" ({error})" if row is None else ""), expected)
                 values[field.name] = msgspec.UNSET
         return record_type(**values)
 

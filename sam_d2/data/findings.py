@@ -3,13 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sam_d2.errors import UserError
 
 MAX_LISTED = 20
+_MOST_ALIKE = 5
 
 Severity = Literal["error", "warning"]
 RecordId = int | str | None
@@ -29,6 +30,8 @@ class Finding:
         found: what stands there.
         fix: what to write instead, or what is done about it. It holds no ids, so that findings of one kind
             can be grouped by (field, fix).
+        rows: of a file that is a list, the rows that it is on, from 0 on, rising.
+        row_of: what the one row says of its image, such as ``image_id 17``.
     """
 
     severity: Severity
@@ -38,13 +41,51 @@ class Finding:
     field: str
     found: str
     fix: str
+    rows: tuple[int, ...] = ()
+    row_of: str = ""
 
     def describe(self) -> str:
         """Return the finding in one line, without the file."""
         place = [f"image {self.image_id}"] if self.image_id is not None else []
         if self.annotation_id is not None:
             place.append(f"annotation {self.annotation_id}")
+        if self.rows:
+            told = not self.row_of or self.row_of.startswith(f"{self.field} ")
+            place.append(_rows_text(self.rows) + ("" if told else f" ({self.row_of})"))
         return f"{', '.join([*place, self.field])}: {self.found}; {self.fix}"
+
+
+def grouped_rows(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings on rows with one for all rows that have the same, so that a frequent kind hides no other.
+
+    Of a kind (field and fix) of which many different things are found there is one as well, with the first of these.
+    """
+    kinds: dict[tuple[str, str], dict[str, list[Finding]]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.field, finding.fix), {}).setdefault(finding.found, []).append(finding)
+    grouped = []
+    for same in kinds.values():
+        if len(same) > _MOST_ALIKE:
+            found = f"{', '.join([*same][:_MOST_ALIKE])}, ..."
+            same = {found: [finding for one in same.values() for finding in one]}
+        for found, alike in same.items():
+            rows = tuple(sorted(row for one in alike for row in one.rows))
+            grouped.append(replace(alike[0], found=found, rows=rows, row_of=alike[0].row_of if len(rows) == 1 else ""))
+    return sorted(grouped, key=lambda finding: finding.rows[:1])
+
+
+def _rows_text(rows: Sequence[int]) -> str:
+    """Rows with runs of them drawn together, such as ``rows 0-29, 31 (31 rows)``."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and row == runs[-1][1] + 1:
+            runs[-1][1] = row
+        else:
+            runs.append([row, row])
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs[:_MOST_ALIKE]]
+    return f"rows {', '.join(shown)}{', ...' * (len(runs) > _MOST_ALIKE)} ({len(rows)} rows)"
 
 
 def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = None) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from sam_d2.data.decode import decode_rows, row_place
-from sam_d2.data.findings import Finding, raise_findings
+from sam_d2.data.decode import decode_rows, row_of
+from sam_d2.data.findings import Finding, grouped_rows, raise_findings
 from sam_d2.data.records import Id, Segmentation
 from sam_d2.errors import UserError
 
@@ -28,7 +28,7 @@ class PromptBox(Struct, kw_only=True):
         bbox: XYWH, pixels of the original image.
         image_id: of the image; its file's name without the suffix serves, leading zeros or not.
         file_name: of the image, with as many of its folders as it takes; where there are no ids.
-        category_id: of what is in the box, handed on to the mask.
+        category_id: of what is in the box, handed on to the mask; UNSET where the file has none.
         score: of the box, 0-1; UNSET where the file has none.
         segmentation: the mask that its maker gave it, as COCO has it; no prompt, but his own to be compared with.
     """
@@ -41,12 +41,17 @@ class PromptBox(Struct, kw_only=True):
     file_name: Annotated[
         Annotated[str, Meta(min_length=1)] | None, Meta(description="the name of an image's file, not empty")
     ] = None
-    category_id: Annotated[Id, Meta(description="a category id of the dataset, a whole number")] = 0
+    category_id: Annotated[Id | UnsetType, Meta(description="a category id of the dataset, a whole number")] = UNSET
     score: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | UnsetType,
         Meta(description="a finite number from 0 to 1; divide percentages by 100, apply the sigmoid to logits"),
     ] = UNSET
     segmentation: Segmentation = None
+
+    @property
+    def category(self) -> int:
+        """The category id, 0 where there is none."""
+        return 0 if self.category_id is UNSET else self.category_id
 
     @property
     def xyxy(self) -> list[float]:
@@ -81,12 +86,12 @@ class PromptBoxes:
                 self._by_id.setdefault(_id_text(row.image_id), []).append(row)
             else:
                 findings.append(self.finding(number, "image_id", "missing key", "add it, or a file_name"))
-        raise_findings(findings)
+        raise_findings(grouped_rows(findings))
 
     def finding(self, number: int, field: str, found: str, fix: str) -> Finding:
         """Return a problem of a row: its number, from 0 on, the field, what stands there and what to do."""
         row = msgspec.structs.asdict(self.rows[number])
-        return Finding("error", self.path, None, None, f"{row_place(number, row)}{field}", found, fix)
+        return Finding("error", self.path, None, None, field, found, fix, rows=(number,), row_of=row_of(row))
 
     def of(self, image: Path) -> list[PromptBox]:
         """Return the boxes of an image file, in the file's order; none where it names no such image."""

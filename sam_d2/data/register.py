@@ -89,6 +89,13 @@ def registered_names() -> list[str]:
     return list(_registered)
 
 
+def key_of_file(json_file: Path) -> str | None:
+    """Return the key under which :func:`register_dataset` has registered all of a file in this process, if it has."""
+    file = json_file.resolve()
+    keys = (key for key, source in _registered.items() if source.json_file.resolve() == file and source.split is None)
+    return next(keys, None)
+
+
 def cached_dataset_file(
     json_file: str | Path,
     image_root: ImageRoot = None,

@@ -20,7 +20,7 @@ from sam_d2.data.manifest import (
     manifest_path,
     read_manifest,
 )
-from sam_d2.data.register import cached_dataset_file, register_dataset, registered_names
+from sam_d2.data.register import cached_dataset_file, key_of_file, register_dataset, registered_names
 from sam_d2.data.split import Split
 from sam_d2.errors import UserError
 
@@ -89,6 +89,46 @@ def resolve_dataset(argument: str, manifest: Path | None = None, *, boxes_alone:
     if path.is_file():
         return _resolve_file(path.resolve(), boxes_alone)
     return _resolve_catalog(argument, sorted(known), manifest)
+
+
+def resolve_part(argument: str, manifest: Path | None = None) -> str:
+    """Register one part of a dataset, and read and check it.
+
+    Args:
+        argument: a key of the catalogs; a name of the manifest, `quickstart` or `coco_2017` with `_train`, `_test` or
+            `_val`; such a name or a folder alone, which means its training part; or a dataset file, all of it.
+        manifest: instead of `SAM_D2_DATASETS` or data/datasets.json.
+
+    Returns:
+        Its key in Detectron2's catalogs.
+
+    Raises:
+        UserError: nothing is known by that name, or a file has errors.
+    """
+    from detectron2.data import DatasetCatalog
+
+    path = Path(argument).expanduser()
+    if argument in registered_names():
+        return argument
+    manifest = manifest_path(manifest)
+    known = read_manifest(manifest).datasets
+    name, _, part = argument.rpartition("_")
+    if argument not in known and name in known and part in known[name].splits:
+        item = known[name].splits[part]
+        files = manifest_files(item, manifest)
+        register_dataset(argument, files.json_file, files.image_roots, known[name].classes, item.split)
+    elif name in (COCO_2017, RESERVED_NAME) and part in ("train", "test", "val"):
+        resolved = resolve_dataset(name, manifest)
+        argument = resolved.train if part == "train" else resolved.test
+    elif path.is_file():
+        path = path.resolve()
+        argument = key_of_file(path) or clean_name(f"{path.parent.name}_{path.stem}")
+        if argument not in registered_names():
+            register_dataset(argument, path, tuple(image_folders(path)))
+    elif argument in known or argument not in DatasetCatalog.list():
+        argument = resolve_dataset(argument, manifest).train
+    DatasetCatalog.get(argument)
+    return argument
 
 
 def _resolve_coco_2017(manifest: Path) -> ResolvedDataset:

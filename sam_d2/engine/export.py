@@ -23,6 +23,7 @@ from sam_d2.errors import UserError
 from sam_d2.modeling.lora import lora_keys, merged_state_dict
 from sam_d2.modeling.sam import PARTS
 from sam_d2.modeling.weights_record import WeightsRecord
+from sam_d2.run_folders import require_run
 
 Library = Literal["segment_anything", "detectron2", "torchvision"]
 
@@ -41,6 +42,8 @@ def checkpoint_of(run_or_checkpoint: str) -> Path:
     """
     folder = Path(run_or_checkpoint)
     if not folder.is_dir():
+        if not folder.suffix:
+            require_run(folder, others="checkpoint")
         return find_weights(run_or_checkpoint)
     file = folder / f"{FINAL}.pth"
     if not file.is_file():

@@ -217,10 +217,12 @@ def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBox
         return FileBoxes(Path(asked.file), **limits)
     if not asked.get("config"):
         return None
-    try:
-        detector, weights = find_model(asked.config, asked.get("weights") or None, option="dataloader.detector.weights")
-    except UserError as error:
-        raise UserError(f"dataloader.detector.config={asked.config}: {error}") from error
+    detector, weights = find_model(
+        asked.config,
+        asked.get("weights") or None,
+        option="dataloader.detector.weights",
+        named="dataloader.detector.config=",
+    )
     if "prompts" in detector.model:
         raise UserError(f"dataloader.detector.config={asked.config}: its model takes prompts; name a detector.")
     return DetectorBoxes(

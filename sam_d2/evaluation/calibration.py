@@ -95,7 +95,7 @@ def measure_scores(
     """
     if dataset not in DatasetCatalog.list():
         own = ", ".join(str(cfg.dataloader[part].dataset.names) for part in ("train", "test"))
-        raise UserError(f"--split {dataset}: no dataset of that name is registered; the run's own are {own}.")
+        raise UserError(f"{dataset}: no dataset of that name is registered; the run's own are {own}.")
     cfg = cfg.copy()
     cfg.dataloader.test.dataset.names = dataset
     cfg.dataloader.evaluator.dataset_name = dataset

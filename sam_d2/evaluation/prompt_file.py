@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from sam_d2.data.findings import Finding, raise_findings
+from sam_d2.data.findings import Finding, grouped_rows, raise_findings
 from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, check_geometry, compressed_rle
 from sam_d2.data.prompt_boxes import PromptBox, PromptBoxes, same_file
 from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
@@ -52,19 +52,20 @@ def read_prompt_file(path: str | Path, dataset_name: str) -> list[ImageDetection
     findings = _check_scores(boxes)
     for number, row in enumerate(boxes.rows):
         record, problem = images.of(row)
-        if row.category_id not in ids:
+        if row.category_id is UNSET or row.category_id not in ids:
             fix = f"expected a category id of {dataset_name}: {_listed(sorted(ids))}"
-            findings.append(boxes.finding(number, "category_id", str(row.category_id), fix))
+            found = "missing" if row.category_id is UNSET else str(row.category_id)
+            findings.append(boxes.finding(number, "category_id", found, fix))
         if record is None:
             findings.append(boxes.finding(number, *problem))
             continue
         grouped.setdefault(image_id_of(record), []).append(number)
         owners[number] = record
     rles, wrong_masks = _masks(boxes, owners) if masked else ({}, [])
-    raise_findings(findings + wrong_masks)
+    raise_findings(grouped_rows(findings + wrong_masks))
     return [
         detections_of(image_id, [boxes.rows[number] for number in numbers],
-                      [ids[boxes.rows[number].category_id] for number in numbers],
+                      [ids[boxes.rows[number].category] for number in numbers],
                       [rles[number] for number in numbers] if masked else None)
         for image_id, numbers in grouped.items()
     ]  # fmt: skip
@@ -107,7 +108,7 @@ def _masks(boxes: PromptBoxes, owners: Mapping[int, Mapping[str, Any]]) -> tuple
     table = AnnotationTable(
         file=boxes.path,
         annotations=[
-            Annotation(category_id=row.category_id, bbox=list(row.bbox), segmentation=row.segmentation) for row in rows
+            Annotation(category_id=row.category, bbox=list(row.bbox), segmentation=row.segmentation) for row in rows
         ],
         owners=[Image(file_name="", height=height, width=width) for height, width in sizes],
         image_ids=[None] * len(rows),
@@ -138,7 +139,7 @@ def _masks(boxes: PromptBoxes, owners: Mapping[int, Mapping[str, Any]]) -> tuple
     }, []
 
 
-def _listed(ids: Sequence[int]) -> str:
+def _listed(ids: Sequence[ImageId]) -> str:
     return ", ".join(map(str, ids[:_MOST_IDS])) + (", ..." if len(ids) > _MOST_IDS else "")
 
 
@@ -155,7 +156,8 @@ class _Images:
         self._by_name: dict[str, list[Mapping[str, Any]]] = {}
         for record in records:
             self._by_name.setdefault(Path(record.get("file_name", "")).name, []).append(record)
-        self._unknown = f"{name} has no such image; leave the row out, or take results on this dataset"
+        has = f", it has {_listed([*self._by_id])}" if self._by_id else ""
+        self._unknown = f"{name} has no such image{has}; leave the row out, or take results on this dataset"
 
     def of(self, row: PromptBox) -> tuple[Mapping[str, Any] | None, tuple[str, str, str]]:
         """The dataset dict that a row is of, or None and what is wrong: field, what was found, remedy.

@@ -19,6 +19,7 @@ import yaml
 from sam_d2.errors import UserError
 from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.results import Result, read_report, write_atomically
+from sam_d2.run_folders import require_run
 
 VERSION = 1
 _FLOATS = ("size", "iou", "score")
@@ -217,8 +218,7 @@ def read_run(folder: str | Path) -> Run:
         UserError: It is no folder, nothing was evaluated in it, or a file in it is damaged.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder")
+    require_run(folder)
     report = folder / "report.json"
     if not report.is_file():
         raise UserError(f"{folder}: holds no report.json, so nothing was evaluated there; evaluate it (--eval-only)")

@@ -10,6 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from sam_d2.data import Split, resolve_dataset, scenes
 from sam_d2.data.manifest import ManifestDataset, ManifestSplit, add_to_manifest
+from sam_d2.data.resolve import resolve_part
 from sam_d2.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -32,6 +33,29 @@ def test_a_name_of_the_manifest(coco, write, manifest):
     assert resolved.classes == ["cat", "dog"] == MetadataCatalog.get("made_val").thing_classes
     assert len(DatasetCatalog.get("made_train")) == 2 and len(DatasetCatalog.get("made_val")) == 1
     assert resolve_dataset("made", manifest) == resolved  # every process of a run may ask again
+
+
+def test_one_part_of_a_dataset(coco, write, manifest):
+    """Each part by its name, though the three together are no dataset that trains; a name alone is the training's."""
+    file = write(coco, "data/made/train.json", images="images")
+    other = write(coco, "data/other.json", images="images")
+    coco["images"].pop()
+    coco["annotations"] = coco["annotations"][1:2]
+    write(coco, "data/made/val.json", images="images")
+    splits = {name: ManifestSplit(f"made/{name}.json", "made/images") for name in ("train", "val")}
+    splits["test"] = ManifestSplit("made/train.json", "made/images", Split("test", 0.5))
+    add_to_manifest(manifest, "made", ManifestDataset(["cat", "dog"], splits))
+    for argument, key, images in (
+        ("made_val", "made_val", 1),
+        ("made_test", "made_test", 1),
+        ("made", "made_train", 2),
+        ("made_train", "made_train", 2),
+        (str(file), "made_train", 2),
+        (str(other), "data_other", 2),
+    ):
+        assert resolve_part(argument, manifest) == key and len(DatasetCatalog.get(key)) == images
+    with pytest.raises(UserError, match=r"'mode_val' is not known"):
+        resolve_part("mode_val", manifest)
 
 
 def test_the_manifest_names_the_classes_of_detectron2_dicts_and_the_parts_of_a_file(dicts, write, manifest):
