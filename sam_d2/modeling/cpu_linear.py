@@ -24,7 +24,7 @@ def linear(layer: nn.Module, inputs: Tensor, *, gelu: bool = False) -> Tensor:
         (..., out); equal to the layer's own but for rounding.
     """
     if type(layer) is nn.Linear and _plain_inference(inputs) and _has_onednn():
-        activation = ("gelu", [], "none") if gelu else ("none", [], "")
+        activation: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(inputs, layer.weight, layer.bias, *activation)
     outputs = layer(inputs)
     return nn.functional.gelu(outputs) if gelu else outputs

@@ -56,11 +56,13 @@ class EmbeddingStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError):  # unreadable, or empty
-            return self._remove(path)
+            self._remove(path)
+            return None
         header = _parsed(mapped[:_HEADER_BYTES].tobytes())
         values = mapped[_HEADER_BYTES:]
-        if header is None or zlib.crc32(values) != header["crc32"]:
-            return self._remove(path)
+        if header is None or zlib.crc32(values.data) != header["crc32"]:
+            self._remove(path)
+            return None
         return torch.from_numpy(values).view(getattr(torch, header["dtype"])).view(header["shape"])
 
     def write(self, name: str, embedding: Tensor) -> bool:
@@ -75,7 +77,7 @@ class EmbeddingStore:
             "version": 1,
             "shape": list(values.shape),
             "dtype": str(values.dtype).removeprefix("torch."),
-            "crc32": zlib.crc32(content),
+            "crc32": zlib.crc32(content.data),
         }
         size = _HEADER_BYTES + content.nbytes
         with self._locked() as count:
