@@ -120,8 +120,8 @@ def waterfall_chart(
     for row, step in enumerate(steps):
         start, colour = max(step.start, low) if step.total else step.start, SERIES[step.colour % len(SERIES)]
         negative = step.end < step.start
-        # what takes away is hollow and hatched, so that it differs without its colour too
-        style = {"facecolor": "none", "hatch": "////", "linewidth": 1.2} if negative else {"color": colour}
+        # what takes away is hollow, so that it differs without its colour too
+        style = {"facecolor": "none", "linewidth": 1.4} if negative else {"color": colour}
         axes.barh(row, step.end - start, left=start, height=0.7, edgecolor=colour, **style)
         if step.total and step.start < low:
             slant = [low + span * x for x in (0.02, 0.035)], [row + 0.5, row - 0.5]
@@ -140,7 +140,7 @@ def waterfall_chart(
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(low, high + _MARGIN * span)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xticks([high - value for value in MaxNLocator(5).tick_values(0, span) if value <= span])
     return Chart(title, _svg(figure, xlabel), [], note)
 
 

@@ -117,6 +117,6 @@ def _chart(row: Result) -> Chart:
     low = max(0.0, lowest - max(_MARGIN * (100 - lowest), _LEAST_SPAN))
     note = f"The axis begins at {low:.1f}, where the bar of the AP is broken." if low else ""
     if any(step.end < step.start for step in steps):
-        note = f"{note} Hatched: a negative share, by which the repair makes the AP lower.".strip()
+        note = f"{note} Hollow: a negative share, by which the repair makes the AP lower.".strip()
     title = f"From AP to 100, prompt {row.prompt}"
     return waterfall_chart(title, steps, "mask AP, by cause from AP to 100", limits=(low, 100.0), note=note)
