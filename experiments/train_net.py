@@ -172,7 +172,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
-    from sam_d2.engine.stop_metric import require_metric
+    from sam_d2.engine.stop_metric import main_metric, require_metric
     from sam_d2.engine.trainer import Trainer
     from sam_d2.engine.writers import curve_writers
     from sam_d2.evaluation.expected import check_expected
@@ -189,6 +189,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     optimizer = instantiate(cfg.optimizer)
     evaluation = build_evaluation(cfg)
     validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
+    if cfg.train.early_stop.metric is None:
+        cfg.train.early_stop.metric = main_metric(model)[0]
     if cfg.train.early_stop.patience is not None:
         require_metric(
             cfg.train.early_stop.metric, evaluation.evaluator, model, validation_loss=cfg.train.validation_loss
@@ -212,7 +214,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     periods = cfg.train.checkpointer
     main_process_hooks = [
         PeriodicCheckpoint(checkpointer, period=periods.period, max_to_keep=periods.max_to_keep),
-        BestCheckpoint(cfg.train.eval_period, checkpointer, "segm/AP"),
+        BestCheckpoint(cfg.train.eval_period, checkpointer, *main_metric(model)),
         ProgressLine(cfg.train.log_period),
     ]
 

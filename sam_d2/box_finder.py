@@ -59,6 +59,11 @@ class BoxFinder:
         """Whether there is a detector."""
         return self._model is not None
 
+    @property
+    def weights(self) -> Path | None:
+        """The detector's file; None where there is no detector."""
+        return None if self._model is None else self._model[1]
+
     @cached_property
     def detector(self) -> Detector:
         """The detector.

@@ -73,7 +73,8 @@ def test_a_detector_on_images(run, photos, tmp_path, monkeypatch, capsys):
     assert demo(monkeypatch, *line) == 1
     printed = capsys.readouterr()
     assert "skipped: " in printed.err and "broken.jpg: not a readable image" in printed.err
-    assert f"2 of 3 images, 12 instances: {output / 'results.json'}" in printed.out
+    assert f"overlays and results.json in {output}: 12 instances of score >= 0 in 2 of 3 images" in printed.out
+    assert "annotations" not in printed.err
     assert {file.name for file in output.iterdir()} == {"results.json", "a.jpg", "000139.jpg"}
     assert Image.open(output / "000139.jpg").size == (50, 90)
 

@@ -203,7 +203,8 @@ def main() -> int:
     predictor = load_predictor(args, cfg)
     detector = predictor.detector or (predictor.finder.detector if boxes is None else None)
     classes = None if detector is None else classes_of(detector.cfg, detector.num_classes)
-    print(f"Predicting with {predictor.weights}")
+    finds = "" if detector is None or predictor.detector is not None else f" in the boxes of {predictor.finder.weights}"
+    print(f"Predicting with {predictor.weights}{finds}")
     paths = overlay_paths(files, args.output)
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
@@ -224,7 +225,11 @@ def main() -> int:
             print(f"--prompt-boxes: {plural(counts[kind], 'box', 'boxes')} {words}", file=sys.stderr)
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
-    print(f"{len(files) - len(skipped)} of {len(files)} images, {len(results)} instances: {args.output / RESULTS}")
+    found = f"{plural(len(results), 'instance')} of score >= {args.confidence:g}"
+    done = f"{len(files) - len(skipped)} of {plural(len(files), 'image')}"
+    print(f"overlays and {RESULTS} in {args.output}: {found} in {done}")
+    if not results and args.confidence and len(skipped) < len(files):
+        print("Nothing was sure enough: lower --confidence, or keep everything with --confidence 0.")
     return 1 if skipped else 0
 
 

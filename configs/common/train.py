@@ -26,7 +26,7 @@ train = dict(
     validation_loss=False,  # at each evaluation the training's loss on the test images too
     early_stop=dict(
         patience=None,  # evaluations in a row without improvement that end the training; None: never
-        metric="segm/AP",  # or validation_loss, prompt/mIoU, ...
+        metric=None,  # segm/AP, validation_loss, prompt/mIoU, ...; None: the mask AP that chooses model_best.pth
     ),
     log_period=50,  # steps between log lines and points of the curves
     wandb=dict(enabled=False, project="sam_d2", name=None, mode=None),  # extra wandb; mode offline: into the run folder

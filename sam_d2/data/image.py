@@ -34,9 +34,7 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{file_name}: no such image file.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{file_name}: not a readable image ({error}). Replace the file or remove it from the annotations."
-        ) from error
+        raise UserError(f"{file_name}: not a readable image ({error}). Replace the file or leave it out.") from error
 
 
 def image_array(image: Image.Image, image_format: str = "RGB") -> np.ndarray:

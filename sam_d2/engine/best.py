@@ -22,12 +22,14 @@ class BestCheckpoint(HookBase):
         period: iterations between two evaluations; 0 where there is only the one after training.
         checkpointer: of the run folder.
         metric: name in the storage, more is better.
+        words: what it is called in the log; its name by default.
     """
 
-    def __init__(self, period: int, checkpointer: Checkpointer, metric: str) -> None:
+    def __init__(self, period: int, checkpointer: Checkpointer, metric: str, words: str = "") -> None:
         self.period = period
         self.checkpointer = checkpointer
         self.metric = metric
+        self.words = words or metric
         self.best = -math.inf
 
     def before_train(self) -> None:
@@ -54,4 +56,4 @@ class BestCheckpoint(HookBase):
             return
         self.best = value
         self.checkpointer.save(BEST, iteration=done - 1, best={self.metric: float(value)})
-        logger.info("Best so far: %s %.2f after step %d", self.metric, value, done)
+        logger.info("Best so far: %s %.2f after step %d", self.words, value, done)

@@ -25,6 +25,11 @@ FINAL = "model_final"
 BEST = "model_best"
 RECORD = "run"
 """Name of what the run was started with, among a checkpoint's content."""
+_FROZEN = (
+    "*** Its norms are frozen and never learned: they change nothing, and a training with them from random weights "
+    "seldom gets anywhere. Begin with weights (train.init_checkpoint=FILE), or let the norms learn: model.norm=BN for "
+    "torchvision's models, norm='BN' of the backbone's stem and stages for Detectron2's ***"
+)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -145,6 +150,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not path:
             self.logger.info("The model begins with random weights: train.init_checkpoint is empty")
+            if any(type(module).__name__ == "FrozenBatchNorm2d" for module in self.model.modules()):
+                self.logger.warning(_FROZEN)
         rest = super().load(path, checkpointables)
         if path and self._weights_record is not None:
             self._weights_record.came_from(str(path), rest, begins=self._begins)

@@ -14,8 +14,28 @@ from sam_d2.evaluation.metric_names import metric_names
 from sam_d2.modeling.prompt_recipes import DETECTOR
 
 _LOSS = "validation_loss"
+_AP = "segm/AP"
 _MOST_SHOWN = 20
 _MAIN = ("segm/AP", "bbox/AP", "prompt/mIoU")
+
+
+def main_metric(model: Any) -> tuple[str, str]:
+    """Return the metric that chooses weights by default, and its words for the log.
+
+    It is the mask AP; with several test prompts their mean, or with a detector's among them that of the detector.
+
+    Args:
+        model: its ``test_prompts``, where it has them, are what it is evaluated with, and ``prompts`` says whose boxes
+            they are.
+    """
+    prompts: list[str] = list(getattr(model, "test_prompts", ()))
+    if len(prompts) < 2:
+        return _AP, _AP
+    detected = [prompt for prompt in prompts if model.prompts[prompt].prompt_source == DETECTOR]
+    if detected:
+        own = model.prompt if model.prompt in detected else detected[0]
+        return f"{own}/{_AP}", f"{own}/{_AP}"
+    return _AP, f"{_AP}, mean of {', '.join(prompts[:-1])} and {prompts[-1]}:"
 
 
 def less_is_better(metric: str) -> bool:

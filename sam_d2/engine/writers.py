@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from sam_d2.engine.wandb_writer import WandbWriter
 from sam_d2.errors import UserError
+
+
+class FiniteJSONWriter(JSONWriter):
+    """Detectron2's, without the values that are not finite: NaN and Infinity are not JSON."""
+
+    def write(self) -> None:
+        """Write the finite scalars of iterations later than the last written one."""
+        storage = get_event_storage()
+        with EventStorage(storage.iter) as finite:
+            finite.iter = storage.iter
+            for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
+                if math.isfinite(value):
+                    finite.iter = iteration
+                    finite.put_scalar(name, value, smoothing_hint=False)
+            finite.iter = storage.iter
+            super().write()
 
 
 def curve_writers(cfg: DictConfig, output: Path) -> list[EventWriter]:
@@ -33,4 +50,4 @@ def curve_writers(cfg: DictConfig, output: Path) -> list[EventWriter]:
     if options.pop("enabled", False):
         saved = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(output / "config.yaml")))
         writers.append(WandbWriter(output, config=saved, **options))
-    return [JSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output)), *writers]
+    return [FiniteJSONWriter(str(output / "metrics.json")), TensorboardXWriter(str(output)), *writers]

@@ -13,6 +13,7 @@ import torch
 import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
+from sam_d2.data.findings import plural
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import ImageId, image_id_of
 from sam_d2.evaluation.results import LEFT_OUT
@@ -82,7 +83,7 @@ class DetectorPrompts:
         for kind, words in COUNTS.items():
             if self.counts[kind]:
                 level = logging.INFO if kind == "min_score" else logging.WARNING
-                _log.log(level, "prompts: %d boxes %s", self.counts[kind], words)
+                _log.log(level, "prompts: %s %s", plural(self.counts[kind], "box", "boxes"), words)
 
     @property
     def left_out(self) -> dict[str, int]:

@@ -92,12 +92,14 @@ class Step:
         start: Where it begins.
         end: Where it ends, and the next begins; below ``start`` where it takes away.
         colour: Index into ``SERIES``.
+        total: Whether it is what the others add to, and its foot, from 0, may be cut off.
     """
 
     label: str
     start: float
     end: float
     colour: int
+    total: bool = False
 
 
 def waterfall_chart(
@@ -109,24 +111,37 @@ def waterfall_chart(
         title: Above the chart.
         steps: From above to below.
         xlabel: With its unit.
-        limits: First and last value of the axis; bars that go beyond are cut off there.
-        note: What to read from it; says so where bars are cut off.
+        limits: First and last value of the axis; a total that begins before it is drawn broken there.
+        note: What to read from it.
     """
     figure, axes = _axes(xlabel, "")
+    low, high = limits
+    span = high - low
     for row, step in enumerate(steps):
-        style = {"color": SERIES[step.colour % len(SERIES)], "height": 0.7}
-        axes.barh(row, step.end - step.start, left=step.start, **style)  # type: ignore[arg-type]
+        start, colour = max(step.start, low) if step.total else step.start, SERIES[step.colour % len(SERIES)]
+        negative = step.end < step.start
+        # what takes away is hollow, so that it differs without its colour too
+        style = {"facecolor": "none", "linewidth": 1.4} if negative else {"color": colour}
+        axes.barh(row, step.end - start, left=start, height=0.7, edgecolor=colour, **style)
+        if step.total and step.start < low:
+            slant = [low + span * x for x in (0.02, 0.035)], [row + 0.5, row - 0.5]
+            for shift in (0, 0.02):
+                axes.plot([x + shift * span for x in slant[0]], slant[1], color=INK, linewidth=1.4, clip_on=False)
+        value = f"{step.end:.2f}" if step.total else f"{step.end - step.start:+.2f}"
+        right, left = max(start, step.end), min(start, step.end)
+        room = right + 0.16 * span < high + _MARGIN * span
+        place = {"x": right + 0.015 * span, "ha": "left"} if room else {"x": left - 0.015 * span, "ha": "right"}
+        if not room and left - 0.16 * span < low:  # the bar fills the width: upon it
+            place = {"x": (left + right) / 2, "ha": "center"}
+        axes.text(y=row, s=value, va="center", fontsize=10, color=INK, **place)  # type: ignore[arg-type]
         if row + 1 < len(steps):
             axes.plot([step.end, step.end], [row, row + 1], color=INK, linewidth=0.8)
     axes.set_yticks(range(len(steps)), [step.label for step in steps])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.set_xlim(limits[0], limits[1] + _MARGIN * (limits[1] - limits[0]))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    legend: list[tuple[str, int, LegendKind]] = [
-        (f"{step.label}: {step.end - step.start:.2f}", step.colour % len(SERIES), "line") for step in steps
-    ]
-    return Chart(title, _svg(figure, xlabel), legend, note)
+    axes.set_xlim(low, high + _MARGIN * span)
+    axes.set_xticks([high - value for value in MaxNLocator(5).tick_values(0, span) if value <= span])
+    return Chart(title, _svg(figure, xlabel), [], note)
 
 
 def line_chart(

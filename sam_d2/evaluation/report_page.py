@@ -33,6 +33,10 @@ _ORACLE = (
 )
 _BOTH = "Where the boxes were a detector's, no ground truth was in the prompts."
 _CURVE_COLOURS = {"total_loss": 0, "loss_focal": 1, "loss_dice": 2, "loss_iou": 3}
+_SIZES = (
+    "<p>APs, APm and APl: AP of small, medium and large instances (under 32 x 32 pixels, between, over 96 x 96 pixels "
+    "of mask area).</p>"
+)
 
 
 def write_page(folder: str | Path) -> Path:
@@ -56,7 +60,7 @@ def run_page(run: Run) -> str:
     title = f"{run.name}: {_title_prompts(run)}"
     parts = [_header(run, title), *_all_cards(groups)]
     parts += [f'<p class="alert" role="alert">{escape(line)}</p>' for line in shortfalls(run.results)]
-    parts += [pair_section(run.results), "<h2>Results</h2>"]
+    parts += [pair_section(run.results), "<h2>Results</h2>", _SIZES]
     parts += [method_table(rows) for rows in groups]
     parts += [_scores(rows) for rows in sorted(by_score(run.results), key=lambda rows: _place(rows[0]))]
     parts.append(domain_section(run))

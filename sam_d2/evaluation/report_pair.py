@@ -23,9 +23,9 @@ _WORDS = {
     "masks": "masks of the oracle",
 }
 _LEAST_SPAN = 0.5
-"""AP that the chart of the shares shows at least, so that rounding does not fill it."""
+"""AP below the lowest bar's end that the chart shows at least."""
 _MARGIN = 0.25
-"""Of the range in which these shares lie, to either side, for the bars that are cut off there."""
+"""Of the range in which the shares lie, shown below it, so that the broken bar has a length."""
 _ORDER = (
     "The causes are repaired from above to below, and each is charged with the AP that its repair brings. Another "
     "order would give other shares, and a share may be negative (docs/detector-prompts.md)."
@@ -100,7 +100,7 @@ def _shares(pairs: Sequence[Result]) -> str:
         [_WORDS[cause] + (", together" if cause == "boxes" else ""), *_cells(pairs, f"gap_{cause}")] for cause in causes
     ]
     lines.append(["to 100", *_cells(pairs, "gap")])
-    header = ["missing because of", *(f"{escape(row.prompt)}<br>AP" for row in pairs)]
+    header = ["missing because of", *(f"{escape(row.prompt)}<br>AP lost" for row in pairs)]
     return table(header, lines, caption=escape(f"{pairs[0].split} · what is missing to a mask AP of 100. {_ORDER}"))
 
 
@@ -109,16 +109,14 @@ def _cells(pairs: Sequence[Result], metric: str) -> list[str]:
 
 
 def _chart(row: Result) -> Chart:
-    """From the AP to 100, cause by cause, as near as the shares of classes and boxes can be told apart."""
-    steps = [Step("AP", 0, row.metric("AP"), 0)]
+    """From the AP to 100, cause by cause; the axis begins near the lowest of them and ends at 100."""
+    steps = [Step("AP", 0, row.metric("AP"), 0, total=True)]
     for colour, cause in enumerate(("classes", *BOX_CAUSES, "masks"), 1):
         steps.append(Step(_WORDS[cause], steps[-1].end, steps[-1].end + row.metric(f"gap_{cause}"), colour))
-    ends = [step.end for step in steps[:-1]]
-    span = max(max(ends) - min(ends), _LEAST_SPAN)
-    low, high = max(0.0, min(ends) - _MARGIN * span), max(ends) + _MARGIN * span
-    high = steps[-1].end if steps[-1].end - max(ends) <= span else high
-    cut = ["AP (from 0)"] * (low > 0) + [f"{_WORDS['masks']} (to 100)"] * (high < steps[-1].end)
-    note = f"The axis shows {low:.1f} to {high:.1f} of 0 to 100"
-    note += f"; what goes beyond is cut off: {' and '.join(cut)}." if cut else "."
+    lowest = min(step.end for step in steps)
+    low = max(0.0, lowest - max(_MARGIN * (100 - lowest), _LEAST_SPAN))
+    note = f"The axis begins at {low:.1f}, where the bar of the AP is broken." if low else ""
+    if any(step.end < step.start for step in steps):
+        note = f"{note} Hollow: a negative share, by which the repair makes the AP lower.".strip()
     title = f"From AP to 100, prompt {row.prompt}"
-    return waterfall_chart(title, steps, "mask AP, by cause from AP to 100", limits=(low, high), note=note)
+    return waterfall_chart(title, steps, "mask AP, by cause from AP to 100", limits=(low, 100.0), note=note)

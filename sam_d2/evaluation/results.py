@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from sam_d2.data.findings import plural
 from sam_d2.errors import UserError
 
 VERSION = 1
@@ -108,7 +109,7 @@ def notes_text(row: Result) -> str:
     """What to put behind a row's method: its split chose the weights, a model's truth, boxes left out; or nothing."""
     notes = ["selected on this split"] if row.selected else []
     notes += [PSEUDO] if row.pseudo_ground_truth else []
-    notes += [f"without {count} boxes {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]
+    notes += [f"without {plural(count, 'box', 'boxes')} {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]
     return f" ({', '.join(notes)})" if notes else ""
 
 

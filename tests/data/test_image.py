@@ -114,7 +114,7 @@ def test_folder_and_text_with_the_name_of_an_image(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
     for name in ("text", "empty", "folder"):
-        with pytest.raises(UserError, match=rf"{name}\.png: not a readable image .*Replace the file or remove it"):
+        with pytest.raises(UserError, match=rf"{name}\.png: not a readable image .*Replace the file or leave it out"):
             read_image(tmp_path / f"{name}.png")
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils.events import get_event_storage
@@ -256,3 +257,10 @@ def test_random_weights_are_said(caplog):
     with caplog.at_level(logging.INFO, logger="fvcore"):
         Checkpointer(nn.Linear(2, 2)).load("")
     assert "begins with random weights" in caplog.text
+
+
+@pytest.mark.parametrize(("norm", "warned"), [("FrozenBatchNorm2d", True), ("BatchNorm2d", False)])
+def test_frozen_norms_of_random_weights_are_warned_of(norm, warned, tmp_path, caplog):
+    ours = {"FrozenBatchNorm2d": FrozenBatchNorm2d, "BatchNorm2d": torch.nn.BatchNorm2d}
+    Checkpointer(torch.nn.Sequential(ours[norm](3)), str(tmp_path)).load("")
+    assert ("model.norm=BN" in caplog.text) == warned

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import sam_d2  # noqa: F401
-from sam_d2.engine.stop_metric import less_is_better, require_metric
+from sam_d2.engine.stop_metric import less_is_better, main_metric, require_metric
 from sam_d2.errors import UserError
 from sam_d2.evaluation import GroundTruth, InstanceEvaluator
 from sam_d2.modeling.prompt_recipes import PromptRecipe
@@ -86,3 +86,18 @@ def test_a_run_does_not_begin(train_net, tmp_path):
     with pytest.raises(UserError, match=r"train\.early_stop\.metric=segm/AQ: no evaluation gives it"):
         train_net(tmp_path / "run", *options)
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tested", "metric", "words"),
+    [
+        (None, [], "segm/AP", "segm/AP"),
+        ("box", ["box"], "segm/AP", "segm/AP"),
+        ("detector", ["detector"], "segm/AP", "segm/AP"),
+        ("mixed", ["box", "point"], "segm/AP", "segm/AP, mean of box and point:"),
+        ("detector", ["box", "detector"], "detector/segm/AP", "detector/segm/AP"),
+    ],
+)
+def test_what_chooses_weights_by_default(prompt, tested, metric, words):
+    recipes = {name: SimpleNamespace(prompt_source="detector" if name == "detector" else "truth") for name in tested}
+    assert main_metric(SimpleNamespace(prompt=prompt, test_prompts=tested, prompts=recipes)) == (metric, words)

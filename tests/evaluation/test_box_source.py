@@ -75,7 +75,7 @@ def test_by_default_the_pair_gets_as_many_boxes_as_count_of_their_maker(prompts_
     ("limits", "left_out", "words"),
     [
         ({"max_boxes": 100, "min_score": 0.0}, {"max_boxes": 50}, "(without 50 boxes beyond max_boxes)"),
-        ({"max_boxes": None, "min_score": 0.25}, {"min_score": 1}, "(without 1 boxes below min_score)"),
+        ({"max_boxes": None, "min_score": 0.25}, {"min_score": 1}, "(without 1 box below min_score)"),
         ({"max_boxes": None, "min_score": 0.0, "max_dets": 40}, {"limit": 110}, "(without 110 boxes beyond max dets)"),
     ],
 )

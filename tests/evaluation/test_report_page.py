@@ -17,10 +17,12 @@ from sam_d2.evaluation.report_charts import (
     MOST_DOTS,
     MOST_POINTS,
     Series,
+    Step,
     line_chart,
     reliability_chart,
     score_chart,
     size_chart,
+    waterfall_chart,
 )
 from sam_d2.evaluation.report_compare import compare_page, compare_text, differing_settings, run_names
 from sam_d2.evaluation.report_data import (
@@ -187,12 +189,10 @@ def test_prompts_of_a_detector_are_no_oracle():
 @pytest.mark.parametrize(
     ("ap", "classes", "note"),
     [
-        # 2 + 8 to the oracle's 90, as much as is left to 100: a quarter of that to the left, and all to the right
-        (80.0, 2.0, "The axis shows 77.5 to 100.0 of 0 to 100; what goes beyond is cut off: AP (from 0)."),
-        # 1 in all to the oracle's 90, a tenth of what is left: a quarter of it to either side
-        (89.0, 0.5, "The axis shows 88.8 to 90.2 of 0 to 100; what goes beyond is cut off: AP (from 0) and masks of "
-                    "the oracle (to 100)."),
-        (0.0, 10.0, "The axis shows 0.0 to 100.0 of 0 to 100."),
+        # a quarter of the 20 to 100, and of the 40 from where a negative share has led
+        (80.0, 2.0, "The axis begins at 75.0, where the bar of the AP is broken.</p>"),
+        (62.0, -2.0, "The axis begins at 50.0, where the bar of the AP is broken. Hollow: a negative share"),
+        (0.0, 10.0, "</svg><ul class=\"legend\"></ul></figure>"),
     ],
 )  # fmt: skip
 def test_chart_of_the_gap_shows_the_range_of_its_shares(ap, classes, note):
@@ -430,3 +430,13 @@ def test_reliability_is_kept_with_the_evaluation(tmp_path):
     before = evaluation(reliability=measured())
     write_evaluation(tmp_path / "instances_box.npz", before)
     assert read_evaluation(tmp_path / "instances_box.npz").info.reliability == before.info.reliability
+
+
+def test_the_waterfall_ends_at_100_with_every_value_and_one_break():
+    steps = [Step("AP", 0, 71.0, 0, total=True), Step("ranking", 71.0, 70.5, 1), Step("masks", 70.5, 100.0, 2)]
+    chart = waterfall_chart("t", steps, "x", limits=(60.0, 100.0))
+    texts = re.findall(r">([^<>]+)</text>", chart.svg.replace("\u2212", "-"))
+    assert {"71.00", "-0.50", "+29.50", "100", "AP", "ranking", "masks"} <= {
+        text.replace("\u2212", "-") for text in texts
+    }
+    assert chart.legend == [], "the labels say it"
