@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,16 @@ def register_dataset(
         boxes_alone,
     )
     if name in DatasetCatalog.list():
-        if _registered.get(name) == source:
+        known = _registered.get(name)
+        if known == source:
             return
-        other = _registered[name].json_file if name in _registered else "code outside of sam_d2"
-        raise UserError(
-            f"Dataset {name!r} is already registered with other files ({other}, now {source.json_file}). "
-            "Take another name for one of them."
-        )
+        if known is None or replace(known, boxes_alone=boxes_alone) != source:
+            other = "code outside of sam_d2" if known is None else known.json_file
+            raise UserError(
+                f"Dataset {name!r} is already registered with other files ({other}, now {source.json_file}). "
+                "Take another name for one of them."
+            )
+        DatasetCatalog.remove(name)  # the same files, of which now more, or less, may be wanted than boxes
     if not source.json_file.is_file():
         raise UserError(f"{source.json_file}: no such dataset file. Check the path.")
     DatasetCatalog.register(name, lambda: _load_registered(name, source))

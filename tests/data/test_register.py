@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -36,6 +38,21 @@ def test_the_same_files_again_change_nothing_and_others_are_an_error(coco, write
             register_dataset("made_train", *arguments)
     with pytest.raises(UserError, match="already registered with other files"):
         register_dataset("made_train", file, file.parent, split=Split("train"))
+
+
+def test_the_same_files_for_boxes_alone_are_no_others(coco, write):
+    file = write(coco)
+    register_dataset("made_train", file, file.parent)
+    with_masks = DatasetCatalog.get("made_train")
+    register_dataset("made_train", file, file.parent, boxes_alone=True)
+    assert list(DatasetCatalog.get("made_train")) == list(with_masks)
+    for record in coco["annotations"]:
+        del record["segmentation"]
+    file.write_text(json.dumps(coco))
+    assert DatasetCatalog.get("made_train")[0]["annotations"]
+    register_dataset("made_train", file, file.parent)
+    with pytest.raises(UserError, match=r"none of the .* annotations has one"):
+        DatasetCatalog.get("made_train")
 
 
 def test_a_name_that_other_code_registered_is_an_error(coco, write):

@@ -1,5 +1,6 @@
 """tools/masks_from_boxes.py on a tiny SAM with random weights, in this process."""
 
+import gc
 import json
 import re
 import shutil
@@ -443,6 +444,7 @@ def test_a_run_goes_on_with_the_threads_it_was_begun_with(tool, boxes, tmp_path,
     output = tmp_path / "masks.json"
     monkeypatch.setattr(BoxLabeller, "__call__", interrupted)
     assert tool(boxes, output) == 130
+    gc.collect()  # the lock is the process's; here the next run is in the same one
     settings = tmp_path / "masks.json.journal" / "settings.json"
     begun = read(settings)
     assert begun["threads"] == torch.get_num_threads()
@@ -475,10 +477,10 @@ class TestOutOfMemory:
         """``room["masks"]``: for how many masks at once there is memory."""
         room, predict = {"masks": 0}, PromptableSAM.predict
 
-        def limited(model, embedding, prompts, resized, sample, *rest):
+        def limited(model, embedding, prompts, resized, sample, *rest, **options):
             if sample["image_id"] == 40 and len(prompts) > room["masks"]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-            return predict(model, embedding, prompts, resized, sample, *rest)
+            return predict(model, embedding, prompts, resized, sample, *rest, **options)
 
         monkeypatch.setattr(PromptableSAM, "predict", limited)
         return room
@@ -502,7 +504,7 @@ class TestOutOfMemory:
         assert output.read_bytes() == whole.read_bytes()
 
     def test_other_errors_are_let_through(self, tool, boxes, tmp_path, monkeypatch):
-        def broken(*_):
+        def broken(*_, **__):
             raise RuntimeError("shapes do not match")
 
         monkeypatch.setattr(PromptableSAM, "predict", broken)

@@ -1,4 +1,4 @@
-"""Training the tiny SAM on the ice-wedge tiles with the loader, against the same batches held in memory.
+"""Training the tiny SAM on the ice-wedge tiles with the loader, and on the same batches in memory.
 
 The tiles (128 px on the canvas, 47 instances on average, up to 313) are read, augmented and mapped by two workers, as
 the config has it, or in the training process; in the other case all batches are there before the clock starts. Model,
