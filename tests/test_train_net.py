@@ -343,7 +343,7 @@ class TestCommandLine:
         overrides = [*tiny_overrides, "dataloader.train.num_workers=1", "train.eval_base=false"]
         ended = self.run(root, *config, "--dataset", str(data), *overrides)
         assert ended.returncode == 2
-        line = r"error: \S*/train_\d\.png: not a readable image \(.*\)\. Replace the file or remove it.*\n"
+        line = r"error: \S*/train_\d\.png: not a readable image \(.*\)\. Replace the file or leave it out\.\n"
         assert re.fullmatch(line, ended.stderr), ended.stderr
         assert "Traceback" not in ended.stdout + (tmp_path / "run" / "log.txt").read_text()
 

@@ -88,15 +88,17 @@ def register_dataset(
 
 
 def registered_names() -> list[str]:
-    """Return the keys of the catalogs that :func:`register_dataset` has registered in this process."""
-    return list(_registered)
+    """Return the keys that :func:`register_dataset` has registered in this process and that are in the catalogs yet."""
+    from detectron2.data import DatasetCatalog
+
+    return [name for name in _registered if name in DatasetCatalog.list()]
 
 
 def key_of_file(json_file: Path) -> str | None:
     """Return the key under which :func:`register_dataset` has registered all of a file in this process, if it has."""
     file = json_file.resolve()
-    keys = (key for key, source in _registered.items() if source.json_file.resolve() == file and source.split is None)
-    return next(keys, None)
+    sources = ((key, _registered[key]) for key in registered_names())
+    return next((key for key, source in sources if source.json_file.resolve() == file and source.split is None), None)
 
 
 def cached_dataset_file(
