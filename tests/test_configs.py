@@ -52,7 +52,9 @@ def complete(cfg):
 
 
 def build_on_meta(cfg):
-    with torch.device("meta"):
+    """Build a model without memory; Detectron2's own MViT reads the values of a tensor, of which meta has none."""
+    reads_values = "sam_d2" not in detectron2.__version__ and "MViT" in str(OmegaConf.to_container(cfg.model))
+    with torch.device("cpu" if reads_values else "meta"):
         return instantiate(cfg.model)
 
 

@@ -1,5 +1,6 @@
 """A dataset of boxes, and a tiny SAM with random weights in a run's folder."""
 
+import gc
 import json
 import runpy
 import sys
@@ -83,6 +84,7 @@ def tool(root, monkeypatch, tiny_sam):
         monkeypatch.delenv("RANK", raising=False)
         threads = torch.get_num_threads()
         try:
+            gc.collect()  # a journal is locked until its process ends, and here all runs are in one
             with pytest.raises(SystemExit) as end:
                 runpy.run_path(program, run_name="__main__")
         finally:
