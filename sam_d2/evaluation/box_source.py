@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,16 +106,7 @@ class DetectorBoxes:
         # scored in the main process; the others get the boxes alone
         found = [ImageDetections(i.image_id, i.scores, i.classes, i.boxes, None) for i in own.detections]
         found = comm.all_gather(found)[0]
-        sizes = image_sizes(evaluator.dataset_name)
-        prompts = DetectorPrompts(
-            found,
-            sizes,
-            source=self.source,
-            min_score=self.min_score,
-            max_boxes=self.max_boxes,
-            limit=_limit_of(evaluator) if self.max_boxes is None else None,
-        )
-        return prompts, own.results
+        return _prompts(self, found, evaluator), own.results
 
     def check(self, dataset_name: str) -> None:
         """Refuse weights of another detector or of other classes; see :class:`BoxSource`."""
@@ -167,15 +159,6 @@ class FileBoxes:
             UserError: As :func:`~sam_d2.evaluation.prompt_file.read_prompt_file`.
         """
         found = read_prompt_file(self.path, evaluator.dataset_name)
-        sizes = image_sizes(evaluator.dataset_name)
-        prompts = DetectorPrompts(
-            found,
-            sizes,
-            source=self.source,
-            min_score=self.min_score,
-            max_boxes=self.max_boxes,
-            limit=_limit_of(evaluator) if self.max_boxes is None else None,
-        )
         own = InstanceEvaluator(
             evaluator.dataset_name,
             prompt=NO_PROMPT,
@@ -192,7 +175,21 @@ class FileBoxes:
         own.reset()
         own.detections = found if comm.is_main_process() else []
         own.evaluate()
-        return prompts, own.results
+        return _prompts(self, found, evaluator), own.results
+
+
+def _prompts(
+    source: DetectorBoxes | FileBoxes, found: Iterable[ImageDetections], evaluator: InstanceEvaluator
+) -> DetectorPrompts:
+    """Return the prompts of what a source has found, within its limits or, where it has none, the evaluation's."""
+    return DetectorPrompts(
+        found,
+        image_sizes(evaluator.dataset_name),
+        source=source.source,
+        min_score=source.min_score,
+        max_boxes=source.max_boxes,
+        limit=_limit_of(evaluator) if source.max_boxes is None else None,
+    )
 
 
 def _limit_of(evaluator: InstanceEvaluator) -> int:

@@ -79,7 +79,8 @@ class DetectorPrompts:
             self._by_id[image.image_id] = prompts
             self.counts += counts
         total = sum(map(len, self._by_id.values()))
-        _log.info("prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
+        level = logging.INFO if total else logging.WARNING
+        _log.log(level, "prompts: %d boxes in %d images, from the %s", total, len(sizes), source)
         for kind, words in COUNTS.items():
             if self.counts[kind]:
                 level = logging.INFO if kind == "min_score" else logging.WARNING

@@ -37,8 +37,9 @@ class TestPrompts:
         assert prompts[1].scores.tolist() == pytest.approx([0.9, 0.2, 0.2])
         assert prompts[1].image_size == (50, 100) and not any(prompts.counts.values())
 
-    def test_an_image_without_boxes_has_no_prompts(self):
+    def test_an_image_without_boxes_has_no_prompts(self, caplog):
         prompts = DetectorPrompts([], SIZES, source="detector")
+        assert caplog.messages == [f"prompts: 0 boxes in {len(SIZES)} images, from the detector"]  # a warning
         assert len(prompts[2]) == 0 and prompts[2].image_size == (30, 30)
         assert prompts[2].get_fields().keys() == {"pred_boxes", "scores", "pred_classes"}
         assert prompts[2].pred_boxes.tensor.shape == (0, 4)
