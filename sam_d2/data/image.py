@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError, UserError
 
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
@@ -26,15 +26,17 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
         (H0, W0, 3) uint8.
 
     Raises:
-        UserError: the file is missing or cannot be decoded.
+        BadImageError: the file is missing or cannot be decoded.
     """
     try:
         with Image.open(file_name) as opened:
             return image_array(opened, image_format)
     except FileNotFoundError:
-        raise UserError(f"{file_name}: no such image file.") from None
+        raise BadImageError(f"{file_name}: no such image file.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file_name}: not a readable image ({error}). Replace the file or leave it out.") from error
+        raise BadImageError(
+            f"{file_name}: not a readable image ({error}). Replace the file or leave it out."
+        ) from error
 
 
 def image_array(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
