@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from detectron2.utils import comm
-
 
 class News(NamedTuple):
     """Of one step, summed over the processes.
@@ -41,7 +39,7 @@ class StepNews:
 
     def __init__(self) -> None:
         self._group: torch.distributed.ProcessGroup | None = None
-        if comm.get_world_size() > 1:
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             group = torch.distributed.new_group(backend="gloo")
             assert isinstance(group, torch.distributed.ProcessGroup)  # this process is in it
             self._group = group
