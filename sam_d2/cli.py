@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,6 +155,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """
     # Raised by libraries at import, before every message of ours, and nothing that a user could change.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+    threading.excepthook = _thread_ended
     try:
         with stop_requests.handled():
             code = main()
@@ -171,6 +173,12 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {text}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """Say nothing of a fault of the machine that a thread meets, such as TensorBoard's: the program meets it too."""
+    if args.exc_value is None or explained(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 def default_dist_url() -> str:

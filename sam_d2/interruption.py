@@ -40,7 +40,7 @@ class StopRequests:
     Signals belong to the process, so there is one object, :data:`stop_requests`.
 
     Attributes:
-        received: the first signal that came, None before.
+        received: the first signal that came in :meth:`handled`, None before and after.
         several: whether this is one of several processes of a run.
     """
 
@@ -60,7 +60,6 @@ class StopRequests:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.received = None
         taken = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
         before = [signal.signal(signum, self._handle) for signum in taken]
         try:
@@ -68,6 +67,7 @@ class StopRequests:
         finally:
             for signum, handler in zip(taken, before, strict=True):
                 signal.signal(signum, handler)
+            self.received = None
 
     @contextmanager
     def deferred(self, notice: str = "") -> Iterator[None]:
