@@ -176,14 +176,14 @@ class Trainer(SimpleTrainer):
 
     def _tell_and_hear(self, means: Losses | None, batches: StepBatches) -> None:
         """Exchange with the other processes what has come up in this step, before it moves the weights."""
-        bad = [text for sample in batches.samples for text in sample.get(BAD_IMAGES, ())]
+        bad = [sample[BAD_IMAGES] for sample in batches.samples if BAD_IMAGES in sample]
         self.news = self._step_news.exchange(
             received=stop_requests.received,
             bad_images=len(bad),
             not_finite=self._gave_up or (means is not None and not _all_finite(means)),
         )
-        for text in bad:
-            logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, text)
+        for texts in bad:
+            logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, " ".join(texts))
 
     def _meet_not_finite(self, losses: Losses, batches: StepBatches) -> None:
         """Skip the step, or end the training and keep its images; all processes together.
