@@ -24,6 +24,7 @@ OURS, THEIRS = "embedded", "Detectron2"
 TURNS = 8
 SIZE = (320, 416)
 LIMIT = 1.05  # of the process time: what repeats of equal work differ by on a busy machine
+NOT_SLOWER = ("R_50_FPN", "MViTv2-T")  # of the two whose ratio is the project's aim, not even by that
 ARCHITECTURES = {
     "R_50_FPN": "mask_rcnn_R_50_FPN",
     "R_101_FPN": "mask_rcnn_R_101_FPN",
@@ -124,7 +125,12 @@ BENCHMARK = Benchmark(
         for task, prepare in (("detection", detections), ("training", gradients))
         for core in (OURS, THEIRS)
     },
-    ratios=tuple(Ratio("cpu_seconds", *pair, limit=LIMIT) for pair in PAIRS)
+    ratios=tuple(
+        Ratio("cpu_seconds", *pair, at_least=1.0)
+        if pair[0].startswith(NOT_SLOWER)
+        else Ratio("cpu_seconds", *pair, limit=LIMIT)
+        for pair in PAIRS
+    )
     + tuple(Ratio(figure, *pair) for pair in PAIRS for figure in ("seconds", "peak_mib")),
     same_answers=PAIRS,
     tolerance=1e-5,
