@@ -1,8 +1,9 @@
 """The masks of 50 boxes in one image by SAM ViT-B, from pixels to pixels.
 
-Each library is called as its documentation says: sam_d2.Predictor, segment_anything's SamPredictor (set_image, predict_torch) and transformers' SamProcessor and SamModel
-with the same random weights, an image of 768 x 1024 pixels and one mask per box, as bool arrays. What comes before the
-image (building, loading) is not counted, a first call neither. The answers are areas of masks and predicted IoU.
+Each library is called as its documentation says: sam_d2.Predictor, segment_anything's SamPredictor (set_image,
+predict_torch) and transformers' SamProcessor and SamModel, with the same random weights, an image of 768 x 1024 pixels
+and one mask per box, as bool arrays. What comes before the image (building, loading) is not counted, a first call
+neither. The answers are areas of masks and predicted IoU.
 """
 
 from __future__ import annotations
