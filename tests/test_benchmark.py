@@ -206,6 +206,22 @@ def test_the_names_of_transformers_weights(tool):
     ]  # fmt: skip
 
 
+def test_the_table_has_every_ratio_that_is_asked_for(tool, tmp_path):
+    ratio = {"name": "peer / ours", "figure": "seconds", "median": 2.456, "min": 2.0, "max": 3.0, "at_least": 1.5}
+    others = [{**ratio, "figure": "step_mib", "at_least": 3.0}, {**ratio, "at_least": None}]
+    (tmp_path / "b.json").write_text(json.dumps({"ratios": [ratio]}))
+    (tmp_path / "a.json").write_text(json.dumps({"ratios": others}))
+    assert tool.markdown_table(tmp_path).splitlines()[2:] == [
+        "| `a` | peer / ours | memory | 2.46 (2.00-3.00) | 3 |",
+        "| `b` | peer / ours | time | 2.46 (2.00-3.00) | 1.5 |",
+    ]
+
+
+def test_the_document_has_the_kept_figures(tool):
+    document = (TOOLS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert tool.markdown_table(tool.RESULTS) in document, "python tools/benchmark.py --table prints what it should have"
+
+
 def test_an_unknown_name_is_refused(tool):
     with pytest.raises(UserError, match=r"no benchmark 'speed'\. There are: .*memory-instances"):
         tool.load_benchmark("speed")

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all of them by default")
     parser.add_argument("--list", action="store_true", help="show the benchmarks and end")
+    parser.add_argument("--table", action="store_true", help="show the kept ratios that are asked for, as Markdown")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each case (default %(default)s)")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where models run; default: %(default)s"
@@ -294,6 +295,20 @@ def runnable(console: Console) -> list[str]:
     return names
 
 
+def markdown_table(folder: Path) -> str:
+    """Return the kept ratios for which there is an aim, one row each, as a table of Markdown."""
+    lines = ["| benchmark | peer / ours | figure | median (range) | asked |", "|---|---|---|---|---|"]
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for ratio in result["ratios"]:
+            if ratio["at_least"] is None:
+                continue
+            found = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+            figure = {"seconds": "time", "cpu_seconds": "CPU time"}.get(ratio["figure"], "memory")
+            lines.append(f"| `{file.stem}` | {ratio['name']} | {figure} | {found} | {ratio['at_least']:g} |")
+    return "\n".join(lines)
+
+
 def require_gpu() -> None:
     import torch
 
@@ -314,6 +329,9 @@ def main() -> int:
     if args.list:
         for name in benchmark_names():
             console.print(f"{name}: {load_benchmark(name)[1]}")
+        return 0
+    if args.table:
+        print(markdown_table(args.output_dir))
         return 0
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: expected at least 1.")
