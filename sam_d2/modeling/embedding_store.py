@@ -48,6 +48,10 @@ class EmbeddingStore:
             _remove_abandoned(root)
             count.write(sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}")))
 
+    def holds(self, name: str) -> bool:
+        """Return whether there is an embedding of that name, not looking whether it is damaged."""
+        return self._path(name).exists()
+
     def read(self, name: str) -> Tensor | None:
         """Return an embedding, memory-mapped, its checksum verified; None where it is absent or damaged."""
         path = self._path(name)

@@ -107,7 +107,7 @@ class InstanceLosses:
     def _of_chunk(self, parts: Sequence[_Part], prompts: Prompts, draws: Tensor) -> Tensor:
         stride = self.canvas // self.low_res
         counts = [len(part.masks) for part in parts]
-        targets = torch.cat([low_res_targets(part.masks, part.size, self.low_res, stride) for part in parts])
+        targets = low_res_targets([(part.masks, part.size) for part in parts], self.low_res, stride)
         targets = targets.to(prompts.device, non_blocking=True)
         embedding = parts[0].embedding
         if len(parts) > 1:

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 
@@ -47,8 +48,9 @@ def ask(model, samples):
 
     def asked(cache, model=model, samples=samples):
         counts = []
-        images = model.preprocess(samples).tensor
-        found = cache.embeddings(model, samples, images, lambda one: counts.append(len(one)) or model.encode(one))
+        hook = model.image_encoder.register_forward_hook(lambda _, images, __: counts.append(len(images[0])))
+        found = cache.embeddings(model, samples)
+        hook.remove()
         assert set(counts) <= {1}, "images are encoded by themselves"
         return found, len(counts)
 
@@ -78,7 +80,7 @@ def test_bfloat16_is_rounded_the_first_time_too(model, samples, make_cache, ask)
     assert encoded == 2, "float32 has entries of its own"
 
 
-@pytest.mark.parametrize("change", ["weight", "file", "variant", "pixel_mean", "setting", "autocast"])
+@pytest.mark.parametrize("change", ["weight", "file", "variant", "size", "pixel_mean", "setting", "autocast"])
 def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache, ask, tmp_path, change):
     ask(make_cache())
     if change == "weight":
@@ -89,13 +91,15 @@ def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache,
         (tmp_path / "0.png").write_bytes(b"edited!")
     elif change == "variant":
         samples[0]["cache_variant"] = "flipped"
+    elif change == "size":  # of the annotations: the image has to be read again to tell who is right
+        samples[0]["width"] += 1
     elif change == "pixel_mean":
         model.pixel_mean += 1
     elif change == "setting":
         model.image_encoder.blocks[0].attn.scale *= 2
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
         _, encoded = ask(make_cache())
-    assert encoded == (1 if change in ("file", "variant") else 2)
+    assert encoded == (1 if change in ("file", "variant", "size") else 2)
 
 
 def test_a_file_is_hashed_again_only_where_it_changed(make_cache, ask, samples, tmp_path, monkeypatch):
@@ -111,6 +115,41 @@ def test_a_file_is_hashed_again_only_where_it_changed(make_cache, ask, samples, 
     (tmp_path / "1.png").rename(tmp_path / "moved.png")
     samples[1]["file_name"] = str(tmp_path / "moved.png")
     assert ask(cache)[1] == 0, "the content counts, not the name"
+
+
+class NotToBeRead:
+    """An image of which the shape alone may be asked."""
+
+    def __init__(self, image):
+        self.shape = image.shape
+
+
+def test_the_pixels_of_a_cached_image_are_not_asked_for(model, samples, make_cache):
+    model.embedding_cache = make_cache()
+    expected = model(samples)
+    images = [NotToBeRead(sample["image"]) for sample in samples]
+    found = model([{**sample, "image": image} for sample, image in zip(samples, images, strict=True)])
+    assert found and all(torch.equal(found[name], expected[name]) for name in expected)
+    model.embedding_cache = None
+    with pytest.raises(AttributeError, match="'to'"):
+        model([{**samples[0], "image": images[0]}])
+
+
+def test_a_lookup_knows_what_is_kept_and_reads_no_entry(model, samples, make_cache, tmp_path):
+    cache = make_cache()
+    is_cached = pickle.loads(pickle.dumps(cache.lookup(model)))  # as a loader's spawned process has it
+    assert [is_cached(sample) for sample in samples] == [False, False]
+    cache.embeddings(model, samples[:1])
+    assert [is_cached(sample) for sample in samples] == [True, False]
+    for file in entries(tmp_path):
+        file.write_bytes(b"damaged")
+    assert is_cached(samples[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not cache.lookup(model)(samples[0]), "of another precision"
+    for change in ({"cache_variant": "flipped"}, {"height": 1}, {"file_name": str(tmp_path / "none.png")}):
+        assert not is_cached({**samples[0], **change})
+    (tmp_path / "0.png").write_bytes(b"edited!")
+    assert not is_cached(samples[0])
 
 
 DAMAGE = {
@@ -210,7 +249,7 @@ def test_concurrent_processes_fill_one_cache(in_two_processes, build_model, batc
 
     def fill():
         cache = EmbeddingCache(tmp_path / "cache")
-        return cache.embeddings(model, batch, model.preprocess(batch).tensor, model.encode)
+        return cache.embeddings(model, batch)
 
     first, second = in_two_processes(fill)
     assert torch.equal(first, second) and len(entries(tmp_path)) == 2

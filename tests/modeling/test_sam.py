@@ -91,9 +91,9 @@ class TestChunks:
         sample = make_sample(7, SIZES[0], bitmaps=True)
         storages = []
 
-        def recorded(masks, *rest):
-            storages.append(masks.tensor.untyped_storage().data_ptr())
-            return low_res_targets(masks, *rest)
+        def recorded(parts, *rest):
+            storages.extend(masks.tensor.untyped_storage().data_ptr() for masks, _ in parts)
+            return low_res_targets(parts, *rest)
 
         monkeypatch.setattr("sam_d2.modeling.instance_losses.low_res_targets", recorded)
         build_model("model.instances_per_chunk=3")([sample])
@@ -112,7 +112,7 @@ class TestLosses:
             prompts = sampler(instances, torch.Generator().manual_seed(sample["seed"]))
             logits, predicted_iou = model.decode(embedding, prompts)
             logits, predicted_iou = logits[:, 0], predicted_iou[:, 0]
-            targets = low_res_targets(instances.gt_masks, instances.image_size, LOW_RES, CANVAS // LOW_RES)
+            targets = low_res_targets([(instances.gt_masks, instances.image_size)], LOW_RES, CANVAS // LOW_RES)
             expected[0] += 20 * mask_focal_loss(logits, targets).mean() / 2
             expected[1] += mask_dice_loss(logits, targets).mean() / 2
             expected[2] += 3 * iou_prediction_loss(predicted_iou, mask_iou(logits, targets)).mean() / 2

@@ -77,7 +77,7 @@ def ours(size: str, config: str, dtype: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image"
         file.write_bytes(made_image().numpy().tobytes())
-        names = {"file_name": str(file), "cache_variant": "plain"}
+        names = {"file_name": str(file), "cache_variant": "plain", "height": CANVAS, "width": CANVAS}
         sample = {"image": made_image(), "instances": instances, "seed": 0, **names}
         model.embedding_cache = EmbeddingCache(Path(folder) / "cache", dtype=dtype)
 
@@ -90,7 +90,7 @@ def ours(size: str, config: str, dtype: str) -> Measured:
             [{**sample, "cache_variant": "warm-up"}]
         )
         with torch.no_grad():
-            embedding = model._embeddings([{**sample, "cache_variant": "warm-up"}], model.preprocess([sample]).tensor)
+            embedding = model._embeddings([{**sample, "cache_variant": "warm-up"}])
             answer = model.decode(embedding[0], Prompts(boxes=instances.gt_boxes.tensor).to(device()))
         return Measured(of_epochs(step), answered(*answer))
 
