@@ -1,8 +1,9 @@
 """COCO AP of boxes and masks: sam_d2's evaluation against pycocotools, the same figures to 1e-12.
 
 500 images of 480 x 640 pixels with 8,000 instances of 80 classes and 24,000 detections: from the parsed file of
-annotations and the list of results to the figures, on both sides. The peer is COCO, loadRes and COCOeval for each kind, with its own limit of 100 detections; the answers are the 12 figures that
-it prints for each, 0-1. sam_d2's evaluation, which rounds per cent to 10 decimals, has those of each class too.
+annotations and the list of results to the figures, on both sides. The peer is COCO, loadRes and COCOeval for each
+kind, with its own limit of 100 detections; the answers are the 12 figures that it prints for each, 0-1. sam_d2's
+evaluation, which rounds per cent to 10 decimals, has those of each class too.
 """
 
 from __future__ import annotations
