@@ -33,11 +33,10 @@ def fill_polygon_targets(
     drawn = [number for number, polygons in enumerate(instances) if polygons]
     limits = np.array(image_sizes, dtype=np.int64).reshape(-1, 2)[drawn, ::-1]
     cells = _extents([instances[number] for number in drawn], limits, targets.shape[-1], stride)
-    seen = (cells[:, 2:] > cells[:, :2]).all(axis=1)
-    drawn = [number for number, one in zip(drawn, seen.tolist(), strict=True) if one]
-    if not drawn:
+    seen = np.flatnonzero((cells[:, 2:] > cells[:, :2]).all(axis=1))
+    if not len(seen):
         return
-    cells, limits = cells[seen], limits[seen]
+    drawn, cells, limits = [drawn[one] for one in seen], cells[seen], limits[seen]
     # Each instance is drawn from the corner of its own first cell, so that a coordinate is rounded alike whatever else
     # is drawn.
     origins = cells[:, :2] * stride
