@@ -159,7 +159,11 @@ DAMAGE = {
     "shorter than its header": lambda data: data[:50],
     "another header": lambda data: b"[1]".ljust(256) + data[256:],
     "no JSON": lambda data: b"\xff" * 256 + data[256:],
-    "another version": lambda data: data.replace(b'"version": 1', b'"version": 2', 1),
+    "another version": lambda data: data.replace(b'"version": 2', b'"version": 1', 1),
+    "a longer shape": lambda data: data.replace(b"[32, 8, 8]", b"[32, 8, 9]", 1),
+    "a shape of as many": lambda data: data.replace(b"[32, 8, 8]", b"[8, 32, 8]", 1),
+    "no dtype": lambda data: data.replace(b"float32", b"float3:", 1),
+    "another dtype": lambda data: data.replace(b"float32", b"float64", 1),
 }
 
 
@@ -167,7 +171,9 @@ DAMAGE = {
 def test_damage_is_found_and_computed_again(make_cache, ask, tmp_path, damage, caplog):
     expected, _ = ask(make_cache())
     file = entries(tmp_path)[0]
-    file.write_bytes(damage(file.read_bytes()))
+    data = file.read_bytes()
+    file.write_bytes(damage(data))
+    assert file.read_bytes() != data
     cache = make_cache()
     found, encoded = ask(cache)
     assert encoded == 1 and torch.equal(found, expected)
