@@ -1,5 +1,6 @@
 """Embeddings kept on disk: the same values, a key for all that decides them, damage found, a limit kept."""
 
+import copy
 import hashlib
 import multiprocessing
 import os
@@ -100,6 +101,28 @@ def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache,
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
         _, encoded = ask(make_cache())
     assert encoded == (1 if change in ("file", "variant", "size") else 2)
+
+
+@pytest.mark.parametrize("change", ["in place", "by other tensors", "another encoder", "pixel_mean"])
+def test_weights_are_hashed_again_where_they_change(model, make_cache, ask, change, monkeypatch):
+    cache = make_cache()
+    before, _ = ask(cache)
+    other = copy.deepcopy(model.image_encoder)
+    with torch.no_grad():
+        other.neck[0].weight[0, 0] += 1
+    if change == "in place":
+        model.image_encoder.load_state_dict(other.state_dict())
+    elif change == "by other tensors":
+        model.image_encoder.load_state_dict(other.state_dict(), assign=True)
+    elif change == "another encoder":
+        model.image_encoder = other
+    else:
+        model.pixel_mean += 1
+    found, encoded = ask(cache)
+    assert encoded == 2 and not torch.equal(found, before)
+    monkeypatch.setattr("sam_d2.modeling.embedding_cache.module_digest", lambda _: pytest.fail("hashed again"))
+    again, encoded = ask(cache)
+    assert encoded == 0 and torch.equal(again, found)
 
 
 def test_a_file_is_hashed_again_only_where_it_changed(make_cache, ask, samples, tmp_path, monkeypatch):
