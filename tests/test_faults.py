@@ -120,6 +120,6 @@ def test_a_connection_that_a_worker_has_dropped(tmp_path):
     script = tmp_path / "torch" / "utils" / "data" / "dataloader.py"
     script.parent.mkdir(parents=True)
     script.write_text("def read():\n    raise ConnectionResetError(104, 'Connection reset by peer')\n")
-    with pytest.raises(UserError, match="^A process that reads images died: nearly always"), told():
+    with pytest.raises(UserError, match=r"^A process that reads images died: nearly always"), told():
         runpy.run_path(str(script))["read"]()
     assert explained(ConnectionResetError(104, "Connection reset by peer")) is None  # somebody else's
