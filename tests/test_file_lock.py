@@ -52,14 +52,23 @@ def test_the_second_process_is_refused_until_the_first_is_gone(tmp_path):
 
 def test_a_forked_process_does_not_keep_it(tmp_path):
     """Loader workers live some seconds longer than a training that is killed."""
+    worker = tmp_path / "worker"
+
     lock = FileLock(tmp_path / ".lock")
+
+    def begin():
+        lock.acquire()
+        if (pid := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+        worker.write_text(str(pid))
+
+    training, said = in_a_child(begin)
+    assert said == "0"
+    end(training)
     lock.acquire()
-    pid, _ = in_a_child(lambda: None)
     lock.release()
-    again = FileLock(tmp_path / ".lock")
-    again.acquire()
-    again.release()
-    end(pid)
+    os.kill(int(worker.read_text()), signal.SIGKILL)
 
 
 def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
