@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sam_d2.errors import UserError
 from sam_d2.modeling.embedding_store import EmbeddingStore
+from sam_d2.modeling.float32_precision import float32_precision
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ class EmbeddingCache:
             "input_format": model.input_format,
             "dtype": str(self.dtype),
             "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None,
+            "float32": float32_precision(),
             "compiled": getattr(encoder, "_compiled_call_impl", None) is not None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "torch": str(torch.__version__),

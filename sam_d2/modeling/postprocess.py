@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.structures import Boxes, Instances
+from sam_d2.modeling.float32_precision import exact_products
 from sam_d2.modeling.scoring import STABILITY_OFFSET
 
 RLE = dict[str, Any]
@@ -116,8 +117,8 @@ def encode_logits(logits: Tensor, canvas: int, resized: tuple[int, int], origina
     scan = _scan_on_cpu if device.type == "cpu" else _scan
     sums = torch.zeros((len(logits), 3), dtype=torch.float64, device=device)
     edges = [np.zeros((0, 2), dtype=np.int64)] * len(logits)
-    # In the lower precision that a training may have, masks would have other edges.
-    with torch.autocast(device.type, enabled=False):
+    # In the lower precisions that a training may have, masks would have other edges.
+    with torch.autocast(device.type, enabled=False), exact_products():
         for chosen, crop in _batches(_crops(logits, rows, columns), PIXELS_AT_ONCE if device.type != "cpu" else 1):
             index = torch.from_numpy(chosen).to(device)
             bottom, top = rows.cells(crop.y0, crop.y1)

@@ -81,7 +81,7 @@ def test_bfloat16_is_rounded_the_first_time_too(model, samples, make_cache, ask)
     assert encoded == 2, "float32 has entries of its own"
 
 
-@pytest.mark.parametrize("change", ["weight", "file", "variant", "size", "pixel_mean", "setting", "autocast"])
+@pytest.mark.parametrize("change", ["weight", "file", "variant", "size", "pixel_mean", "setting", "autocast", "tf32"])
 def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache, ask, tmp_path, change):
     ask(make_cache())
     if change == "weight":
@@ -98,8 +98,13 @@ def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache,
         model.pixel_mean += 1
     elif change == "setting":
         model.image_encoder.blocks[0].attn.scale *= 2
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
-        _, encoded = ask(make_cache())
+    elif change == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
+            _, encoded = ask(make_cache())
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert encoded == (1 if change in ("file", "variant", "size") else 2)
 
 

@@ -10,6 +10,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 
 from sam_d2.modeling import postprocess
+from sam_d2.modeling.float32_precision import float32_precision
 from sam_d2.modeling.postprocess import MaskCodes, axis_weights, encode_logits, instances_of
 from sam_d2.modeling.scoring import SCORES
 
@@ -128,6 +129,27 @@ def test_a_lower_precision_around_it_changes_nothing():
     expected = encode_logits(logits, 64, (48, 64), (120, 160))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert encode_logits(logits, 64, (48, 64), (120, 160)).rles == expected.rles
+
+
+@pytest.mark.parametrize("older_torch", [False, True])
+def test_its_products_are_exact_where_a_run_allows_less(older_torch, monkeypatch):
+    """No CPU rounds them as a GPU does, so what torch is told is looked at."""
+    if older_torch:
+        monkeypatch.setattr("sam_d2.modeling.float32_precision._BACKENDS", ())
+    told, interpolate = [], postprocess._Axis.interpolate
+    monkeypatch.setattr(
+        postprocess._Axis, "interpolate", lambda *args: told.append(float32_precision()[:2]) or interpolate(*args)
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            settings = float32_precision()
+            encode_logits(random_logits(3), 64, (48, 64), (120, 160))
+            assert float32_precision() == settings and torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert told and {value for values in told for value in values} <= {"ieee", "none", "highest", True}
 
 
 def test_no_masks():
