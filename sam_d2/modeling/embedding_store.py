@@ -85,29 +85,38 @@ class EmbeddingStore:
         }
         header["crc32"] = _checksum(header, content)
         size = _HEADER_BYTES + content.nbytes
-        with self._locked() as count:
-            used = count.read()
-            if used + size > self.max_bytes:
-                return False
-            count.write(used + size)
         path = self._path(name)
+        with self._locked() as count:
+            if not self._has_room(count, path, size):
+                return False
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(json.dumps(header).encode().ljust(_HEADER_BYTES))
                 file.write(content.data)
-            temporary.replace(path)
+            # Not before, so that nothing counts that was not written, or that another process has written too.
+            with self._locked() as count:
+                if not self._has_room(count, path, size):
+                    return False
+                used = count.read() + size - _bytes(path)
+                temporary.replace(path)
+                count.write(used)
         finally:
             temporary.unlink(missing_ok=True)
         return True
+
+    def _has_room(self, count: _Count, path: Path, size: int) -> bool:
+        return count.read() + size - _bytes(path) <= self.max_bytes
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}{_SUFFIX}"  # a folder of 100,000 files is slow on many disks
 
     def _remove(self, path: Path) -> None:
         self.damaged += 1
-        path.unlink(missing_ok=True)
+        with self._locked() as count:
+            count.write(count.read() - _bytes(path))
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[_Count]:
@@ -131,6 +140,13 @@ class _Count:
         self.file.truncate(0)
         self.file.write(str(value))
         self.file.flush()
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _checksum(header: dict[str, Any], values: np.ndarray) -> int:
