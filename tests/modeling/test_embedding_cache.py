@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import time
 
@@ -251,6 +252,34 @@ def test_what_is_written_again_counts_once_and_what_is_removed_not_at_all(tmp_pa
     assert store.write("aa", torch.zeros(100)) and store.write("bb", torch.ones(100)) and counted(tmp_path) == 1312
     assert not store.write("cc", torch.zeros(1)) and len(entries(tmp_path)) == 2
     assert store.write("aa", torch.ones(100)) and torch.equal(store.read("aa"), torch.ones(100)), "in place of another"
+
+
+@pytest.mark.parametrize("content", [b"", b"12x", b"\xff" * 20])
+def test_a_damaged_count_is_counted_again(tmp_path, content):
+    store = EmbeddingStore(tmp_path, "key", max_bytes=1000)
+    assert store.write("aa", torch.zeros(100))
+    (tmp_path / ".bytes").write_bytes(content)
+    assert not store.write("bb", torch.zeros(100)), "656 of 1000 are used"
+    assert store.write("cc", torch.zeros(22)) and counted(tmp_path) == 1000
+
+
+def test_the_count_is_never_shorter(tmp_path):
+    """A process that is killed while it counts leaves no file that reads as nothing."""
+    store = EmbeddingStore(tmp_path, "key", max_bytes=1000)
+    sizes = {(tmp_path / ".bytes").stat().st_size}
+    for number in range(3):
+        store.write(f"{number:02d}", torch.zeros(1))
+        sizes.add((tmp_path / ".bytes").stat().st_size)
+    assert sizes == {20}
+
+
+def test_a_folder_that_is_deleted_meanwhile_begins_again(tmp_path):
+    store = EmbeddingStore(tmp_path / "cache", "key", max_bytes=1000)
+    assert store.write("aa", torch.zeros(100))
+    shutil.rmtree(tmp_path / "cache")
+    assert store.read("aa") is None
+    assert store.write("bb", torch.zeros(100)) and counted(tmp_path / "cache") == 656
+    assert torch.equal(store.read("bb"), torch.zeros(100))
 
 
 def test_what_cannot_be_written_does_not_count(tmp_path, monkeypatch):
