@@ -420,3 +420,18 @@ def test_digest_of_a_module_by_hand():
     assert digest != module_digest(torch.nn.LayerNorm(2, eps=0.25))
     assert digest != module_digest(torch.nn.LayerNorm(2, eps=0.5).bfloat16())
     assert digest != hashlib.sha256().hexdigest()
+
+
+class Part(torch.nn.Module):
+    def __init__(self, sizes, index, function=None):
+        super().__init__()
+        self.sizes = sizes
+        self.act = (torch.nn.functional.gelu, function)
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+
+
+def test_digest_of_lists_and_of_what_no_checkpoint_has():
+    digest = module_digest(Part([1, (2.0, "a")], 3))
+    assert digest == module_digest(Part([1, (2.0, "a")], 3, object())), "an object's address is nobody's setting"
+    assert digest != module_digest(Part([1, (2.5, "a")], 3))
+    assert digest != module_digest(Part([1, (2.0, "a")], 4))
