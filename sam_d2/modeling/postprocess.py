@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ RLE = dict[str, Any]
 
 PIXELS_AT_ONCE = 2**25
 """Pixels that masks which a GPU works out at once may have together, 128 MiB of logits; a single one may have more."""
+
+_MOST = 1e4
+"""Logits are cut to this: with an infinite one, 0 times infinity would be in every pixel of its row."""
 
 _BLOCK = 128
 """Pixels of an axis that are interpolated by one matrix product, from the few cells that they lie between."""
@@ -112,6 +116,10 @@ def encode_logits(logits: Tensor, canvas: int, resized: tuple[int, int], origina
         N masks; tensors on the device of the logits.
     """
     device = logits.device
+    if not len(logits):
+        none = torch.zeros(0, device=device)
+        return MaskCodes(original, [], none.long(), none.reshape(0, 4), stability=none, mean_probability=none)
+    logits = logits.clamp(-_MOST, _MOST)
     rows = _Axis.between(logits.shape[-2], canvas, resized[0], original[0], device)
     columns = _Axis.between(logits.shape[-1], canvas, resized[1], original[1], device)
     scan = _scan_on_cpu if device.type == "cpu" else _scan
@@ -159,6 +167,7 @@ class _Axis:
     end: npt.NDArray[np.int64]
 
     @staticmethod
+    @lru_cache(maxsize=8)  # the axes of some image sizes: of 4,000 pixels one has 4 MiB
     def between(cells: int, canvas: int, resized: int, original: int, device: torch.device) -> _Axis:
         weights = axis_weights(cells, canvas, resized, original)
         used = weights.numpy() != 0

@@ -152,6 +152,25 @@ def test_its_products_are_exact_where_a_run_allows_less(older_torch, monkeypatch
     assert told and {value for values in told for value in values} <= {"ieee", "none", "highest", True}
 
 
+@pytest.mark.usefixtures("scan")
+def test_an_infinite_logit_leaves_its_neighbours_alone():
+    logits = torch.full((2, 16, 16), -5.0)
+    logits[:, 4:9, 3:7] = 5.0
+    logits[0, 6, 5], logits[0, 0, 0] = float("inf"), -float("inf")
+    logits[1, 6, 5], logits[1, 0, 0] = 1e4, -1e4
+    codes = encode_logits(logits, 64, (64, 64), (64, 64))
+    assert codes.rles[0] == codes.rles[1] and codes.areas[0] > 300
+    assert 0.5 < codes.mean_probability[0] == codes.mean_probability[1] < 1
+
+
+def test_weights_of_an_image_size_are_made_once(monkeypatch):
+    frames = (64, (48, 64), (121, 163))
+    expected = encode_logits(random_logits(3), *frames)
+    monkeypatch.setattr(postprocess, "axis_weights", lambda *_: pytest.fail("made again"))
+    assert encode_logits(random_logits(3), *frames).rles == expected.rles
+    assert len(encode_logits(torch.zeros(0, 16, 16), 64, (48, 64), (999, 999))) == 0, "not at all without masks"
+
+
 def test_no_masks():
     codes = encode_logits(torch.zeros(0, 16, 16), 64, (48, 64), (120, 160))
     assert len(codes) == 0 and codes.boxes.shape == (0, 4) and codes.dense().shape == (0, 120, 160)
