@@ -23,6 +23,7 @@ from torch import Tensor
 _SUFFIX = ".embedding"
 _VERSION = 2  # 1 had a checksum of the values alone
 _HEADER_BYTES = 256
+_COUNT_BYTES = 20
 _ABANDONED_SECONDS = 3600
 """Age at which a temporary file belongs to nobody: writing one takes less than a second."""
 
@@ -47,7 +48,7 @@ class EmbeddingStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked() as count:
             _remove_abandoned(root)
-            count.write(sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}")))
+            count.write(_bytes_of_all(root))
 
     def holds(self, name: str) -> bool:
         """Return whether there is an embedding of that name, not looking whether it is damaged."""
@@ -85,52 +86,78 @@ class EmbeddingStore:
         }
         header["crc32"] = _checksum(header, content)
         size = _HEADER_BYTES + content.nbytes
-        with self._locked() as count:
-            used = count.read()
-            if used + size > self.max_bytes:
-                return False
-            count.write(used + size)
         path = self._path(name)
-        path.parent.mkdir(exist_ok=True)
+        with self._locked() as count:
+            if not self._has_room(count, path, size):
+                return False
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(json.dumps(header).encode().ljust(_HEADER_BYTES))
                 file.write(content.data)
-            temporary.replace(path)
+            # Not before, so that nothing counts that was not written, or that another process has written too.
+            with self._locked() as count:
+                if not self._has_room(count, path, size):
+                    return False
+                used = count.read() + size - _bytes(path)
+                temporary.replace(path)
+                count.write(used)
         finally:
             temporary.unlink(missing_ok=True)
         return True
+
+    def _has_room(self, count: _Count, path: Path, size: int) -> bool:
+        return count.read() + size - _bytes(path) <= self.max_bytes
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}{_SUFFIX}"  # a folder of 100,000 files is slow on many disks
 
     def _remove(self, path: Path) -> None:
         self.damaged += 1
-        path.unlink(missing_ok=True)
+        with self._locked() as count:
+            count.write(count.read() - _bytes(path))
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[_Count]:
         """Hold the lock that all processes of a cache share, and with it the number of its bytes."""
-        with (self.root / ".bytes").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield _Count(file)
+        self.root.mkdir(parents=True, exist_ok=True)  # again where somebody has deleted it
+        descriptor = os.open(self.root / ".bytes", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield _Count(descriptor, self.root)
+        finally:
+            os.close(descriptor)
 
 
 class _Count:
-    """A number in an open file."""
+    """The number of a cache's bytes, in an open file."""
 
-    def __init__(self, file: Any) -> None:
-        self.file = file
+    def __init__(self, descriptor: int, root: Path) -> None:
+        self.descriptor = descriptor
+        self.root = root
 
     def read(self) -> int:
-        self.file.seek(0)
-        return int(self.file.read() or 0)
+        try:
+            return int(os.pread(self.descriptor, _COUNT_BYTES, 0))
+        except ValueError:  # empty, or damaged
+            return _bytes_of_all(self.root)
 
     def write(self, value: int) -> None:
-        self.file.truncate(0)
-        self.file.write(str(value))
-        self.file.flush()
+        # Always as long, over what is there: at no moment is there less for whoever comes after a killed process.
+        os.pwrite(self.descriptor, f"{value:0{_COUNT_BYTES}d}".encode(), 0)
+
+
+def _bytes_of_all(root: Path) -> int:
+    return sum(map(_bytes, root.rglob(f"*{_SUFFIX}")))
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _checksum(header: dict[str, Any], values: np.ndarray) -> int:
