@@ -82,8 +82,8 @@ class PromptableMapper:
         Returns:
             The dict without ``annotations``, with ``image`` (3, H, W) uint8 in the resized frame and ``instances``
             with ``gt_boxes``, ``gt_masks`` (PolygonMasks, or BitMasks where the file has RLE) and ``gt_classes``; and
-            with ``cache_variant``, ``plain`` or ``flipped``, where the image is the file's or its mirror image. Where
-            ``is_cached``, ``image`` is an :class:`~sam_d2.data.unread_image.UnreadImage`.
+            with ``cache_variant``, such as ``plain-1024-RGB`` or ``flipped-1024-RGB``, where the image is the file's or
+            its mirror image. Where ``is_cached``, ``image`` is an :class:`~sam_d2.data.unread_image.UnreadImage`.
 
         Raises:
             UserError: the image cannot be read, has not the size that the annotations say, or is so thin that the
@@ -104,7 +104,7 @@ class PromptableMapper:
         transforms = self.augmentations(augmented)
         variant = _cache_variant(transforms)
         if variant is not None:
-            sample["cache_variant"] = variant
+            sample["cache_variant"] = f"{variant}-{self.image_size}-{self.image_format}"
         size = augmented.image.shape[:2]
         require_resizable(size, self.image_size, name if size == original_size else f"{name}, augmented")
         transforms += self.resize(augmented)
@@ -150,7 +150,7 @@ class PromptableMapper:
 
 
 def _cache_variant(transforms: T.TransformList) -> str | None:
-    """Return what an image is called in an embedding cache; None where it is not the file's, mirrored or not."""
+    """Return ``plain`` or ``flipped``; None where an image is not the file's, mirrored or not."""
     moved = [transform for transform in transforms.transforms if not isinstance(transform, T.NoOpTransform)]
     if not all(isinstance(transform, T.HFlipTransform) for transform in moved):
         return None

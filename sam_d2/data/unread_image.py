@@ -57,9 +57,9 @@ class UnreadImage:
         """
         return channels_first(self.transforms.apply_image(read_annotated_image(self.record, self.image_format)))
 
-    def to(self, device: torch.device) -> Tensor:
-        """Read the image and return it on a device."""
-        return self.read().to(device)
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Tensor:
+        """Read the image and return it on a device, as a tensor's ``to`` does."""
+        return self.read().to(device, non_blocking=non_blocking)
 
 
 def channels_first(image: np.ndarray) -> Tensor:

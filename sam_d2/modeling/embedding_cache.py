@@ -58,7 +58,10 @@ class EmbeddingCache:
         self.expected = expected
         self.found = self.added = self.left_out = 0
         self._stores: dict[str, EmbeddingStore] = {}
-        self._encoder_digest = ""
+        # What the weights were read from, and at which of its changes: they are hashed again after another.
+        self._encoder: nn.Module | None = None
+        self._state: list[tuple[int, int]] = []
+        self._values: dict[str, Any] = {}
         self._names = _EntryNames()
         self._seen: set[str] = set()
         self._seconds = 0.0
@@ -139,25 +142,30 @@ class EmbeddingCache:
 
     def _store(self, model: Any) -> EmbeddingStore:
         """Return the store of embeddings that this model computes on its device, as it is run at the moment."""
-        device = model.device
-        amp = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        if str(amp) not in self._stores:
-            self._encoder_digest = self._encoder_digest or module_digest(model.image_encoder)
-            parts = {
-                "encoder": self._encoder_digest,
-                "canvas": model.canvas,
+        device, encoder = model.device, model.image_encoder
+        weights = [*encoder.parameters(), *encoder.buffers(), model.pixel_mean, model.pixel_std]
+        state = [(value.data_ptr(), value._version) for value in weights]
+        if self._encoder is not encoder or self._state != state:
+            self._values = {
+                "encoder": module_digest(encoder),
                 "pixel_mean": model.pixel_mean.flatten().tolist(),
                 "pixel_std": model.pixel_std.flatten().tolist(),
-                "input_format": model.input_format,
-                "dtype": str(self.dtype),
-                "autocast": str(amp),
-                "compiled": getattr(model.image_encoder, "_compiled_call_impl", None) is not None,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                "torch": str(torch.__version__),
             }
-            digest = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
-            self._stores[str(amp)] = EmbeddingStore(self.folder, digest[:32], max_bytes=self.max_bytes)
-        return self._stores[str(amp)]
+            self._encoder, self._state = encoder, state
+        parts = {
+            **self._values,
+            "canvas": model.canvas,
+            "input_format": model.input_format,
+            "dtype": str(self.dtype),
+            "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None,
+            "compiled": getattr(encoder, "_compiled_call_impl", None) is not None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "torch": str(torch.__version__),
+        }
+        key = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:32]
+        if key not in self._stores:
+            self._stores[key] = EmbeddingStore(self.folder, key, max_bytes=self.max_bytes)
+        return self._stores[key]
 
     def _tell(self) -> None:
         computed = self.added + self.left_out

@@ -188,7 +188,8 @@ class PromptableSAM(nn.Module):
         """
         self._sizes(batched_inputs)
         images = [
-            (sample["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std for sample in batched_inputs
+            (sample["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
+            for sample in batched_inputs
         ]
         return ImageList.from_tensors(images, padding_constraints={"square_size": self.canvas})
 

@@ -398,13 +398,18 @@ FLIP, OTHER = T.RandomFlip(prob=1.0), T.RandomFlip(prob=1.0, horizontal=False, v
 )
 def test_the_variant_of_an_image_for_a_cache(record, augmentations, variant):
     sample = train_mapper(augmentations=augmentations)(record())
-    assert sample.get("cache_variant") == variant
+    assert sample.get("cache_variant") == (variant and f"{variant}-64-RGB")
     if variant is not None:  # white left of the middle in the file
         assert (sample["image"][:, 0, 0] == (255 if variant == "plain" else 0)).all()
 
 
 def test_at_a_test_the_variant_is_the_file_itself(record):
-    assert at_test()(record())["cache_variant"] == "plain"
+    assert at_test()(record())["cache_variant"] == "plain-64-RGB"
+
+
+def test_the_variant_tells_all_that_the_mapper_did_to_the_image(record):
+    mappers = [train_mapper(64), train_mapper(48), train_mapper(64, image_format="BGR")]
+    assert [mapper(record())["cache_variant"] for mapper in mappers] == ["plain-64-RGB", "plain-48-RGB", "plain-64-BGR"]
 
 
 @pytest.mark.parametrize("prob", [0.0, 1.0])
@@ -421,7 +426,7 @@ def test_a_cached_image_is_not_read_and_nothing_else_changes(record, prob, monke
         with seeded(3):
             sample = mapper(entry)
         sample = pickle.loads(pickle.dumps(sample))
-    assert asked == [("flipped" if prob else "plain", False)]
+    assert asked == [("flipped-48-RGB" if prob else "plain-48-RGB", False)]
     assert sample.keys() == expected.keys() and sample["image"].shape == (3, 29, 48)  # 60 x 48 / 100 = 28.8
     found, before = sample["instances"], expected["instances"]
     assert torch.equal(found.gt_boxes.tensor, before.gt_boxes.tensor) and len(found) == 4

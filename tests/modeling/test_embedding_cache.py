@@ -1,5 +1,6 @@
 """Embeddings kept on disk: the same values, a key for all that decides them, damage found, a limit kept."""
 
+import copy
 import hashlib
 import multiprocessing
 import os
@@ -102,6 +103,28 @@ def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache,
     assert encoded == (1 if change in ("file", "variant", "size") else 2)
 
 
+@pytest.mark.parametrize("change", ["in place", "by other tensors", "another encoder", "pixel_mean"])
+def test_weights_are_hashed_again_where_they_change(model, make_cache, ask, change, monkeypatch):
+    cache = make_cache()
+    before, _ = ask(cache)
+    other = copy.deepcopy(model.image_encoder)
+    with torch.no_grad():
+        other.neck[0].weight[0, 0] += 1
+    if change == "in place":
+        model.image_encoder.load_state_dict(other.state_dict())
+    elif change == "by other tensors":
+        model.image_encoder.load_state_dict(other.state_dict(), assign=True)
+    elif change == "another encoder":
+        model.image_encoder = other
+    else:
+        model.pixel_mean += 1
+    found, encoded = ask(cache)
+    assert encoded == 2 and not torch.equal(found, before)
+    monkeypatch.setattr("sam_d2.modeling.embedding_cache.module_digest", lambda _: pytest.fail("hashed again"))
+    again, encoded = ask(cache)
+    assert encoded == 0 and torch.equal(again, found)
+
+
 def test_a_file_is_hashed_again_only_where_it_changed(make_cache, ask, samples, tmp_path, monkeypatch):
     cache = make_cache()
     ask(cache)
@@ -159,7 +182,11 @@ DAMAGE = {
     "shorter than its header": lambda data: data[:50],
     "another header": lambda data: b"[1]".ljust(256) + data[256:],
     "no JSON": lambda data: b"\xff" * 256 + data[256:],
-    "another version": lambda data: data.replace(b'"version": 1', b'"version": 2', 1),
+    "another version": lambda data: data.replace(b'"version": 2', b'"version": 1', 1),
+    "a longer shape": lambda data: data.replace(b"[32, 8, 8]", b"[32, 8, 9]", 1),
+    "a shape of as many": lambda data: data.replace(b"[32, 8, 8]", b"[8, 32, 8]", 1),
+    "no dtype": lambda data: data.replace(b"float32", b"float3:", 1),
+    "another dtype": lambda data: data.replace(b"float32", b"float64", 1),
 }
 
 
@@ -167,7 +194,9 @@ DAMAGE = {
 def test_damage_is_found_and_computed_again(make_cache, ask, tmp_path, damage, caplog):
     expected, _ = ask(make_cache())
     file = entries(tmp_path)[0]
-    file.write_bytes(damage(file.read_bytes()))
+    data = file.read_bytes()
+    file.write_bytes(damage(data))
+    assert file.read_bytes() != data
     cache = make_cache()
     found, encoded = ask(cache)
     assert encoded == 1 and torch.equal(found, expected)
