@@ -185,7 +185,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
-    record = run_record(cfg, loader.dataset)
+    record = run_record(cfg, loader.records)
     log_dataset_settings(cfg, loader.size)
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)
