@@ -124,13 +124,13 @@ def inspect_dataset_file(
     Returns:
         The dataset with all findings. Where one of them is an error, `dataset_dicts` is empty.
     """
-    with _collection_paused():
+    with collection_paused():
         dataset = _inspect(Path(json_file).absolute(), image_root, require_masks, check_annotations)
     return dataset if classes is None else with_classes(dataset, classes)
 
 
 @contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
+def collection_paused() -> Iterator[None]:
     """Pause the search for reference cycles: there are none among millions of new records to go through."""
     enabled = gc.isenabled()
     gc.disable()
