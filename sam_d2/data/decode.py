@@ -24,7 +24,7 @@ from sam_d2.data.records import (
     DatasetDict,
 )
 
-_UTF8_BOM = b"\xef\xbb\xbf"
+UTF8_BOM = b"\xef\xbb\xbf"
 # By whether masks are required.
 _COCO_DECODERS: dict[bool, msgspec.json.Decoder] = {
     True: msgspec.json.Decoder(CocoFile),
@@ -82,8 +82,8 @@ def read_content(file: Path) -> tuple[np.ndarray, Finding | None]:
         return content, _of_file(
             file, "file", error.strerror or str(error), "check the path and its permissions", "file-unreadable"
         )
-    if content[: len(_UTF8_BOM)].tobytes() == _UTF8_BOM:
-        content = content[len(_UTF8_BOM) :]
+    if content[: len(UTF8_BOM)].tobytes() == UTF8_BOM:
+        content = content[len(UTF8_BOM) :]
     if not _first_character(content):
         return content, _of_file(file, "file", "it is empty", "write or copy the file again", "file-empty")
     return content, None
@@ -146,7 +146,7 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
     Raises:
         OSError: the file cannot be read.
     """
-    content = file.read_bytes().removeprefix(_UTF8_BOM)
+    content = file.read_bytes().removeprefix(UTF8_BOM)
     if not content.strip():
         return [], [_of_file(file, "file", "it is empty", expected, "file-empty")]
     try:

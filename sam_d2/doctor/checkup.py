@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from sam_d2.data.dataset_file import collection_paused
 from sam_d2.data.findings import Finding
@@ -45,7 +47,11 @@ class Checkup:
 
 
 def check_dataset(
-    sources: Sequence[Source], *, images: bool = False, facts: dict[Path, ImageFacts] | None = None
+    sources: Sequence[Source],
+    *,
+    images: bool = False,
+    facts: Mapping[Path, ImageFacts] | None = None,
+    contents: Mapping[Path, np.ndarray] | None = None,
 ) -> Checkup:
     """Check the files of a dataset; nothing is raised for what is wrong with them.
 
@@ -53,6 +59,7 @@ def check_dataset(
         sources: the files, in the order train, val, test.
         images: whether every image is read and decoded.
         facts: of images that were read before, which are not read again.
+        contents: of files that are to be checked as if they held this, uint8 (n,).
 
     Example:
         >>> checkup = check_dataset([Source("", Path("cells.json").absolute())])  # doctest: +SKIP
@@ -60,7 +67,7 @@ def check_dataset(
         0
     """
     with collection_paused():
-        parts = [_check_part(source) for source in sources]
+        parts = [_check_part(source, (contents or {}).get(source.json_file)) for source in sources]
         known_facts = dict(facts or {})
         if images:
             known_facts |= read_images(path for part in parts for _, path in part.paths() if path not in known_facts)
@@ -70,11 +77,11 @@ def check_dataset(
     return Checkup(parts, known_facts, images)
 
 
-def _check_part(source: Source) -> Part:
-    part = read_part(source)
+def _check_part(source: Source, content: np.ndarray | None) -> Part:
+    part = read_part(source, content)
     if part.form is None:
         return part
-    columns = make_columns(part.table)
+    part.columns = columns = make_columns(part.table)
     check_ids(part)
     check_masks(part, columns)
     check_boxes(part, columns)

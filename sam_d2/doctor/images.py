@@ -69,7 +69,7 @@ def inspect_image(path: Path) -> ImageFacts:
                 mode = "PA"
             array = image_array(image)
     except Image.DecompressionBombError as error:
-        return ImageFacts("image-too-large", str(error))
+        return ImageFacts("image-refused", str(error))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         cut_off = any(words in str(error).lower() for words in _CUT_OFF)
         empty = isinstance(error, UnidentifiedImageError)  # its text is the address of the buffer

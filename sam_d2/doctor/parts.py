@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Struct
 
 from sam_d2.data.dataset_file import find_root
@@ -19,6 +20,7 @@ from sam_d2.data.full_check import check_records
 from sam_d2.data.geometry import AnnotationTable
 from sam_d2.data.image_root import missing_files, search_folders
 from sam_d2.data.records import CocoCategory, CocoFile, known
+from sam_d2.doctor.columns import Columns
 
 MISSING = "image-missing"
 
@@ -61,6 +63,8 @@ class Part:
         absent: places in ``images`` of those that are missing under ``root``.
         kind_images: by kind of finding, the places in ``images``.
         parents: names that categories have as their supercategory.
+        file_images: the same records as ``images``, in the file's order.
+        columns: of the annotations; None until they are checked.
     """
 
     source: Source
@@ -73,6 +77,8 @@ class Part:
     absent: set[int] = field(default_factory=set)
     kind_images: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     parents: set[str] = field(default_factory=set)
+    file_images: list[Any] = field(default_factory=list)
+    columns: Columns | None = None
 
     @property
     def file(self) -> Path:
@@ -121,14 +127,22 @@ class Part:
             self.table.kind_rows[kind] -= self.table.kind_rows[kind] if rows is None else rows
 
 
-def read_part(source: Source) -> Part:
-    """Read a file as training does, however damaged it is, and look for its images."""
-    content, problem = read_content(source.json_file)
+def read_part(source: Source, content: np.ndarray | None = None) -> Part:
+    """Read a file as training does, however damaged it is, and look for its images.
+
+    Args:
+        source: which file.
+        content: what it would hold, uint8 (n,), instead of what it does.
+    """
+    problem = None
+    if content is None:
+        content, problem = read_content(source.json_file)
     checked = check_records(source.json_file, content, problem, require_masks=True)
     records = checked.records
     form = None if records is None else "coco" if isinstance(records, CocoFile) else "detectron2"
     categories = records.categories if isinstance(records, CocoFile) else []
     part = Part(source, form, checked.images, categories, checked.table, checked.findings)
+    part.file_images = records.images if isinstance(records, CocoFile) else part.images
     if part.images:
         _find_images(part)
     if form == "coco":
