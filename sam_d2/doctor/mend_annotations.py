@@ -38,7 +38,8 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
     mender.areas()
     if part.form == "coco":
         mender.ids()
-        document["annotations"] = [raw for raw in document["annotations"] if id(raw) not in dropped]
+        if raws:
+            document["annotations"] = [raw for raw in document["annotations"] if id(raw) not in dropped]
     else:
         for image in raw_images(document):
             if isinstance(image.get("annotations"), list):
@@ -128,7 +129,8 @@ class _Mender:
         for row, kind in [*self.rows(["box-nan", "box-empty"]), *unread]:
             if usable[row] and (bounds[row, 2:] > bounds[row, :2]).all() and row not in done:
                 self._write_box(row, bounds[row], kind)
-        for row, kind in self.rows(["box-outside"]):
+        doubtful = any(finding.kind == "box-form-likely" for finding in self.part.findings)
+        for row, kind in [] if doubtful else self.rows(["box-outside"]):
             limits = np.tile(self.columns.sizes[row], 2)
             box = np.clip(self.columns.boxes[row], 0, limits)
             if row not in done and (box[2:] > box[:2]).all():

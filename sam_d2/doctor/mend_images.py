@@ -47,13 +47,14 @@ def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts
             counts[kind] += 1
     if isinstance(document, dict):
         for key, kind in (("images", "image-id-twice"), ("categories", "category-id-twice")):
-            document[key] = _without_copies(document[key], kind, counts)
+            if isinstance(document.get(key), list):
+                document[key] = _without_copies(document[key], kind, counts)
     return {row for row, owner in enumerate(part.table.owners) if id(owner) in doubtful}
 
 
 def raw_images(document: Any) -> list[dict[str, Any]]:
     """Return the objects that are read as images, in their order."""
-    images = document["images"] if isinstance(document, dict) else document
+    images = document.get("images") if isinstance(document, dict) else document
     return [raw for raw in images if isinstance(raw, dict)] if isinstance(images, list) else []
 
 
@@ -72,9 +73,7 @@ def _fits(part: Part, rows: list[int], size: tuple[int, int]) -> bool:
     return True
 
 
-def _without_copies(raws: Any, kind: str, counts: Counter[str]) -> Any:
-    if not isinstance(raws, list):
-        return raws
+def _without_copies(raws: list[Any], kind: str, counts: Counter[str]) -> list[Any]:
     firsts: dict[Any, Any] = {}
     kept = []
     for raw in raws:
