@@ -26,6 +26,7 @@ def clip_polygon(polygon: Sequence[float], width: float, height: float) -> list[
         points = _clip_side(points, axis, border, sign)
     if _enclosed(points) == 0:
         return []
+    points = [point for before, point in zip(points[-1:] + points[:-1], points, strict=True) if point != before]
     return [float(number) for point in points for number in point]
 
 

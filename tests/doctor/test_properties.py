@@ -1,4 +1,4 @@
-"""Properties: sound scenes have no finding; what is mended stays mended; crossing sides as shapely's definition has them."""
+"""Properties: sound scenes have no finding, what is mended stays mended, outlines cross and are clipped as defined."""
 
 import json
 import random
