@@ -13,8 +13,10 @@ Exit code: 0 nothing found, 1 warnings, 2 errors (with --fix: those that are lef
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
+from sam_d2.atomic import write_atomically
 from sam_d2.cli import check_output, run_main
 from sam_d2.errors import UserError
 
@@ -86,18 +88,16 @@ def main() -> int:
         show_mended(console, mended, args.fix)
         written[args.fix] = mended.content()
         code = mended.checkup.exit_code
-    if written:
-        from sam_d2.evaluation.results import write_atomically  # imports torch, which a check need not wait for
-
-        for path, content in written.items():
+    for path, content in written.items():
+        try:
             write_atomically(path.absolute(), content)
-            print(f"Wrote {path}")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}). Name another place.") from error
+        print(f"Wrote {path}")
     return code
 
 
 def json_bytes(report: object) -> bytes:
-    import json
-
     return json.dumps(report, indent=1).encode("ascii") + b"\n"
 
 

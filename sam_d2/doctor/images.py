@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import warnings
 from collections.abc import Iterable
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from msgspec import UNSET
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from sam_d2.data.image import image_array
+from sam_d2.data.image import read_image
 from sam_d2.doctor.parts import Part
+from sam_d2.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 _PNG, _PNG_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # place of the byte that says it
@@ -59,25 +59,31 @@ def read_images(paths: Iterable[Path]) -> dict[Path, ImageFacts]:
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """Return the facts of an image file, which is decoded whole."""
+    """Return the facts of an image file, which is decoded whole, as training reads it."""
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(path) as image:
             stored, mode = image.size, image.mode
             orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
             if mode == "P" and "transparency" in image.info:
                 mode = "PA"
-            array = image_array(image)
     except Image.DecompressionBombError as error:
         return ImageFacts("image-refused", str(error))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        cut_off = any(words in str(error).lower() for words in _CUT_OFF)
-        empty = isinstance(error, UnidentifiedImageError)  # its text is the address of the buffer
-        text = f"no image that Pillow knows ({len(content)} bytes)" if empty else str(error)
-        return ImageFacts("image-truncated" if cut_off else "image-unreadable", text)
+    except Exception as error:  # a damaged file makes decoders stumble over anything
+        return _unread(str(error))
+    try:
+        array = read_image(path)
+    except UserError as error:
+        return _unread(str(error).removeprefix(f"{path}: "))
     height, width = array.shape[:2]
-    deep = content[: len(_PNG)] == _PNG and content[_PNG_BIT_DEPTH] == 16 and mode not in _WIDE
+    with path.open("rb") as file:
+        head = file.read(_PNG_BIT_DEPTH + 1)
+    deep = head[: len(_PNG)] == _PNG and head[_PNG_BIT_DEPTH] == 16 and mode not in _WIDE
     return ImageFacts("", "", (width, height), stored, orientation, mode, deep, _digest(array))
+
+
+def _unread(problem: str) -> ImageFacts:
+    cut_off = any(words in problem.lower() for words in _CUT_OFF)
+    return ImageFacts("image-truncated" if cut_off else "image-unreadable", problem)
 
 
 def _digest(array: np.ndarray) -> str:
