@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,8 @@ def _find_images(part: Part) -> None:
     folders = search_folders(part.file, part.source.image_roots)
     absent, root = min(((missing_files(folder, names), folder) for folder in folders), key=lambda pair: len(pair[0]))
     if len(absent) == len(names):
-        part.findings += missing
+        here = "here: --image-root DIR, for a lone file; for training "
+        part.findings += [replace(finding, fix=here + finding.fix) for finding in missing]
         return
     part.root, gone = root, set(absent)
     for place, name in zip(places, names, strict=True):
