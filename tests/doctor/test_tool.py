@@ -123,10 +123,11 @@ def test_a_wrong_option_is_code_2(doctor):
     assert doctor("x", "--nothing")[0] == 2
 
 
-def test_names_from_the_file_cannot_colour_the_terminal(doctor, coco, write):
-    coco["categories"].append({"id": 3, "name": "\x1b[31m[bold]red\x07"})
-    _, out, _ = doctor(write(coco))
-    assert "\x1b" not in out and "\x07" not in out and "[bold]red" in out
+def test_names_from_the_file_cannot_colour_the_terminal(doctor, dicts, write):
+    dicts[0]["image_id"] = "\x1b[31m[bold]red\x07"
+    dicts[0]["annotations"][0]["segmentation"] = []
+    _, out, _ = doctor(write(dicts))
+    assert "\x1b" not in out and "\x07" not in out and "image \\x1b[31m[bold]red\\x07, annotation" in out
 
 
 def test_training_warns_of_images_in_both_parts(coco, write, tmp_path, catalogs, caplog):
