@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sam_d2.data.dataset_file import collection_paused
 from sam_d2.data.findings import Finding
 from sam_d2.doctor.balance import check_balance
 from sam_d2.doctor.boxes import check_boxes
@@ -18,6 +17,7 @@ from sam_d2.doctor.images import ImageFacts, check_images, read_images
 from sam_d2.doctor.masks import check_masks
 from sam_d2.doctor.parts import Part, Source, read_part
 from sam_d2.doctor.splits import check_splits
+from sam_d2.memory import collection_paused
 
 
 @dataclass
