@@ -297,3 +297,38 @@ def test_one_broken_record_hides_no_other(coco, write):
     assert {(one.kind, one.annotation_id) for one in checkup.findings} == {
         ("wrong-type", 1), ("area-of-box", 2), ("polygon-crossing", 3), ("area-of-box", 3), ("unknown-image", 4)
     }  # fmt: skip
+
+
+def many_of(category: int, count: int, coco: dict) -> list[dict]:
+    """Squares of one class, each a pixel fraction further to the right, so that no two are the same."""
+    return [
+        {
+            **coco["annotations"][0],
+            "id": 10 + number,
+            "category_id": category,
+            "bbox": [5 + (number + 1) / 1000, 5, 10, 10],
+        }
+        for number in range(count)
+    ]
+
+
+def test_a_class_with_a_hundredth_of_the_other_s_instances(coco, write):
+    """The file has 2 of each class: with 197 squares more they are 199 to 2, with 198 they are 200 to 2."""
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 197, coco)}
+    assert kinds_of(check_dataset([Source("", write(content))])) == {"many-instances"}
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 198, coco)}
+    found = {one.kind: one for one in check_dataset([Source("", write(content))]).findings}
+    assert set(found) == {"many-instances", "class-imbalance"}
+    assert "square has 200 instances, 1 of 2 classes" in found["class-imbalance"].found
+    assert "(triangle 2)" in found["class-imbalance"].found
+
+
+def test_an_image_with_more_than_a_hundred_instances(coco, write):
+    """Image 1 has 2: with 98 more it has 100, which every default takes; crowd regions do not count."""
+    crowd = [{**one, "id": 900 + number, "iscrowd": 1} for number, one in enumerate(many_of(2, 5, coco))]
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 98, coco) + crowd}
+    assert check_dataset([Source("", write(content))]).findings == []
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 99, coco)}
+    (finding,) = check_dataset([Source("", write(content))]).findings
+    assert (finding.kind, finding.image_id, finding.found) == ("many-instances", 1, "101 instances")
+    assert "dataloader.train.mapper.max_instances" in finding.fix
