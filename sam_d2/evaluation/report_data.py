@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from sam_d2.atomic import write_atomically
 from sam_d2.errors import UserError
 from sam_d2.evaluation.reliability import Reliability
-from sam_d2.evaluation.results import Result, read_report, write_atomically
+from sam_d2.evaluation.results import Result, read_report
 from sam_d2.run_folders import require_run
 
 VERSION = 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from sam_d2.atomic import write_atomically
 from sam_d2.data.findings import plural
 from sam_d2.errors import UserError
 
@@ -157,19 +157,3 @@ def write_report(path: str | Path, results: Iterable[Result]) -> None:
     rows.update({row.key: row for row in results})
     document = msgspec.json.encode(_Report(VERSION, list(rows.values())))
     write_atomically(path, msgspec.json.format(document, indent=1))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Args:
-        path: Of the file; its folder is made where absent.
-        content: All of it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
