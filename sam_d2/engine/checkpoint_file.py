@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sam_d2.errors import UserError
+from sam_d2.zip_limits import check_unpacked
 
 
 def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -25,7 +26,12 @@ def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[st
         UserError: the file is damaged, is no checkpoint, or holds objects that only code could rebuild.
     """
     try:
-        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(filename))
+        zipped = is_zipfile(filename)
+        if zipped:
+            check_unpacked(filename, Path(filename).stat().st_size)  # torch compresses nothing
+        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+    except UserError:
+        raise
     except Exception as error:  # noise in the file makes the unpickler stumble over anything: an index, a type, a name
         # torch's own first line would have the user load it unsafely; what it could not read comes further below.
         unpickler = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import zipfile
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +19,12 @@ from sam_d2.errors import UserError
 from sam_d2.evaluation.reliability import Reliability
 from sam_d2.evaluation.results import Result, read_report, write_atomically
 from sam_d2.run_folders import require_run
+from sam_d2.yaml_limits import check_yaml
+from sam_d2.zip_limits import check_unpacked
 
 VERSION = 1
+_MAX_UNPACKED = 1 << 30
+"""Bytes of an evaluation's file once unpacked: that of ten million instances with its images is smaller."""
 _FLOATS = ("size", "iou", "score")
 _BASELINE = "baseline_"
 _OVERLAY, _PLAIN = "overlay_", "plain_"
@@ -178,6 +181,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     advice = "delete it, or evaluate again (--eval-only)"
     try:
+        check_unpacked(path, _MAX_UNPACKED)
         with np.load(path, allow_pickle=False) as archive:
             info = msgspec.json.decode(archive["info"].tobytes(), type=EvaluationInfo)
             columns = {name: np.asarray(archive[name], dtype=np.float32) for name in _FLOATS}
@@ -196,7 +200,9 @@ def read_evaluation(path: Path) -> Evaluation:
                     for index in range(len(info.tiles))
                 ],
             )
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damage in a compressed archive is found by whoever stumbles over it
         raise UserError(f"{path}: not an evaluation that can be read ({error}); {advice}") from None
     if info.version != VERSION:
         raise UserError(f"{path}: is of version {info.version}, and this sam_d2 reads version {VERSION}; {advice}")
@@ -263,9 +269,10 @@ def flat_config(run: Run) -> dict[str, str]:
     Raises:
         UserError: It is not YAML.
     """
+    check_yaml(run.config, f"{run.folder}: its config")
     try:
         loaded = yaml.safe_load(run.config)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{run.folder}: its config is not YAML ({' '.join(str(error).split())})") from None
     flat: dict[str, str] = {}
 
