@@ -253,12 +253,12 @@ def compressed_rle(rle: Rle) -> dict[str, Any]:
 
 
 def _outside(table: AnnotationTable, boxes: np.ndarray) -> np.ndarray:
-    unknown = (np.inf, np.inf)
+    known = [image is not None and UNSET not in (image.height, image.width) for image in table.owners]
     sizes = [
-        unknown if image is None or UNSET in (image.height, image.width) else (image.width, image.height)
-        for image in table.owners
+        (image.width, image.height) if image is not None and sized else (0, 0)
+        for image, sized in zip(table.owners, known, strict=True)
     ]
-    return reach_outside(boxes, np.array(sizes))
+    return reach_outside(boxes, np.array(sizes)) & np.array(known, dtype=bool)
 
 
 def reach_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ def check_array_pickle(file: IO[bytes], name: str) -> None:
     try:
         _Checker(file, encoding="latin1").load()
     except Exception as error:  # noise in the file makes the unpickler stumble over anything
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name}: not a pickle of arrays ({reason[:200]}). It is damaged, truncated, or holds Python objects; "
             "convert it to .pth with the program it comes from."
