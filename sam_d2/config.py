@@ -9,7 +9,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -106,7 +105,10 @@ def save_config(cfg: DictConfig, path: str | Path) -> None:
 
 def _check_detector(cfg: DictConfig, path: Path) -> None:
     """Refuse a detector whose config is a program, which a stranger could have put beside his YAML."""
-    named = OmegaConf.select(cfg, "dataloader.detector.config")
+    try:
+        named = OmegaConf.select(cfg, "dataloader.detector.config")
+    except OmegaConfBaseException:
+        return  # there is none; what needs it will say so
     if not isinstance(named, str) or Path(named).suffix != ".py":
         return
     own = _CHECKOUT / "configs"
@@ -151,7 +153,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         # Loads with PyYAML's safe loader, and reads 1e-4 as the number that it is.
         loaded = OmegaConf.load(io.StringIO(text))
         return OmegaConf.to_container(loaded, resolve=False) if isinstance(loaded, DictConfig) else {}  # type: ignore[return-value]
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a tag does not fit makes PyYAML stumble over anything
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from error
 
 

@@ -68,7 +68,8 @@ FUNCTIONS = (
     "torchvision.ops",
     "fvcore.nn",
 )
-"""Functions that may be named, and where others may be, likewise; of a class in ``detectron2.modeling`` its static methods too."""
+"""Functions that may be named, and where others may be, likewise; of a class in ``detectron2.modeling`` its static
+methods too."""
 
 REFUSED = (
     "detectron2.data.datasets",  # writes COCO files

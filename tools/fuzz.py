@@ -46,9 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inputs", type=int, default=1000, metavar="N", help="of all targets (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other inputs (default %(default)s)")
     parser.add_argument(
-        "--target", action="append", choices=list(TARGETS), metavar="NAME",
+        "--target",
+        action="append",
+        choices=list(TARGETS),
+        metavar="NAME",
         help=f"{', '.join(TARGETS)}; may be given several times (default: all, each with its share)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--findings", type=Path, default=Path("fuzz_findings"), metavar="DIR", help="default: %(default)s"
     )

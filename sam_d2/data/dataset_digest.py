@@ -60,7 +60,7 @@ def _feed(digest: Hash, value: Any) -> None:
     elif isinstance(value, np.ndarray):
         _feed(digest, value.tolist())
     elif isinstance(value, str | bytes):
-        text = value.encode() if isinstance(value, str) else value
+        text = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         digest.update(b"s%d:" % len(text) + text)
     elif isinstance(value, Sequence):
         try:  # polygons are most of a dataset, and this is many times as fast as one number after the other

@@ -5,11 +5,14 @@ dtype was given other flags. So every call in the file is checked here with its 
 """
 
 import math
+import mmap
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,22 +23,28 @@ _MODULES = [f"numpy.{core}.{module}" for core in ("core", "_core") for module in
 _BYTES = bytes | bytearray | pickle.PickleBuffer
 
 
-def check_array_pickle(file: IO[bytes], name: str) -> None:
+def check_array_pickle(path: str | Path) -> None:
     """Refuse a pickle of anything but dicts, lists, numbers, text and arrays of numbers, of Python 2 or 3.
 
     Args:
-        file: opened for bytes.
-        name: of the file, for the message.
+        path: of the file.
 
     Raises:
         UserError: the file is no pickle or a damaged one, or names any other object; nothing of it has been run.
     """
     try:
-        _Checker(file, encoding="latin1").load()
+        # A map of the file gives no more than there is, however much is asked for.
+        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for operation, argument, _ in pickletools.genops(content):  # type: ignore[arg-type]  # it reads, as a file does
+                # The memo is a list that is made as long as its last index.
+                wide = operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content)
+                _require(not wide, "it keeps more objects than it has bytes")
+            content.seek(0)
+            _Checker(content, encoding="latin1").load()
     except Exception as error:  # noise in the file makes the unpickler stumble over anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name}: not a pickle of arrays ({reason[:200]}). It is damaged, truncated, or holds Python objects; "
+            f"{path}: not a pickle of arrays ({reason[:200]}). It is damaged, truncated, or holds Python objects; "
             "convert it to .pth with the program it comes from."
         ) from error
 

@@ -186,8 +186,7 @@ class Checkpointer(DetectionCheckpointer):
         An installed Detectron2 reads ``.pkl`` by bare pickle, which runs what the file says.
         """
         if filename.endswith(".pkl"):
-            with Path(filename).open("rb") as file:
-                check_array_pickle(file, filename)
+            check_array_pickle(filename)
         else:
             load_checkpoint_file(filename)
         try:

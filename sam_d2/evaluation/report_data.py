@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -25,6 +24,8 @@ from sam_d2.zip_limits import check_unpacked
 VERSION = 1
 _MAX_UNPACKED = 1 << 30
 """Bytes of an evaluation's file once unpacked: that of ten million instances with its images is smaller."""
+_LARGEST = 1e30
+"""Size of a value that a chart can show: the axis of larger ones has no room between its ticks."""
 _FLOATS = ("size", "iou", "score")
 _BASELINE = "baseline_"
 _OVERLAY, _PLAIN = "overlay_", "plain_"
@@ -207,8 +208,10 @@ def read_evaluation(path: Path) -> Evaluation:
     if info.version != VERSION:
         raise UserError(f"{path}: is of version {info.version}, and this sam_d2 reads version {VERSION}; {advice}")
     rows = [found.image, found.category, found.size, found.iou, found.score, *found.baselines.values()]
-    if any(row.shape != (len(found.iou),) for row in rows) or not (
-        _within(found.image, len(info.image_names)) and _within(found.category, len(info.class_names))
+    if (
+        found.iou.ndim != 1
+        or any(row.shape != found.iou.shape for row in rows)
+        or not (_within(found.image, len(info.image_names)) and _within(found.category, len(info.class_names)))
     ):
         raise UserError(f"{path}: its columns do not fit together; {advice}")
     return found
@@ -253,12 +256,14 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
             continue
+        if abs(record["iteration"]) > _LARGEST:
+            continue
         for name, value in record.items():
-            if name != "iteration" and isinstance(value, (int, float)) and math.isfinite(value):
+            if name != "iteration" and isinstance(value, (int, float)) and abs(value) <= _LARGEST:
                 points.setdefault(name, {})[record["iteration"]] = float(value)
     return {name: sorted(curve.items()) for name, curve in points.items()}
 
@@ -272,7 +277,7 @@ def flat_config(run: Run) -> dict[str, str]:
     check_yaml(run.config, f"{run.folder}: its config")
     try:
         loaded = yaml.safe_load(run.config)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # what a tag does not fit makes PyYAML stumble over anything
         raise UserError(f"{run.folder}: its config is not YAML ({' '.join(str(error).split())})") from None
     flat: dict[str, str] = {}
 

@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 _SUFFIX = ".embedding"
 _HEADER_BYTES = 256
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ABANDONED_SECONDS = 3600
 """Age at which a temporary file belongs to nobody: writing one takes less than a second."""
+
+
+class _Header(msgspec.Struct):
+    """What a file says of the values behind it."""
+
+    version: Literal[1]
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    dtype: Literal["float32", "bfloat16"]
+    crc32: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the values."""
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
 
 class EmbeddingStore:
@@ -60,10 +77,10 @@ class EmbeddingStore:
             return None
         header = _parsed(mapped[:_HEADER_BYTES].tobytes())
         values = mapped[_HEADER_BYTES:]
-        if header is None or zlib.crc32(values.data) != header["crc32"]:
+        if header is None or header.bytes != len(values) or zlib.crc32(values.data) != header.crc32:
             self._remove(path)
             return None
-        return torch.from_numpy(values).view(getattr(torch, header["dtype"])).view(header["shape"])
+        return torch.from_numpy(values).view(_DTYPES[header.dtype]).view(header.shape)
 
     def write(self, name: str, embedding: Tensor) -> bool:
         """Add an embedding, float32 or bfloat16, and return whether there was room for it.
@@ -128,11 +145,10 @@ class _Count:
         self.file.flush()
 
 
-def _parsed(header: bytes) -> dict[str, Any] | None:
+def _parsed(header: bytes) -> _Header | None:
     try:
-        found = json.loads(header)
-        return found if found["version"] == 1 and found.keys() >= {"shape", "dtype", "crc32"} else None
-    except (ValueError, KeyError, TypeError):
+        return msgspec.json.decode(header, type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from sam_d2.data.dataset_file import load_dataset_file
 from sam_d2.data.edge_errors import read_edge_errors
 from sam_d2.data.image import MAX_PIXELS, read_image
-from sam_d2.data.dataset_file import load_dataset_file
 from sam_d2.data.manifest import read_manifest
 from sam_d2.data.prompt_boxes import PromptBoxes
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
@@ -90,7 +90,13 @@ def png(width, height, extra=b""):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 class TestImages:
@@ -109,7 +115,7 @@ class TestImages:
         with pytest.raises(UserError, match=rf"it has {13378**2} pixels, more than {MAX_PIXELS}\. Cut it into tiles"):
             read_image(tmp_path / "bomb.png")
 
-    def test_text_that_inflates(self, tmp_path, little_memory):
+    def test_text_that_inflates(self, tmp_path):
         text = b"Comment\0\0" + zlib.compress(b"a" * (100 * MEGABYTE), 9)
         extra = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
         (tmp_path / "bomb.png").write_bytes(png(4, 4, extra))
@@ -130,17 +136,30 @@ DEEP = "[" * 100_000 + "]" * 100_000
 HUGE = "9" * 5000
 
 
-@pytest.mark.parametrize("content", [DEEP, '{"a": ' * 50_000 + "1" + "}" * 50_000, f'{{"version": {HUGE}}}', "\ufeff" + DEEP,
-                                     f'[{{"image_id": {HUGE}}}]', '{"version": 1e999}', '{"images": ' + DEEP + "}"],
-                         ids=["lists", "objects", "digits", "byte order mark", "digits in a row", "infinite", "in COCO"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        DEEP,
+        '{"a": ' * 50_000 + "1" + "}" * 50_000,
+        f'{{"version": {HUGE}}}',
+        "\ufeff" + DEEP,
+        f'[{{"image_id": {HUGE}}}]',
+        '{"version": 1e999}',
+        '{"images": ' + DEEP + "}",
+    ],
+    ids=["lists", "objects", "digits", "byte order mark", "digits in a row", "infinite", "in COCO"],
+)
 @pytest.mark.parametrize(
     "read",
     [
-        load_dataset_file, PromptBoxes, read_manifest, read_report,
+        load_dataset_file,
+        PromptBoxes,
+        read_manifest,
+        read_report,
         lambda path: read_edge_errors(path, key="errors"),
     ],
     ids=["dataset", "results", "manifest", "report", "edge errors"],
-)  # fmt: skip
+)
 def test_json_that_no_reader_can_follow(read, content, tmp_path):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=r"a\.json"):
@@ -156,11 +175,18 @@ def test_a_line_of_metrics_that_cannot_be_read_is_passed_over(tmp_path):
 @pytest.mark.parametrize(
     "header",
     [
-        {"dtype": "load"}, {"dtype": "hub"}, {"dtype": 5}, {"dtype": "qint8"}, {"shape": [10**12]}, {"shape": "x"},
-        {"shape": [-1, -1]}, {"crc32": "x"}, {"dtype": ["float32"]},
+        {"dtype": "load"},
+        {"dtype": "hub"},
+        {"dtype": 5},
+        {"dtype": "qint8"},
+        {"shape": [10**12]},
+        {"shape": "x"},
+        {"shape": [-1, -1]},
+        {"crc32": "x"},
+        {"dtype": ["float32"]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_hostile_entry_of_the_embedding_cache_is_encoded_again(header, tmp_path):
     store = EmbeddingStore(tmp_path, "encoder", max_bytes=MEGABYTE)
     values = bytes(16)

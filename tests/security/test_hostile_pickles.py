@@ -68,8 +68,17 @@ def by_torch_load(canary):
     return pickle.dumps(Call(torch.storage._load_from_bytes, inner.getvalue()), 2)
 
 
-FORMS = [global_opcode, stack_global, inst_opcode, obj_opcode, by_eval, by_exec_in_a_weight, by_getattr,
-         by_build_of_a_dict, by_torch_load]  # fmt: skip
+FORMS = [
+    global_opcode,
+    stack_global,
+    inst_opcode,
+    obj_opcode,
+    by_eval,
+    by_exec_in_a_weight,
+    by_getattr,
+    by_build_of_a_dict,
+    by_torch_load,
+]
 
 
 def in_zip(content):
@@ -119,8 +128,11 @@ class TestArrays:
 
     def test_a_dtype_of_objects_that_says_that_it_has_none(self, tmp_path):
         lying = Call(np.dtype, "O", False, True, state=(3, "|", None, None, None, -1, -1, 0))
-        self.refused(tmp_path, Call(self.RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), lying, False, b"A" * 8)),
-                     "a dtype 'O', which is none of numbers")  # fmt: skip
+        self.refused(
+            tmp_path,
+            Call(self.RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), lying, False, b"A" * 8)),
+            "a dtype 'O', which is none of numbers",
+        )
 
     def test_a_dtype_of_numbers_that_says_that_it_has_objects(self, tmp_path):
         lying = Call(np.dtype, "f8", False, True, state=(3, "<", None, None, None, -1, -1, 63))
@@ -133,7 +145,16 @@ class TestArrays:
         self.refused(tmp_path, Call(self.RECONSTRUCT, np.ndarray, (10**13,), b"b"), "otherwise than numpy does")
         plain = Call(np.dtype, "f4", False, True, state=(3, "<", None, None, None, -1, -1, 0))
         state = (1, (10**13,), plain, False, b"A" * 8)
-        self.refused(tmp_path, Call(self.RECONSTRUCT, np.ndarray, (0,), b"b", state=state), "other bytes than its shape")
+        self.refused(
+            tmp_path, Call(self.RECONSTRUCT, np.ndarray, (0,), b"b", state=state), "other bytes than its shape"
+        )
+
+    def test_a_memo_of_terabytes(self, tmp_path):
+        """Python makes the list as long as the index says: here 17 GB, of 10 bytes."""
+        file = tmp_path / "hostile.pkl"
+        file.write_bytes(b"\x80\x02}r\x00\x00\x00\x80.")
+        with pytest.raises(UserError, match=r"hostile\.pkl: .*it keeps more objects than it has bytes"):
+            Checkpointer(nn.Linear(1, 1)).load(str(file))
 
     def test_a_second_value(self, tmp_path):
         plain = Call(np.dtype, "f4", False, True, state=(3, "<", None, None, None, -1, -1, 0))

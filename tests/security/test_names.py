@@ -27,15 +27,14 @@ def dataset(tmp_path, name):
     return tmp_path / "data" / "a.json"
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-def test_names_that_lead_out_of_the_image_folder(absolute, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../{secret}", "x/../../../{secret}", "./.././../{secret}"])
+def test_names_that_lead_out_of_the_image_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     secret = tmp_path.parent / f"{tmp_path.name}_secret.png"
     secret.touch()
-    for name in (str(secret), f"../../{secret.name}", f"x/../../../{secret.name}", f"./../../{secret.name}") if absolute else (
-        f"../../{secret.name}", f"x/../../../{secret.name}"):  # fmt: skip
-        with pytest.raises(UserError, match="leads out of the image folder"):
-            load_dataset_file(dataset(tmp_path, name), tmp_path / "data")
+    file = dataset(tmp_path, name.format(secret=secret.name))
+    with pytest.raises(UserError, match="leads out of the image folder"):
+        load_dataset_file(file, tmp_path / "data")
 
 
 def test_a_link_in_the_image_folder_is_its_owners(tmp_path):
@@ -47,7 +46,9 @@ def test_a_link_in_the_image_folder_is_its_owners(tmp_path):
     assert load_dataset_file(file, file.parent).dataset_dicts[0]["file_name"] == str(file.parent / "link" / "a.png")
 
 
-@pytest.mark.parametrize("name", [f"a{ESCAPES}.png", "a\nerror: b.png", "a\x00b.png", "\ud800.png", "a" * 5000, " ", "."])
+@pytest.mark.parametrize(
+    "name", [f"a{ESCAPES}.png", "a\nerror: b.png", "a\x00b.png", "\ud800.png", "a" * 5000, " ", "."]
+)
 def test_an_error_shows_a_name_and_does_not_obey_it(name, tmp_path, capsys):
     file = dataset(tmp_path, name)
     with pytest.raises(SystemExit) as end:
@@ -69,8 +70,18 @@ def test_an_error_that_has_a_name_as_it_is(capsys):
     assert error == "error: first line ␛]0;owned␇␛[2J␛[31m\\u202egnp.exe\\u009b1m␍␈\nsecond \\ud800 line\n"
 
 
-ROW = {"split": "nuts", "prompt": "box", "prompt_source": "ground_truth", "task": "segm", "score": "s", "max_dets": 100,
-       "pseudo_ground_truth": False, "seconds": 1.5, "method": "model", "metrics": {"AP": 1.0}}  # fmt: skip
+ROW = {
+    "split": "nuts",
+    "prompt": "box",
+    "prompt_source": "ground_truth",
+    "task": "segm",
+    "score": "s",
+    "max_dets": 100,
+    "pseudo_ground_truth": False,
+    "seconds": 1.5,
+    "method": "model",
+    "metrics": {"AP": 1.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +91,7 @@ ROW = {"split": "nuts", "prompt": "box", "prompt_source": "ground_truth", "task"
         {"metrics": {f"AP-{MARKUP}": 1.0, "AP": 1e308, "mIoU": -1e308, ESCAPES: None}},
         {"metrics": {}},
         {"seconds": -1e308, "max_dets": -(2**63), "images": -5, "instances": 2**63 - 1},
-        {"prompts_left_out": {"limit": -3}},
+        {"prompts_left_out": {"limit": -3, MARKUP + ESCAPES: 3}},
         {"ground_truth": MARKUP, "prompt_boxes": MARKUP},
     ],
     ids=lambda change: ",".join(change),
@@ -95,13 +106,6 @@ def test_report_with_hostile_values(change, tmp_path):
         assert not re.search(r"<script>alert|<img src=x|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 
-def test_a_reason_that_nobody_knows(tmp_path):
-    content = {"version": 1, "results": [{**ROW, "prompts_left_out": {MARKUP: 3}}]}
-    (tmp_path / "report.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"report\.json: .*prompts_left_out"):
-        read_run(tmp_path)
-
-
 def test_names_do_not_reach_a_shell_or_the_argument_parser(capsys, monkeypatch, tmp_path):
     """What registers a dataset prints a line to copy: a hostile folder's name stays one word in it."""
     from sam_d2.data.resolve import resolve_dataset
@@ -112,7 +116,9 @@ def test_names_do_not_reach_a_shell_or_the_argument_parser(capsys, monkeypatch, 
     (folder / "two.json").write_text("[]")
     with pytest.raises(UserError) as caught:
         resolve_dataset(str(folder))
-    line = next(line for line in str(caught.value).split("\n") if "register_dataset.py" in line and "--train-json" in line)
+    line = next(
+        line for line in str(caught.value).split("\n") if "register_dataset.py" in line and "--train-json" in line
+    )
     import shlex
 
     assert any(word.startswith(str(folder)) for word in shlex.split(line))

@@ -19,26 +19,69 @@ from sam_d2.errors import UserError
 
 GROUPS = "model: {}\ndataloader: {}\noptimizer: {}\nlr_multiplier: {}\n"
 GADGETS = [
-    "os.system", "subprocess.Popen", "builtins.exec", "builtins.__import__", "importlib.import_module", "pickle.loads",
-    "numpy.load", "numpy.fromfile", "yaml.unsafe_load", "functools.partial", "operator.methodcaller", "runpy.run_path",
-    "torch.load", "torch.save", "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.jit.load", "torch.compile",
-    "torch.utils.cpp_extension.load", "torch._dynamo.optimize", "torch.package.PackageImporter", "torch.nn.modules.sys.exit",
-    "torch.ops.load_library", "torch.serialization.load", "torch.export.load", "torch.distributed.launch.main",
-    "torch.nn.Module.apply", "torch.nn.Module.load_state_dict", "torch.nn.Module.compile", "torch.nn.Module.get_submodule",
-    "torch.nn.Module.register_forward_hook", "torch.nn.cpp.ModuleWrapper", "torch.optim.Optimizer.load_state_dict",
-    "torchvision.models.WeightsEnum", "torchvision.models.WeightsEnum.get_state_dict",
-    "torchvision.models.ResNet50_Weights.get_state_dict", "torchvision.models.feature_extraction.create_feature_extractor",
-    "torchvision.models.resnet.load_state_dict_from_url", "torchvision.datasets.folder.default_loader",
-    "detectron2.data.datasets.convert_to_coco_json", "detectron2.data.datasets.register_coco_instances",
-    "detectron2.checkpoint.DetectionCheckpointer", "detectron2.engine.launch", "detectron2.config.instantiate",
-    "fvcore.common.file_io.PathManager.open", "fvcore.common.checkpoint.Checkpointer",
-    "sam_d2.engine.download.download", "sam_d2.engine.launch.launch_main", "sam_d2.engine.checkpoint.Checkpointer",
-    "sam_d2.engine.checkpoint_file.save_checkpoint_file", "sam_d2.evaluation.results.write_atomically",
-    "sam_d2.evaluation.results.write_report", "sam_d2.evaluation.gallery.write_gallery", "sam_d2.data.read_manifest",
-    "sam_d2.data.manifest.add_to_manifest", "sam_d2.data.scenes.write_scenes", "sam_d2.config.load_config",
-    "sam_d2.modeling.embedding_store.EmbeddingStore", "sam_d2.modeling.embedding_cache.EmbeddingCache",
-    "sam_d2.config_targets.locate", "sam_d2.config_targets.bind.__globals__", "sam_d2.predictor.Predictor",
-]  # fmt: skip
+    "os.system",
+    "subprocess.Popen",
+    "builtins.exec",
+    "builtins.__import__",
+    "importlib.import_module",
+    "pickle.loads",
+    "numpy.load",
+    "numpy.fromfile",
+    "yaml.unsafe_load",
+    "functools.partial",
+    "operator.methodcaller",
+    "runpy.run_path",
+    "torch.load",
+    "torch.save",
+    "torch.hub.load",
+    "torch.hub.load_state_dict_from_url",
+    "torch.jit.load",
+    "torch.compile",
+    "torch.utils.cpp_extension.load",
+    "torch._dynamo.optimize",
+    "torch.package.PackageImporter",
+    "torch.nn.modules.sys.exit",
+    "torch.ops.load_library",
+    "torch.serialization.load",
+    "torch.export.load",
+    "torch.distributed.launch.main",
+    "torch.nn.Module.apply",
+    "torch.nn.Module.load_state_dict",
+    "torch.nn.Module.compile",
+    "torch.nn.Module.get_submodule",
+    "torch.nn.Module.register_forward_hook",
+    "torch.nn.cpp.ModuleWrapper",
+    "torch.optim.Optimizer.load_state_dict",
+    "torchvision.models.WeightsEnum",
+    "torchvision.models.WeightsEnum.get_state_dict",
+    "torchvision.models.ResNet50_Weights.get_state_dict",
+    "torchvision.models.feature_extraction.create_feature_extractor",
+    "torchvision.models.resnet.load_state_dict_from_url",
+    "torchvision.datasets.folder.default_loader",
+    "detectron2.data.datasets.convert_to_coco_json",
+    "detectron2.data.datasets.register_coco_instances",
+    "detectron2.checkpoint.DetectionCheckpointer",
+    "detectron2.engine.launch",
+    "detectron2.config.instantiate",
+    "fvcore.common.file_io.PathManager.open",
+    "fvcore.common.checkpoint.Checkpointer",
+    "sam_d2.engine.download.download",
+    "sam_d2.engine.launch.launch_main",
+    "sam_d2.engine.checkpoint.Checkpointer",
+    "sam_d2.engine.checkpoint_file.save_checkpoint_file",
+    "sam_d2.evaluation.results.write_atomically",
+    "sam_d2.evaluation.results.write_report",
+    "sam_d2.evaluation.gallery.write_gallery",
+    "sam_d2.data.read_manifest",
+    "sam_d2.data.manifest.add_to_manifest",
+    "sam_d2.data.scenes.write_scenes",
+    "sam_d2.config.load_config",
+    "sam_d2.modeling.embedding_store.EmbeddingStore",
+    "sam_d2.modeling.embedding_cache.EmbeddingCache",
+    "sam_d2.config_targets.locate",
+    "sam_d2.config_targets.bind.__globals__",
+    "sam_d2.predictor.Predictor",
+]
 
 
 @pytest.mark.parametrize("target", GADGETS)
@@ -62,7 +105,9 @@ def test_weights_of_another_address_were_a_way_in(tmp_path, canary):
             return os.mkdir, (str(canary),)
 
     torch.save(Hostile(), tmp_path / "evil.pth")
-    weights = f"{{_target_: torchvision.models.Weights, url: 'file://{tmp_path}/evil.pth', transforms: null, meta: {{}}}}"
+    weights = (
+        f"{{_target_: torchvision.models.Weights, url: 'file://{tmp_path}/evil.pth', transforms: null, meta: {{}}}}"
+    )
     method = "torchvision.models.WeightsEnum.get_state_dict"
     file = tmp_path / "run.yaml"
     file.write_text(f"{GROUPS}train: {{a: {{_target_: {method}, self: {weights}, model_dir: '{tmp_path}'}}}}\n")
@@ -78,7 +123,9 @@ def test_a_detector_that_is_a_program_is_not_taken_from_yaml(place, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for name in (program, f"{place}.py", f"./{place}.py/."):
         file = tmp_path / "run.yaml"
-        file.write_text(f"{GROUPS}train: {{}}\n".replace("dataloader: {}", f"dataloader: {{detector: {{config: {name}}}}}"))
+        file.write_text(
+            f"{GROUPS}train: {{}}\n".replace("dataloader: {}", f"dataloader: {{detector: {{config: {name}}}}}")
+        )
         with pytest.raises(UserError, match=r"run\.yaml: dataloader\.detector\.config=.* is a program"):
             load_config(file)
 
@@ -115,10 +162,37 @@ def reachable():
 
 
 # By the last part of the name that is called.
-ACTS = {"open", "exec", "eval", "compile", "system", "popen", "Popen", "run", "check_call", "check_output", "load",
-        "loads", "unlink", "rmtree", "rename", "write_text", "write_bytes", "mkdir", "makedirs",
-        "urlopen", "urlretrieve", "load_state_dict_from_url", "__import__", "savez", "save", "dump",
-        "spawn", "read_bytes", "download_url_to_file"}  # fmt: skip
+ACTS = {
+    "open",
+    "exec",
+    "eval",
+    "compile",
+    "system",
+    "popen",
+    "Popen",
+    "run",
+    "check_call",
+    "check_output",
+    "load",
+    "loads",
+    "unlink",
+    "rmtree",
+    "rename",
+    "write_text",
+    "write_bytes",
+    "mkdir",
+    "makedirs",
+    "urlopen",
+    "urlretrieve",
+    "load_state_dict_from_url",
+    "__import__",
+    "savez",
+    "save",
+    "dump",
+    "spawn",
+    "read_bytes",
+    "download_url_to_file",
+}
 HARMLESS = {
     "detectron2.evaluation.COCOPanopticEvaluator": "makes the folder for its own results",
     "detectron2.evaluation.PascalVOCDetectionEvaluator": "reads the dataset's own lists",
@@ -128,7 +202,11 @@ HARMLESS = {
 
 def calls(value):
     """Names that a function, or the making of an object, calls directly."""
-    bodies = [value] if inspect.isfunction(value) else [vars(value).get(name) for name in ("__init__", "__new__", "__post_init__")]
+    bodies = (
+        [value]
+        if inspect.isfunction(value)
+        else [vars(value).get(name) for name in ("__init__", "__new__", "__post_init__")]
+    )
     for body in bodies:
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(body)))

@@ -29,11 +29,31 @@ CONFIG: dict[str, Any] = {
     "lr_multiplier": {"values": [1.0, 0.1], "num_updates": 10},
     "train": {"max_iter": 10, "seed": 1, "output_dir": "", "amp": {"enabled": False}, "init_checkpoint": None},
 }
-_TARGETS = ["os.system", "torch.load", "torch.hub.load", "builtins.eval", "subprocess.run", "torch.nn.ReLU", "torch.nn",
-            "torchvision.models.WeightsEnum.get_state_dict", "sam_d2.engine.download.download", "torch.nn.Module.apply",
-            "sam_d2.evaluation.results.write_atomically", "detectron2.config.LazyConfig.load", "torch.optim.AdamW", "",
-            "torch.nn.modules.module.torch.load", "torch.nn.Linear.__init__", "${train.output_dir}", "a.b", ".", "torch.",
-            "detectron2.modeling.ResNet.make_default_stages", "numpy.load", "sam_d2.config_targets.bind"]  # fmt: skip
+_TARGETS = [
+    "os.system",
+    "torch.load",
+    "torch.hub.load",
+    "builtins.eval",
+    "subprocess.run",
+    "torch.nn.ReLU",
+    "torch.nn",
+    "torchvision.models.WeightsEnum.get_state_dict",
+    "sam_d2.engine.download.download",
+    "torch.nn.Module.apply",
+    "sam_d2.evaluation.results.write_atomically",
+    "detectron2.config.LazyConfig.load",
+    "torch.optim.AdamW",
+    "",
+    "torch.nn.modules.module.torch.load",
+    "torch.nn.Linear.__init__",
+    "${train.output_dir}",
+    "a.b",
+    ".",
+    "torch.",
+    "detectron2.modeling.ResNet.make_default_stages",
+    "numpy.load",
+    "sam_d2.config_targets.bind",
+]
 _TEXTS = [
     "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b]\n"
     "d: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d, *d]\nf: [*e, *e, *e, *e, *e]\n",
@@ -54,10 +74,47 @@ _TEXTS = [
     "--- {}\n--- {}\n",
     "%YAML 9.9\n--- {}\n",
 ]
-_VALUES = ["1", "-1", "1e400", "nan", "null", "true", "[]", "{}", "[1,2", "{a:1}", "'a b'", '"', "${train.seed}", "${x}",
-           "${oc.env:HOME}", "${.lr}", "${......a}", "${optimizer}", "[1,[2,{a:b}]]", "{_target_:os.system}", "\\", "a,b",
-           "range(3)", "choice(1,2)", "glob(*)", "sort(1,2)", "extend_list(1)", "cast(1)", "int(x)", "str([1])", "???",
-           "${train}", "${oc.create:{_target_:os.system}}", "shuffle([1,2])", "tag(a,b)", "0x10", "1_0", "inf", "'"]  # fmt: skip
+_VALUES = [
+    "1",
+    "-1",
+    "1e400",
+    "nan",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "[1,2",
+    "{a:1}",
+    "'a b'",
+    '"',
+    "${train.seed}",
+    "${x}",
+    "${oc.env:HOME}",
+    "${.lr}",
+    "${......a}",
+    "${optimizer}",
+    "[1,[2,{a:b}]]",
+    "{_target_:os.system}",
+    "\\",
+    "a,b",
+    "range(3)",
+    "choice(1,2)",
+    "glob(*)",
+    "sort(1,2)",
+    "extend_list(1)",
+    "cast(1)",
+    "int(x)",
+    "str([1])",
+    "???",
+    "${train}",
+    "${oc.create:{_target_:os.system}}",
+    "shuffle([1,2])",
+    "tag(a,b)",
+    "0x10",
+    "1_0",
+    "inf",
+    "'",
+]
 
 
 class _ConfigTarget(Target):
@@ -140,12 +197,12 @@ class Overrides(_ConfigTarget):
         elif kind < 0.5:
             value = "[" * (depth := random.choice([1, 5, 300])) + value + "]" * depth
         text = (
-            random.choice(["", "", "", "+", "++", "~", "-"])
+            random.choice([*[""] * 12, *["+"] * 6, "++", "~", "-"])
             + key
-            + random.choice(["=", "=", "=", "=", " ", ":="])
+            + random.choice([*["="] * 20, " ", ":="])
             + value
         )
-        if random.random() < 0.15:
+        if random.random() < 0.07:
             place = random.randrange(len(text) + 1)
             text = text[:place] + random.choice("=.,[]{}()'\"\\$@:~ \n\x00é") + text[place:]
         return text.replace("\n", " ")
@@ -167,7 +224,7 @@ class Overrides(_ConfigTarget):
 
         try:
             OverridesParser.create().parse_overrides(content.decode("utf-8", "surrogatepass").split("\n"))
-        except (HydraException, RecursionError):
+        except (HydraException, RecursionError, ValueError):  # the last of too many digits
             return False
         return True
 

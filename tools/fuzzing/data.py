@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from fuzzing import Target
 from fuzzing.mutate import json_bytes, mutated_bytes, mutated_tree
@@ -18,34 +18,77 @@ COCO = {
     ],
     "annotations": [
         {"id": 0, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "segmentation": [_SQUARE], "area": 100.0},
-        {"id": 5, "image_id": 7, "category_id": 3, "bbox": [0, 0, 30, 20], "iscrowd": 1,
-         "segmentation": {"size": [20, 30], "counts": [0, 600]}},
-        {"id": 6, "image_id": 7, "category_id": 3, "bbox": [0, 0, 1, 20], "area": 20, "iscrowd": 0,
-         "segmentation": {"size": [20, 30], "counts": "0d0Tb0"}},
+        {
+            "id": 5,
+            "image_id": 7,
+            "category_id": 3,
+            "bbox": [0, 0, 30, 20],
+            "iscrowd": 1,
+            "segmentation": {"size": [20, 30], "counts": [0, 600]},
+        },
+        {
+            "id": 6,
+            "image_id": 7,
+            "category_id": 3,
+            "bbox": [0, 0, 1, 20],
+            "area": 20,
+            "iscrowd": 0,
+            "segmentation": {"size": [20, 30], "counts": "0d0Tb0"},
+        },
     ],
     "categories": [{"id": 1, "name": "nut"}, {"id": 3, "name": "bolt"}],
-}  # fmt: skip
+}
 DICTS = [
-    {"file_name": "a.png", "image_id": "a", "height": 20, "width": 30, "annotations": [
-        {"bbox": [2, 2, 12, 12], "bbox_mode": 0, "category_id": 0, "segmentation": [_SQUARE], "iscrowd": 0}]},
+    {
+        "file_name": "a.png",
+        "image_id": "a",
+        "height": 20,
+        "width": 30,
+        "annotations": [
+            {"bbox": [2, 2, 12, 12], "bbox_mode": 0, "category_id": 0, "segmentation": [_SQUARE], "iscrowd": 0}
+        ],
+    },
     {"file_name": "sub/b.png", "image_id": 4, "height": 20, "width": 30, "annotations": []},
-]  # fmt: skip
+]
 BOXES = {**COCO, "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10]}]}
 RESULTS: list[dict[str, Any]] = [
     {"image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "score": 0.9, "segmentation": [_SQUARE]},
-    {"file_name": "sub/b.png", "category_id": 3, "bbox": [0.5, 0, 3, 4], "score": 1,
-     "segmentation": {"size": [20, 30], "counts": "0d0Tb0"}},
-]  # fmt: skip
+    {
+        "file_name": "sub/b.png",
+        "category_id": 3,
+        "bbox": [0.5, 0, 3, 4],
+        "score": 1,
+        "segmentation": {"size": [20, 30], "counts": "0d0Tb0"},
+    },
+]
 _ROWS = [{key: value for key, value in row.items() if key != "segmentation"} for row in RESULTS]
 MANIFEST = {
     "version": 1,
     "datasets": {
-        "nuts": {"classes": ["nut", "bolt"], "splits": {
-            "train": {"json": "coco.json", "images": "images", "split": {"part": "train", "fraction": 0.5, "seed": 0}},
-            "test": {"json": "coco.json", "images": "images", "split": {"part": "test", "fraction": 0.5, "seed": 0}}}},
-        "plain": {"classes": ["nut", "bolt"], "splits": {"train": {"json": "coco.json"}, "val": {"json": "coco.json"}}},
+        "nuts": {
+            "classes": ["nut", "bolt"],
+            "splits": {
+                "train": {
+                    "json": "coco.json",
+                    "images": "images",
+                    "split": {"part": "train", "fraction": 0.5, "seed": 0},
+                },
+                "test": {
+                    "json": "coco.json",
+                    "images": "images",
+                    "split": {"part": "test", "fraction": 0.5, "seed": 0},
+                },
+            },
+        },
+        "plain": {
+            "classes": ["nut", "bolt"],
+            "splits": {
+                "train": {"json": "coco.json", "images": "images"},
+                "val": {"json": "coco.json", "images": "images"},
+            },
+        },
     },
-}  # fmt: skip
+}
 
 
 class JsonTarget(Target):
@@ -56,7 +99,7 @@ class JsonTarget(Target):
         byte_share: how many of the inputs are changed as bytes and not as values, 0-1.
     """
 
-    seeds: list[Any]
+    seeds: ClassVar[list[Any]]
     byte_share = 0.2
 
     def prepare(self, folder: Path) -> None:
@@ -87,7 +130,7 @@ class Dataset(JsonTarget):
 
     name = "dataset"
     share = 45
-    seeds = [COCO, COCO, DICTS, BOXES]
+    seeds: ClassVar[list[Any]] = [COCO, COCO, DICTS, BOXES]
 
     def read(self, content: bytes) -> None:
         """Read the file as a training does, and as the labelling of boxes does."""
@@ -113,7 +156,7 @@ class Results(JsonTarget):
 
     name = "results"
     share = 22
-    seeds = [RESULTS, _ROWS]
+    seeds: ClassVar[list[Any]] = [RESULTS, _ROWS]
 
     def prepare(self, folder: Path) -> None:
         """Register the dataset that the results are on."""
@@ -140,7 +183,7 @@ class ManifestFile(JsonTarget):
 
     name = "manifest"
     share = 2
-    seeds = [MANIFEST]
+    seeds: ClassVar[list[Any]] = [MANIFEST]
 
     def prepare(self, folder: Path) -> None:
         """Write the dataset that the manifest names."""

@@ -8,11 +8,59 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-NAMES = ["", " ", "a\nb", "\x1b[31mred\x1b[0m", "\x00", "\u202egnp.exe", "<script>alert(1)</script>", "../../etc/passwd",
-         "/etc/passwd", "\\\\host\\share", "C:\\x.png", "'\"><img src=x onerror=alert(1)>", "é" * 300, "\ud800", "${a}",
-         "a" * 5000, "os.system", "__import__('os').system('x')", "NaN", "null", "1", "%s%n", "{0}", "con", "🧊"]  # fmt: skip
-NUMBERS = [0, -1, 1, 2, 3.5, -0.0, 1e-320, 1e308, -1e308, 1e9, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63,
-           2**64, -(2**63) - 1, 10**40, float("nan"), float("inf"), float("-inf"), True, False]  # fmt: skip
+NAMES = [
+    "",
+    " ",
+    "a\nb",
+    "\x1b[31mred\x1b[0m",
+    "\x00",
+    "\u202egnp.exe",
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "\\\\host\\share",
+    "C:\\x.png",
+    "'\"><img src=x onerror=alert(1)>",
+    "é" * 300,
+    "\ud800",
+    "${a}",
+    "a" * 5000,
+    "os.system",
+    "__import__('os').system('x')",
+    "NaN",
+    "null",
+    "1",
+    "%s%n",
+    "{0}",
+    "con",
+    "🧊",
+]
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    3.5,
+    -0.0,
+    1e-320,
+    1e308,
+    -1e308,
+    1e9,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**40,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    True,
+    False,
+]
 _CHANGES_OF_ONE = (1, 1, 1, 2, 4)
 
 

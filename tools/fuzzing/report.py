@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -19,9 +19,21 @@ from fuzzing.configs import CONFIG
 from fuzzing.mutate import json_bytes, mutated_bytes, mutated_tree
 
 _METRICS = {"AP": 50.0, "AP50": 80.0, "AP75": 40.0, "AR": 60.0, "mIoU": 0.5, "AP-nut": 20.0, "AP-bolt": 80.0}
-_ROW = {"split": "nuts", "prompt": "box", "prompt_source": "ground_truth", "task": "segm", "score": "predicted_iou",
-        "max_dets": 100, "pseudo_ground_truth": False, "seconds": 1.5, "images": 2, "instances": 4,
-        "ground_truth": "ab" * 32, "prompts_left_out": {"limit": 2}, "selected": True}  # fmt: skip
+_ROW = {
+    "split": "nuts",
+    "prompt": "box",
+    "prompt_source": "ground_truth",
+    "task": "segm",
+    "score": "predicted_iou",
+    "max_dets": 100,
+    "pseudo_ground_truth": False,
+    "seconds": 1.5,
+    "images": 2,
+    "instances": 4,
+    "ground_truth": "ab" * 32,
+    "prompts_left_out": {"limit": 2},
+    "selected": True,
+}
 REPORT = {
     "version": 1,
     "results": [
@@ -36,12 +48,23 @@ CURVES: list[Any] = [
     {"iteration": 19, "total_loss": 1.0, "lr": 0.1, "segm/AP": 50.0},
 ]
 INFO = {
-    "version": 1, "split": "nuts", "prompt": "box", "prompt_source": "ground_truth", "score": "predicted_iou",
-    "written": "2026-01-02T03:04:05+00:00", "checkpoint": "model_final.pth", "device": "cpu", "versions": {"torch": "2"},
-    "seconds": 1.0, "paired": True, "image_names": ["1.png", "2.png"], "class_names": ["nut", "bolt"], "config": "a: 1\n",
+    "version": 1,
+    "split": "nuts",
+    "prompt": "box",
+    "prompt_source": "ground_truth",
+    "score": "predicted_iou",
+    "written": "2026-01-02T03:04:05+00:00",
+    "checkpoint": "model_final.pth",
+    "device": "cpu",
+    "versions": {"torch": "2"},
+    "seconds": 1.0,
+    "paired": True,
+    "image_names": ["1.png", "2.png"],
+    "class_names": ["nut", "bolt"],
+    "config": "a: 1\n",
     "tiles": [{"label": "worst", "file_name": "1.png", "mean_iou": 0.25, "instances": 2, "predictions": 1}],
     "reliability": [],
-}  # fmt: skip
+}
 _LIVE = re.compile(r"<script>alert|<img src=x|[\x00-\x08\x0b-\x1f\x7f\u202e]")
 
 
@@ -50,11 +73,17 @@ class Report(Target):
 
     name = "report"
     share = 2
-    files = {b"R": "report.json", b"M": "metrics.json", b"I": "instances_box.npz", b"C": "config.yaml"}
+    files: ClassVar[dict[bytes, str]] = {
+        b"R": "report.json",
+        b"M": "metrics.json",
+        b"I": "instances_box.npz",
+        b"C": "config.yaml",
+    }
 
     def prepare(self, folder: Path) -> None:
         """Write a whole run folder."""
         from sam_d2.evaluation.report_data import read_run
+        from sam_d2.evaluation.report_page import run_page
 
         self.folder = folder / "run"
         self.folder.mkdir(exist_ok=True)
@@ -67,6 +96,7 @@ class Report(Target):
         for key, name in self.files.items():
             (self.folder / name).write_bytes(self.whole[key])
         self.other = read_run(self.folder)
+        run_page(self.other)  # what draws is loaded now, and not in the time of an input
 
     def make(self, random: Random) -> bytes:
         """Change one of the files."""
@@ -120,13 +150,33 @@ class Report(Target):
 def _columns() -> dict[str, Any]:
     rows = np.arange(4) % 2
     values = np.linspace(0, 1, 4, dtype=np.float32)
-    return {"image": rows.astype(np.int32), "category": rows.astype(np.int32), "size": values * 100, "iou": values,
-            "score": values, "baseline_ellipse": values, "overlay_0": np.zeros(8, np.uint8), "plain_0": np.zeros(8, np.uint8)}  # fmt: skip
+    return {
+        "image": rows.astype(np.int32),
+        "category": rows.astype(np.int32),
+        "size": values * 100,
+        "iou": values,
+        "score": values,
+        "baseline_ellipse": values,
+        "overlay_0": np.zeros(8, np.uint8),
+        "plain_0": np.zeros(8, np.uint8),
+    }
 
 
-_ARRAYS = [np.zeros(3), np.zeros((4, 1)), np.full(4, np.nan), np.full(4, np.inf), np.array(5), np.array(["a"] * 4), np.zeros(0),
-           np.array([{}] * 4, dtype=object), np.array([2**40, -1, 0, 0]), np.full(4, -1e38, np.float32),
-           np.zeros(4, dtype=[("a", "i4")]), np.zeros(4, complex), np.array([9, 9, 9, 9], np.int32)]  # fmt: skip
+_ARRAYS = [
+    np.zeros(3),
+    np.zeros((4, 1)),
+    np.full(4, np.nan),
+    np.full(4, np.inf),
+    np.array(5),
+    np.array(["a"] * 4),
+    np.zeros(0),
+    np.array([{}] * 4, dtype=object),
+    np.array([2**40, -1, 0, 0]),
+    np.full(4, -1e38, np.float32),
+    np.zeros(4, dtype=[("a", "i4")]),
+    np.zeros(4, complex),
+    np.array([9, 9, 9, 9], np.int32),
+]
 
 
 def _archive(info: Any, columns: dict[str, Any]) -> bytes:

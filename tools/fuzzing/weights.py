@@ -17,9 +17,21 @@ import numpy as np
 from fuzzing import Target
 from fuzzing.mutate import mutated_bytes, mutated_tree
 
-_GLOBALS = [b"os\nsystem", b"builtins\neval", b"builtins\nexec", b"torch\nload", b"torch.storage\n_load_from_bytes",
-            b"torch._utils\n_rebuild_tensor_v2", b"numpy\nndarray", b"numpy\ndtype", b"collections\nOrderedDict",
-            b"torch\nFloatStorage", b"torch\ndevice", b"numpy.core.multiarray\n_reconstruct", b"pickle\nloads"]  # fmt: skip
+_GLOBALS = [
+    b"os\nsystem",
+    b"builtins\neval",
+    b"builtins\nexec",
+    b"torch\nload",
+    b"torch.storage\n_load_from_bytes",
+    b"torch._utils\n_rebuild_tensor_v2",
+    b"numpy\nndarray",
+    b"numpy\ndtype",
+    b"collections\nOrderedDict",
+    b"torch\nFloatStorage",
+    b"torch\ndevice",
+    b"numpy.core.multiarray\n_reconstruct",
+    b"pickle\nloads",
+]
 
 
 class Checkpoint(Target):
@@ -46,10 +58,24 @@ class Checkpoint(Target):
         base = folder / "base.pth"
         torch.save(state, base)
         entry = {"file": "base.pth", "sha256": sha256_of(base), "size": base.stat().st_size, "weights": list(state)[1:]}
-        calibration = {"score": "predicted_iou", "dataset": "nuts", "predictions": 4,
-                       "x": torch.tensor([0.1, 0.9]), "y": torch.tensor([0.0, 1.0])}  # fmt: skip
-        whole = {"model": state, "iteration": 9, "multimask_trained": True, "draw_boxes": False,
-                 "score_calibrations": {"box": calibration}, "optimizer": {"state": {0: {"step": 1}}, "param_groups": []}}  # fmt: skip
+        calibration = {
+            "score": "predicted_iou",
+            "dataset": "nuts",
+            "predictions": 4,
+            "x": torch.tensor([0.1, 0.9]),
+            "y": torch.tensor([0.0, 1.0]),
+        }
+        record = {"world size": 1, "config": "train: {max_iter: 20, early_stop: {patience: 2}}\n"}
+        whole = {
+            "model": state,
+            "iteration": 9,
+            "run": record,
+            "best": {"value": 1.0},
+            "multimask_trained": True,
+            "draw_boxes": False,
+            "score_calibrations": {"box": calibration},
+            "optimizer": {"state": {0: {"step": 1}}, "param_groups": []},
+        }
         small = {"model": {name: state[name] for name in list(state)[:1]}, "base": entry}
         self.seeds: list[dict[str, Any]] = [state, whole, small]
         arrays = {name: value.numpy() for name, value in state.items()}
@@ -87,29 +113,41 @@ class Checkpoint(Target):
         if not isinstance(node, dict) or not node:
             return
         shape = [random.choice([0, 1, 2, 3, 7]) for _ in range(random.randrange(5))]
-        tensor = random.choice([
-            lambda: torch.zeros(shape), lambda: torch.zeros(shape, dtype=torch.complex64),
-            lambda: torch.full(shape, float("nan")), lambda: torch.zeros(shape, dtype=torch.bool),
-            lambda: torch.zeros(shape, dtype=torch.float64), lambda: torch.zeros(shape, dtype=torch.int64),
-            lambda: torch.zeros(1).expand(10**6, 10**6), lambda: torch.zeros(2, 3).to_sparse(),
-            lambda: torch.empty(shape, device="meta"), lambda: torch.nn.Parameter(torch.zeros(2)),
-            lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), lambda: torch.zeros(4)[::2],
-        ])()  # fmt: skip
+        tensor = random.choice(
+            [
+                lambda: torch.zeros(shape),
+                lambda: torch.zeros(shape, dtype=torch.complex64),
+                lambda: torch.full(shape, float("nan")),
+                lambda: torch.zeros(shape, dtype=torch.bool),
+                lambda: torch.zeros(shape, dtype=torch.float64),
+                lambda: torch.zeros(shape, dtype=torch.int64),
+                lambda: torch.zeros(1).expand(10**6, 10**6),
+                lambda: torch.zeros(2, 3).to_sparse(),
+                lambda: torch.empty(shape, device="meta"),
+                lambda: torch.nn.Parameter(torch.zeros(2)),
+                lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
+                lambda: torch.zeros(4)[::2],
+            ]
+        )()
         arrays = any(isinstance(value, np.ndarray) for value in node.values())
         try:  # numpy would write each of the numbers
-            node[random.choice(list(node))] = tensor.contiguous().numpy() if arrays and tensor.numel() < 10**6 else tensor
+            node[random.choice(list(node))] = (
+                tensor.contiguous().numpy() if arrays and tensor.numel() < 10**6 else tensor
+            )
         except (TypeError, RuntimeError):
             node[random.choice(list(node))] = np.array(["text"], dtype=random.choice([object, None]))
 
     def read(self, content: bytes) -> None:
         """Load it as the weights that a training begins with, and as those that are scored."""
         from sam_d2.engine.resume import weights_text
+        from sam_d2.engine.selection import selected_on
 
         file = self.folder / ("input.pkl" if content[:1] == b"P" else "input.pth")
         file.write_bytes(content[1:])
         try:
             rest = self.checkpointer.load(str(file))
             weights_text(file, rest)
+            selected_on(file, rest)
             self.checkpointer.resume_or_load(str(file), resume=False)
         finally:
             file.unlink()
