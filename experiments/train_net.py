@@ -253,6 +253,9 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         model.train()
     if start >= cfg.train.max_iter:
         logger.info("Already trained to step %d: only scored. To train on, raise train.max_iter", start)
+    if cache is not None and hasattr(loader.mapper, "is_cached"):
+        with trainer.autocast():
+            loader.mapper.is_cached = cache.lookup(model)
     try:
         trainer.train(start, cfg.train.max_iter)
     except KeyboardInterrupt:

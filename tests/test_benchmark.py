@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -143,6 +144,82 @@ def test_every_benchmark_is_described_and_consistent(tool):
         assert mentioned.union(*benchmark.same_answers) <= set(benchmark.cases)
         groups = [case for group in benchmark.groups() for case in group]
         assert sorted(groups) == sorted(benchmark.cases), "each case is run once"
+
+
+def test_what_runs_on_no_gpu_is_refused_there_by_name(tool, monkeypatch):
+    monkeypatch.setenv("SAM_D2_BENCHMARK_DEVICE", "cuda")
+    with pytest.raises(UserError, match=r"coco-evaluation: nothing in it runs on a GPU\. Leave out --device cuda\."):
+        tool.load_benchmark("coco-evaluation")
+    benchmark, _ = tool.load_benchmark("mask-decoder")
+    assert "sam_d2, bfloat16 and torch.compile" in benchmark.cases
+    assert tool.kept(Path("out"), "mask-decoder") == Path("out/mask-decoder-cuda.json")
+
+
+class FakeGpu:
+    """Stands in for ``torch.cuda``: a clock of 1.5 s and tensors of 10 MiB that grow by 30 for a while."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        answers = {"memory_allocated": 10 * 2**20, "max_memory_allocated": 40 * 2**20}
+        return lambda: self.calls.append(name) or answers.get(name)
+
+    def Event(self, enable_timing):
+        event = SimpleNamespace(record=lambda: self.calls.append("record"))
+        event.elapsed_time = lambda other: 1500.0 if other is not event else 0.0
+        return event
+
+
+def test_on_a_gpu_time_and_memory_are_the_devices(tool, monkeypatch):
+    import torch
+    from benchmarks import measure
+
+    monkeypatch.setenv("SAM_D2_BENCHMARK_DEVICE", "cuda")
+    monkeypatch.setattr(torch, "cuda", gpu := FakeGpu())
+    result, figures = measure(lambda: gpu.calls.append("work") or "done")
+    assert result == "done" and figures.pop("cpu_seconds") >= 0
+    assert figures == {"seconds": 1.5, "peak_mib": 40.0, "step_mib": 30.0}
+    work = gpu.calls.index("work")
+    assert gpu.calls[work - 1] == gpu.calls[work + 1] == "record" and gpu.calls[work + 2] == "synchronize"
+    assert gpu.calls[0] == "synchronize" and "reset_peak_memory_stats" in gpu.calls[:work]
+
+
+def test_the_names_of_transformers_weights(tool):
+    from benchmarks._transformers import renamed
+
+    names = {
+        "image_encoder.blocks.3.norm2.bias": "vision_encoder.layers.3.layer_norm2.bias",
+        "image_encoder.neck.2.weight": "vision_encoder.neck.conv2.weight",
+        "image_encoder.neck.3.bias": "vision_encoder.neck.layer_norm2.bias",
+        "prompt_encoder.mask_downscaling.6.bias": "prompt_encoder.mask_embed.conv3.bias",
+        "prompt_encoder.mask_downscaling.4.bias": "prompt_encoder.mask_embed.layer_norm2.bias",
+        "mask_decoder.output_upscaling.3.weight": "mask_decoder.upscale_conv2.weight",
+        "mask_decoder.iou_prediction_head.layers.1.bias": "mask_decoder.iou_prediction_head.layers.0.bias",
+        "output_hypernetworks_mlps.2.layers.2.bias": "output_hypernetworks_mlps.2.proj_out.bias",
+        "mask_decoder.transformer.layers.1.norm4.bias": "mask_decoder.transformer.layers.1.layer_norm4.bias",
+    }
+    assert list(renamed(dict.fromkeys(names))) == list(names.values())
+    gaussian = renamed({"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": 1})
+    assert sorted(gaussian) == [
+        "prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding"
+    ]  # fmt: skip
+
+
+def test_the_table_has_every_ratio_that_is_asked_for(tool, tmp_path):
+    ratio = {"name": "peer / ours", "figure": "seconds", "median": 2.456, "min": 2.0, "max": 3.0, "at_least": 1.5}
+    others = [{**ratio, "figure": "step_mib", "at_least": 3.0}, {**ratio, "at_least": None}]
+    (tmp_path / "b.json").write_text(json.dumps({"ratios": [ratio]}))
+    (tmp_path / "a.json").write_text(json.dumps({"ratios": others}))
+    assert tool.markdown_table(tmp_path).splitlines()[2:] == [
+        "| `a` | peer / ours | memory | 2.46 (2.00-3.00) | 3 |",
+        "| `b` | peer / ours | time | 2.46 (2.00-3.00) | 1.5 |",
+    ]
+
+
+def test_the_document_has_the_kept_figures(tool):
+    document = (TOOLS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert tool.markdown_table(tool.RESULTS) in document, "python tools/benchmark.py --table prints what it should have"
 
 
 def test_an_unknown_name_is_refused(tool):

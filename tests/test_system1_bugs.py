@@ -117,7 +117,7 @@ def test_long_sides_cropped_and_stretched(model, make_record, width, height):
     assert (padded[:, resized[0] :] == 0).all() and (padded[:, :, resized[1] :] == 0).all()
     # and a mask that is right on the canvas is right in the original image: where it was, and as large
     instances = sample["instances"]
-    targets = low_res_targets(instances.gt_masks, resized, model.low_res, S // model.low_res)
+    targets = low_res_targets([(instances.gt_masks, resized)], model.low_res, S // model.low_res)
     mask = encode_logits(targets - 0.5, S, resized, (height, width)).dense()[0]
     truth = torch.zeros(height, width, dtype=torch.bool)
     truth[box[1] :, box[0] :] = True

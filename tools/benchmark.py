@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Benchmark, Measured, Ratio
+from benchmarks import DEVICE, Benchmark, Measured, Ratio, device
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +34,7 @@ RESULTS = ROOT / "docs" / "benchmarks"
 EXAMPLE = """examples:
   python tools/benchmark.py --list
   python tools/benchmark.py memory-instances --repeats 5
+  python tools/benchmark.py vit-b-encoder cached-step --device cuda
 
 Each run of a case is a process of its own, and the cases are run in turn. embedded-core needs SAM_D2_DETECTRON2_PATH,
 the folder of a checkout of Detectron2. Exit code: 0 all limits hold, 1 one does not or answers differ, 2 the
@@ -46,7 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all of them by default")
     parser.add_argument("--list", action="store_true", help="show the benchmarks and end")
+    parser.add_argument("--table", action="store_true", help="show the kept ratios that are asked for, as Markdown")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each case (default %(default)s)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where models run; default: %(default)s"
+    )
     parser.add_argument("--output-dir", type=Path, default=RESULTS, metavar="DIR", help="default: docs/benchmarks")
     # The process of a case: for each line of its input it measures once and answers with a line.
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -54,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def benchmark_names() -> list[str]:
-    return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("[!_]*.py"))
 
 
 def load_benchmark(name: str) -> tuple[Benchmark, str]:
@@ -62,6 +67,8 @@ def load_benchmark(name: str) -> tuple[Benchmark, str]:
     if name not in benchmark_names():
         raise UserError(f"no benchmark {name!r}. There are: {', '.join(benchmark_names())}.")
     module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+    if device() == "cuda" and not module.BENCHMARK.gpu:
+        raise UserError(f"{name}: nothing in it runs on a GPU. Leave out --device cuda.")
     return module.BENCHMARK, (inspect.getdoc(module) or "").splitlines()[0]
 
 
@@ -167,11 +174,19 @@ def surroundings() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("diff", "HEAD", "--name-only") else ""),
-        "hardware": ", ".join([f"{cores} CPU cores", *gpus]),
+        "hardware": ", ".join([f"{cores} CPU cores ({_processor()})", *gpus]),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _git(*arguments: str) -> str:
@@ -237,6 +252,11 @@ def plot(name: str, result: dict[str, Any], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def kept(folder: Path, name: str) -> Path:
+    """Return the file of a benchmark's figures; those of a GPU have one of their own."""
+    return folder / f"{name}{'' if device() == 'cpu' else '-' + device()}.json"
+
+
 def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -> bool:
     """Run, show and keep one benchmark; return whether all of it holds."""
     benchmark, description = load_benchmark(name)
@@ -256,8 +276,8 @@ def run_benchmark(name: str, repeats: int, output_dir: Path, console: Console) -
         "turns": max(map(len, runs.values())) // repeats,
         **summarise(benchmark, runs),
     }
-    write_json(output_dir / f"{name}.json", result)
-    plot(name, result, output_dir / f"{name}.svg")
+    write_json(kept(output_dir, name), result)
+    plot(name, result, kept(output_dir, name).with_suffix(".svg"))
     show(name, result, console)
     return not result["failures"]
 
@@ -275,23 +295,50 @@ def runnable(console: Console) -> list[str]:
     return names
 
 
+def markdown_table(folder: Path) -> str:
+    """Return the kept ratios for which there is an aim, one row each, as a table of Markdown."""
+    lines = ["| benchmark | peer / ours | figure | median (range) | asked |", "|---|---|---|---|---|"]
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for ratio in result["ratios"]:
+            if ratio["at_least"] is None:
+                continue
+            found = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+            figure = {"seconds": "time", "cpu_seconds": "CPU time"}.get(ratio["figure"], "memory")
+            lines.append(f"| `{file.stem}` | {ratio['name']} | {figure} | {found} | {ratio['at_least']:g} |")
+    return "\n".join(lines)
+
+
+def require_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here. Leave the option out to measure on the CPU.")
+
+
 def main() -> int:
     args = build_parser().parse_args()
     if args.case is not None:
         benchmark, _ = load_benchmark(args.names[0])
         take_turns(benchmark.cases[args.case])
         return 0
+    os.environ[DEVICE] = args.device
+    if args.device == "cuda":
+        require_gpu()
     console = Console()
     if args.list:
         for name in benchmark_names():
             console.print(f"{name}: {load_benchmark(name)[1]}")
+        return 0
+    if args.table:
+        print(markdown_table(args.output_dir))
         return 0
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: expected at least 1.")
     names = args.names or runnable(console)
     for name in names:  # what cannot be run or kept ends it before anything is measured
         load_benchmark(name)[0].peer()
-        check_output(args.output_dir / f"{name}.json", "--output-dir")
+        check_output(kept(args.output_dir, name), "--output-dir")
     held = [run_benchmark(name, args.repeats, args.output_dir, console) for name in names]
     return 0 if all(held) else 1
 

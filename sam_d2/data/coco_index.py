@@ -175,8 +175,12 @@ def _places(content: np.ndarray, records: list[Raw]) -> tuple[np.ndarray, np.nda
     """Return where each record begins in the content, and the byte after it, int64 (N,).
 
     msgspec's Raw is a view of the content that does not tell its place, and asking for its address takes longer than
-    decoding it. But most files have the same bytes between all records: then lengths give the places, which is
-    certain, because from the end of one record nothing but white space and a comma lead to the next.
+    decoding it. But most files have the same bytes between all records: then lengths give the places.
+
+    They are certain where the bytes between them are the same and the last record lies where they say. Between two
+    records there are white space and a comma only. A longer gap makes all later places too early, until shorter gaps
+    have made up for it; but before the place that is right again lie fewer such bytes than asked for, so that there is
+    a bracket among them.
     """
     lengths = np.fromiter(map(len, map(memoryview, records)), dtype=np.int64, count=len(records))  # type: ignore[arg-type]
     begins = np.empty_like(lengths)
@@ -186,7 +190,7 @@ def _places(content: np.ndarray, records: list[Raw]) -> tuple[np.ndarray, np.nda
         gap = _place(content, records[1]) - int(begins[0] + lengths[0])
         begins[1:] = begins[0] + np.cumsum(lengths[:-1] + gap)
         ends = begins + lengths
-        uniform = ends[-1] <= len(content) and gap <= _MAX_GAP
+        uniform = begins[-1] == _place(content, records[-1]) and gap <= _MAX_GAP
         if not uniform or any(_differ(content[ends[:-1] + offset]) for offset in range(gap)):
             begins = np.fromiter((_place(content, record) for record in records), dtype=np.int64, count=len(records))
     return begins, begins + lengths

@@ -1,10 +1,8 @@
 """Load a dataset file: COCO's JSON or Detectron2's list of dicts, checked, as Detectron2's dataset dicts."""
 
-import contextlib
 import dataclasses
-import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,7 @@ from sam_d2.data.lazy_dicts import LazyDatasetDicts, count_annotations
 from sam_d2.data.records import CocoFile, known
 from sam_d2.data.references import check_references, duplicate_images
 from sam_d2.errors import UserError
+from sam_d2.memory import collection_paused
 
 logger = logging.getLogger(__name__)
 
@@ -131,21 +130,9 @@ def inspect_dataset_file(
     Returns:
         The dataset with all findings. Where one of them is an error, `dataset_dicts` is empty.
     """
-    with _collection_paused():
+    with collection_paused():
         dataset = _inspect(Path(json_file).absolute(), image_root, require_masks, check_annotations)
     return dataset if classes is None else with_classes(dataset, classes)
-
-
-@contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Pause the search for reference cycles: there are none among millions of new records to go through."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _inspect(file: Path, image_root: ImageRoot, require_masks: bool, check_annotations: bool) -> DatasetFile:

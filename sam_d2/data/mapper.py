@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sam_d2.data.annotated_image import (
     untouched_instances,
 )
 from sam_d2.data.canvas_resize import canvas_resize, require_resizable
+from sam_d2.data.unread_image import UnreadImage, UnreadInput, channels_first
 from sam_d2.errors import UserError
 
 
@@ -42,6 +43,11 @@ class PromptableMapper:
             augmentation leaves in the image equally likely; None for all.
         recompute_boxes: take the tight box of each mask for the one in the file, in training and at a test, as the
             baselines do; for files whose boxes were drawn loosely or lie beside their masks.
+
+    Attributes:
+        is_cached: tells of a sample with ``cache_variant`` and without ``image`` whether a model needs no more of the
+            image, whose embedding is kept; None where images are always read. A training that has no augmentation but
+            the horizontal flip may set it.
 
     Raises:
         UserError: ``max_instances`` is less than 1.
@@ -68,6 +74,7 @@ class PromptableMapper:
         self.image_format = image_format
         self.max_instances = max_instances
         self.recompute_boxes = recompute_boxes
+        self.is_cached: Callable[[Mapping[str, Any]], bool] | None = None
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict in Detectron2's standard form.
@@ -75,30 +82,40 @@ class PromptableMapper:
         Returns:
             The dict without ``annotations``, with ``image`` (3, H, W) uint8 in the resized frame and ``instances``
             with ``gt_boxes``, ``gt_masks`` (PolygonMasks, or BitMasks where the file has RLE) and ``gt_classes``; and
-            with ``cache_variant``, ``plain`` or ``flipped``, where the image is the file's or its mirror image.
+            with ``cache_variant``, such as ``plain-1024-RGB`` or ``flipped-1024-RGB``, where the image is the file's or
+            its mirror image. Where ``is_cached``, ``image`` is an :class:`~sam_d2.data.unread_image.UnreadImage`.
 
         Raises:
             UserError: the image cannot be read, has not the size that the annotations say, or is so thin that the
                 resize would leave nothing of it.
         """
         sample = copy.copy(dataset_dict)
-        image = read_annotated_image(sample, self.image_format)
-        name = image_label(sample)
-        original_size = image.shape[:2]
         annotations = pop_instances(sample)
+        is_cached = self.is_cached if sample.keys() >= {"height", "width"} else None
+        augmented = (
+            T.AugInput(read_annotated_image(sample, self.image_format))
+            if is_cached is None
+            else UnreadInput((sample["height"], sample["width"]))
+        )
+        name = image_label(sample)
+        original_size = augmented.image.shape[:2]
         if self.recompute_boxes:
             annotations = [_with_tight_box(annotation, original_size) for annotation in annotations]
-        augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         variant = _cache_variant(transforms)
         if variant is not None:
-            sample["cache_variant"] = variant
+            sample["cache_variant"] = f"{variant}-{self.image_size}-{self.image_format}"
         size = augmented.image.shape[:2]
         require_resizable(size, self.image_size, name if size == original_size else f"{name}, augmented")
         transforms += self.resize(augmented)
-        sample["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        resized = augmented.image.shape[:2]
+        if is_cached is None:
+            sample["image"] = channels_first(augmented.image)
+        else:
+            image = UnreadImage(sample, self.image_format, transforms, resized)
+            sample["image"] = image if is_cached(sample) else image.read()
         if self.is_train:
-            sample["instances"] = self._drawn(annotations, augmented.image.shape[:2], transforms)
+            sample["instances"] = self._drawn(annotations, resized, transforms)
         else:
             sample["instances"] = untouched_instances(annotations, original_size)
         return sample
@@ -133,7 +150,7 @@ class PromptableMapper:
 
 
 def _cache_variant(transforms: T.TransformList) -> str | None:
-    """Return what an image is called in an embedding cache; None where it is not the file's, mirrored or not."""
+    """Return ``plain`` or ``flipped``; None where an image is not the file's, mirrored or not."""
     moved = [transform for transform in transforms.transforms if not isinstance(transform, T.NoOpTransform)]
     if not all(isinstance(transform, T.HFlipTransform) for transform in moved):
         return None

@@ -169,10 +169,14 @@ class Trainer(SimpleTrainer):
 
     def _backward_of(self, samples: list[dict[str, Any]], divisor: float) -> Losses:
         """Add the gradients of a part; returns its losses, detached, as their share of the step's mean."""
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        with self.autocast():
             losses = {name: loss / divisor for name, loss in self.model(samples).items()}
         self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the model makes its losses."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
         """Let DDP's processes exchange gradients in the last backward pass of a step, unless it is done after it."""

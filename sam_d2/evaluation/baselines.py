@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,39 +24,37 @@ from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.results import Result
 
-Box = tuple[float, float, float, float]
+Boxes = npt.NDArray[np.float64]
 
 
-def box_as_mask(box: Box, size: tuple[int, int]) -> RLE:
-    """The mask of all pixels whose centre lies in the box.
-
-    Args:
-        box: XYXY, continuous edges, original frame.
-        size: (H0, W0); what lies outside is clipped.
-    """
-    x0, y0, x1, y1 = box
-    columns = _columns(x0, x1, size[1])
-    return _rle_of_columns(columns, np.full(len(columns), y0), np.full(len(columns), y1), size)
-
-
-def inscribed_ellipse(box: Box, size: tuple[int, int]) -> RLE:
-    """The mask of all pixels whose centre lies in the ellipse that touches the box's four sides.
+def box_as_mask(boxes: Boxes, size: tuple[int, int]) -> list[RLE]:
+    """The masks of all pixels whose centre lies in the box.
 
     Args:
-        box: XYXY, continuous edges, original frame.
+        boxes: (N, 4) XYXY, continuous edges, original frame.
         size: (H0, W0); what lies outside is clipped.
     """
-    x0, y0, x1, y1 = box
-    columns = _columns(x0, x1, size[1])
-    if len(columns) == 0:
-        return _rle_of_columns(columns, np.zeros(0), np.zeros(0), size)
-    off_centre = (columns + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
+    columns = _columns(boxes, size[1])
+    _, y0, _, y1 = columns.boxes
+    return _rles_of_columns(columns, y0, y1, len(boxes), size)
+
+
+def inscribed_ellipse(boxes: Boxes, size: tuple[int, int]) -> list[RLE]:
+    """The masks of all pixels whose centre lies in the ellipse that touches the box's four sides.
+
+    Args:
+        boxes: (N, 4) XYXY, continuous edges, original frame.
+        size: (H0, W0); what lies outside is clipped.
+    """
+    columns = _columns(boxes, size[1])
+    x0, y0, x1, y1 = columns.boxes
+    off_centre = (columns.x + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
     half_height = (y1 - y0) / 2 * np.sqrt(np.clip(1 - off_centre**2, 0, None))
     centre = (y0 + y1) / 2
-    return _rle_of_columns(columns, centre - half_height, centre + half_height, size)
+    return _rles_of_columns(columns, centre - half_height, centre + half_height, len(boxes), size)
 
 
-BASELINES: dict[str, Callable[[Box, tuple[int, int]], RLE]] = {
+BASELINES: dict[str, Callable[[Boxes, tuple[int, int]], list[RLE]]] = {
     "box_as_mask": box_as_mask,
     "ellipse": inscribed_ellipse,
 }
@@ -75,7 +74,7 @@ def baseline_detections(ground_truth: GroundTruth, method: str) -> list[ImageDet
     found = []
     for image in ground_truth.images:
         instances = image.instances
-        boxes = np.array([mask_utils.toBbox(one.rle) for one in instances], dtype=np.float64).reshape(-1, 4)
+        boxes = np.asarray(mask_utils.toBbox([one.rle for one in instances]), dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         found.append(
             ImageDetections(
@@ -83,7 +82,7 @@ def baseline_detections(ground_truth: GroundTruth, method: str) -> list[ImageDet
                 np.ones(len(instances)),
                 np.array([one.category for one in instances], dtype=np.int64),
                 boxes,
-                [draw((x0, y0, x1, y1), image.size) for x0, y0, x1, y1 in boxes.tolist()],
+                draw(boxes, image.size),
                 np.arange(len(instances)),
             )
         )
@@ -142,26 +141,51 @@ def evaluate_baselines(
     return results
 
 
-def _columns(x0: float, x1: float, width: int) -> npt.NDArray[np.int64]:
+class _Columns(NamedTuple):
+    """Pixel columns that boxes reach over, those of all boxes one after the other.
+
+    Attributes:
+        owners: (K,) which box.
+        x: (K,) the column.
+        boxes: (4, K) XYXY of the box.
+    """
+
+    owners: npt.NDArray[np.int64]
+    x: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+
+
+def _columns(boxes: Boxes, width: int) -> _Columns:
     """Pixel columns whose centre lies in [x0, x1)."""
-    first, end = np.clip(np.ceil(np.array([x0, x1]) - 0.5), 0, width).astype(np.int64)
-    return np.arange(first, end)
+    first, end = np.clip(np.ceil(boxes[:, ::2] - 0.5), 0, width).astype(np.int64).T
+    counts = np.maximum(end - first, 0)
+    owners = np.repeat(np.arange(len(boxes)), counts)
+    x = np.arange(len(owners)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    return _Columns(owners, x, boxes[owners].T)
 
 
-def _rle_of_columns(
-    columns: npt.NDArray[np.int64],
+def _rles_of_columns(
+    columns: _Columns,
     tops: npt.NDArray[np.float64],
     bottoms: npt.NDArray[np.float64],
+    count: int,
     size: tuple[int, int],
-) -> RLE:
-    """Mask with one run of pixels per column: those with top <= centre < bottom.
+) -> list[RLE]:
+    """Masks, ``count`` of them, with one run of pixels per column: those with top <= centre < bottom.
 
     RLE counts down one column after another, so the runs are the code.
     """
+    if not count:
+        return []
     height, width = size
     starts = np.clip(np.ceil(tops - 0.5), 0, height).astype(np.int64)
     ends = np.clip(np.ceil(bottoms - 0.5), 0, height).astype(np.int64)
     filled = ends > starts
-    edges = np.stack([columns * height + starts, columns * height + ends], axis=1)[filled].ravel()
-    counts = np.diff(np.concatenate([[0], edges, [height * width]]))
-    return mask_utils.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    owners, x = columns.owners[filled], columns.x[filled]
+    # All masks one after the other, so that where one ends the next begins.
+    begins = (owners * width + x) * height
+    edges = np.stack([begins + starts[filled], begins + ends[filled]], axis=1).ravel()
+    borders = 2 * np.searchsorted(owners, np.arange(count + 1))
+    counts = np.diff(np.insert(edges, borders, np.arange(count + 1) * height * width))
+    runs = np.split(counts, (borders + np.arange(count + 1))[1:-1])
+    return mask_utils.frPyObjects([{"size": [height, width], "counts": one} for one in runs], height, width)

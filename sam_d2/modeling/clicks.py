@@ -40,7 +40,7 @@ def random_corrections(
     region = torch.where(wrong.any(1, keepdim=True), wrong, true)
     region = region | (image & ~region.any(1, keepdim=True))
     passed = region.cumsum(1)
-    rank = (draws.to(passed.device) * passed[:, -1]).long() + 1
+    rank = (draws.to(passed.device, non_blocking=True) * passed[:, -1]).long() + 1
     cell = torch.searchsorted(passed, rank.clamp(max=passed[:, -1])[:, None])
     xy = torch.stack([cell % side, cell // side], dim=-1)
     return (xy + 0.5) * stride - 0.5, true.gather(1, cell).long()

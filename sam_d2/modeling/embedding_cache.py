@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ class EmbeddingCache:
         self.expected = expected
         self.found = self.added = self.left_out = 0
         self._stores: dict[str, EmbeddingStore] = {}
-        self._encoder_digest = ""
-        self._files: dict[str, tuple[int, int, str]] = {}
+        # What the weights were read from, and at which of its changes: they are hashed again after another.
+        self._encoder: nn.Module | None = None
+        self._state: list[tuple[int, int]] = []
+        self._values: dict[str, Any] = {}
+        self._names = _EntryNames()
         self._seen: set[str] = set()
         self._seconds = 0.0
         self._told_at = time.monotonic()
@@ -71,36 +74,37 @@ class EmbeddingCache:
         """
         return training or (self.dtype == torch.float32 and all(map(_is_named, samples)))
 
-    def embeddings(
-        self, model: Any, samples: Sequence[Mapping[str, Any]], images: Tensor, encode: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def embeddings(self, model: Any, samples: Sequence[Mapping[str, Any]]) -> Tensor:
         """Return the embeddings of a batch, read or computed.
 
         Args:
             model: a :class:`~sam_d2.modeling.sam.PromptableSAM` with a frozen encoder.
-            samples: of the batch, with ``file_name`` and ``cache_variant``.
-            images: (B, 3, S, S) preprocessed.
-            encode: the model's.
+            samples: of the batch, with ``file_name``, ``height``, ``width`` and ``cache_variant``; ``image`` is looked
+                at where an embedding is computed.
 
         Returns:
-            (B, C, S/p, S/p) float32 on the device of ``images``.
+            (B, C, S/p, S/p) float32 on the model's device.
 
         Raises:
             UserError: a sample does not say which variant of which file it is, or the disk is full.
         """
-        store = self._store(model, images.device)
+        store = self._store(model)
         rows = []
-        for row, sample in enumerate(samples):
-            name = f"{self._sha256(_file_of(sample))}-{sample[VARIANT]}"
+        for sample in samples:
+            name = self._names(sample)
             stored = store.read(name)
             if stored is None:
-                stored = self._computed(store, name, images[row : row + 1], encode)
+                stored = self._computed(store, name, model, sample)
             else:
                 self.found += 1
             self._seen.add(name)
-            rows.append(stored.to(images.device).float())
+            rows.append(stored.to(model.device).float())
         self._tell()
         return torch.stack(rows)
+
+    def lookup(self, model: Any) -> EmbeddingLookup:
+        """Return what tells a mapper which images it need not read, for a model as it is run at the moment."""
+        return EmbeddingLookup(self._store(model), self._names)
 
     def report(self) -> None:
         """Log what the cache has done for the run."""
@@ -114,9 +118,9 @@ class EmbeddingCache:
             f", {self.left_out} computed that did not fit (train.embedding_cache.max_gib)" if self.left_out else "",
         )
 
-    def _computed(self, store: EmbeddingStore, name: str, image: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def _computed(self, store: EmbeddingStore, name: str, model: Any, sample: Mapping[str, Any]) -> Tensor:
         start = time.perf_counter()
-        embedding = encode(image)[0].detach().to(self.dtype)
+        embedding = model.encode(model.preprocess([sample]).tensor)[0].detach().to(self.dtype)
         try:
             kept = store.write(name, embedding)
         except OSError as error:
@@ -136,35 +140,32 @@ class EmbeddingCache:
             self.left_out += 1
         return embedding
 
-    def _store(self, model: Any, device: torch.device) -> EmbeddingStore:
-        """Return the store of embeddings that this model computes on this device, as it is run at the moment."""
-        amp = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        if str(amp) not in self._stores:
-            self._encoder_digest = self._encoder_digest or module_digest(model.image_encoder)
-            parts = {
-                "encoder": self._encoder_digest,
-                "canvas": model.canvas,
+    def _store(self, model: Any) -> EmbeddingStore:
+        """Return the store of embeddings that this model computes on its device, as it is run at the moment."""
+        device, encoder = model.device, model.image_encoder
+        weights = [*encoder.parameters(), *encoder.buffers(), model.pixel_mean, model.pixel_std]
+        state = [(value.data_ptr(), value._version) for value in weights]
+        if self._encoder is not encoder or self._state != state:
+            self._values = {
+                "encoder": module_digest(encoder),
                 "pixel_mean": model.pixel_mean.flatten().tolist(),
                 "pixel_std": model.pixel_std.flatten().tolist(),
-                "input_format": model.input_format,
-                "dtype": str(self.dtype),
-                "autocast": str(amp),
-                "compiled": getattr(model.image_encoder, "_compiled_call_impl", None) is not None,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                "torch": str(torch.__version__),
             }
-            digest = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
-            self._stores[str(amp)] = EmbeddingStore(self.folder, digest[:32], max_bytes=self.max_bytes)
-        return self._stores[str(amp)]
-
-    def _sha256(self, path: str) -> str:
-        """Return the sha256 of a file, which is read again only where its size or time has changed."""
-        status = Path(path).stat()
-        known = self._files.get(path)
-        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
-            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            known = self._files[path] = (status.st_size, status.st_mtime_ns, digest)
-        return known[2]
+            self._encoder, self._state = encoder, state
+        parts = {
+            **self._values,
+            "canvas": model.canvas,
+            "input_format": model.input_format,
+            "dtype": str(self.dtype),
+            "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None,
+            "compiled": getattr(encoder, "_compiled_call_impl", None) is not None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "torch": str(torch.__version__),
+        }
+        key = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:32]
+        if key not in self._stores:
+            self._stores[key] = EmbeddingStore(self.folder, key, max_bytes=self.max_bytes)
+        return self._stores[key]
 
     def _tell(self) -> None:
         computed = self.added + self.left_out
@@ -179,6 +180,55 @@ class EmbeddingCache:
                     self.added,
                     self._seconds / computed,
                 )
+
+
+class EmbeddingLookup:
+    """Tells of a sample whether its embedding is kept; a loader's processes may have copies.
+
+    Args:
+        store: of the embeddings that the model asks for.
+        names: of its entries.
+    """
+
+    def __init__(self, store: EmbeddingStore, names: _EntryNames) -> None:
+        self._store = store
+        self._names = names
+
+    def __call__(self, sample: Mapping[str, Any]) -> bool:
+        """Return whether there is an entry, which may turn out to be damaged, for a sample of an image file."""
+        try:
+            return self._store.holds(self._names(sample))
+        except OSError:  # no such file, for one: whoever reads the image says so
+            return False
+
+
+class _EntryNames:
+    """Names of entries: all of a sample that decides its embedding.
+
+    The size is in it, although the file has it too, because it is the annotations': of an image that has another one
+    there is no entry, so it is read, and found to be wrong.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, tuple[int, int, str]] = {}
+
+    def __call__(self, sample: Mapping[str, Any]) -> str:
+        """Return the name of a sample's entry.
+
+        Raises:
+            UserError: it does not say which variant of which file it is.
+            OSError: the file cannot be read.
+        """
+        return f"{self._sha256(_file_of(sample))}-{sample[VARIANT]}-{sample['width']}x{sample['height']}"
+
+    def _sha256(self, path: str) -> str:
+        """Return the sha256 of a file, which is read again only where its size or time has changed."""
+        status = Path(path).stat()
+        known = self._files.get(path)
+        if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
+            digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            known = self._files[path] = (status.st_size, status.st_mtime_ns, digest)
+        return known[2]
 
 
 def module_digest(module: nn.Module) -> str:

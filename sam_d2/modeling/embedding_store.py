@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 _SUFFIX = ".embedding"
+_VERSION = 2  # 1 had a checksum of the values alone
 _HEADER_BYTES = 256
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ABANDONED_SECONDS = 3600
@@ -65,6 +66,10 @@ class EmbeddingStore:
             _remove_abandoned(root)
             count.write(sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}")))
 
+    def holds(self, name: str) -> bool:
+        """Return whether there is an embedding of that name, not looking whether it is damaged."""
+        return self._path(name).exists()
+
     def read(self, name: str) -> Tensor | None:
         """Return an embedding, memory-mapped, its checksum verified; None where it is absent or damaged."""
         path = self._path(name)
@@ -77,7 +82,11 @@ class EmbeddingStore:
             return None
         header = _parsed(mapped[:_HEADER_BYTES].tobytes())
         values = mapped[_HEADER_BYTES:]
+<<<<<<< HEAD
         if header is None or header.bytes != len(values) or zlib.crc32(values.data) != header.crc32:
+=======
+        if header is None or _checksum(header, values) != header["crc32"]:
+>>>>>>> main
             self._remove(path)
             return None
         return torch.from_numpy(values).view(_DTYPES[header.dtype]).view(header.shape)
@@ -90,12 +99,12 @@ class EmbeddingStore:
         """
         values = embedding.detach().cpu().contiguous()
         content = values.view(torch.uint8).numpy().reshape(-1)
-        header = {
-            "version": 1,
+        header: dict[str, Any] = {
+            "version": _VERSION,
             "shape": list(values.shape),
             "dtype": str(values.dtype).removeprefix("torch."),
-            "crc32": zlib.crc32(content.data),
         }
+        header["crc32"] = _checksum(header, content)
         size = _HEADER_BYTES + content.nbytes
         with self._locked() as count:
             used = count.read()
@@ -145,10 +154,23 @@ class _Count:
         self.file.flush()
 
 
+<<<<<<< HEAD
 def _parsed(header: bytes) -> _Header | None:
     try:
         return msgspec.json.decode(header, type=_Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+=======
+def _checksum(header: dict[str, Any], values: np.ndarray) -> int:
+    """Return the CRC-32 of what the values are and of the values."""
+    return zlib.crc32(values.data, zlib.crc32(json.dumps([header["shape"], header["dtype"]]).encode()))
+
+
+def _parsed(header: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(header)
+        return found if found["version"] == _VERSION and found.keys() >= {"shape", "dtype", "crc32"} else None
+    except (ValueError, KeyError, TypeError):
+>>>>>>> main
         return None
 
 

@@ -12,36 +12,41 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
 from sam_d2.modeling.cpu_linear import linear
 from sam_d2.modeling.relative_attention import relative_attention, relative_table
 
 _MLP_TOKENS = 1024
-"""Tokens whose hidden activations (four times as wide) are worked on at once where no gradient needs them later."""
+"""Tokens whose hidden activations (four times as wide) a CPU works on at once where no gradient needs them later."""
 
 
 class FusedImageEncoderViT(ImageEncoderViT):
     """segment_anything's ``ImageEncoderViT`` whose blocks never hold a matrix of all pairs of tokens.
 
     Arguments, parameters, their names and first values are the parent's; outputs differ by rounding. Beside the fused
-    attention, what a window's padding would multiply is not: its queries, keys and values are one vector.
+    attention, what a window's padding would multiply is not: its queries, keys and values are one vector. The modules
+    inside a block's attention and MLP may be computed by way of their weights, so forward hooks belong on the blocks.
     """
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the (B, C', G, G) embeddings of (B, 3, S, S) normalised images."""
-        tokens = self.patch_embed(images)
-        if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         for block in self.blocks:
-            tokens = tokens + _attention(block.attn, block.norm1(tokens), block.window_size)
-            tokens = _with_mlp(block, tokens)
-        return self.neck(tokens.permute(0, 3, 1, 2))
+            block.__class__ = FusedBlock  # the parent's __init__ takes no other, and parameters are the same
+
+
+class FusedBlock(Block):
+    """segment_anything's ``Block`` with fused attention; see :class:`FusedImageEncoderViT`, which makes it."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (B, G, G, C) tokens after attention within windows, or among all of them, and the MLP."""
+        return _with_mlp(self, tokens + _attention(self.attn, self.norm1(tokens), self.window_size))
 
 
 def _with_mlp(block: Any, tokens: Tensor) -> Tensor:
-    """Return tokens (B, G, G, C) with what the block's MLP adds; without a graph part by part, in the cache."""
-    if torch.is_grad_enabled():
+    """Return tokens (B, G, G, C) with what the block's MLP adds; on a CPU and without a graph part by part."""
+    if torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
         return tokens + block.mlp(block.norm2(tokens))
     tokens = tokens.contiguous()
     gelu = isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none"
@@ -67,7 +72,9 @@ def _attention(attention: Any, tokens: Tensor, window: int) -> Tensor:
     rows, columns = -(-height // side[0]), -(-width // side[1])
     qkv = _padded(attention, tokens, rows * side[0], columns * side[1])
     # (3, B, rows, columns, heads, w, w, d): each head of each window is an attention of its own.
-    qkv = qkv.view(batch, rows, side[0], columns, side[1], 3, attention.num_heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    qkv = qkv.view(
+        batch, rows, side[0], columns, side[1], 3, attention.num_heads, channels // attention.num_heads
+    ).permute(5, 0, 1, 3, 6, 2, 4, 7)
     q, k, v = qkv.flatten(5, 6).flatten(1, 4).unbind(0)
     if attention.use_rel_pos:
         grid = q.unflatten(1, side)
@@ -76,7 +83,9 @@ def _attention(attention: Any, tokens: Tensor, window: int) -> Tensor:
         out = relative_attention(q, k, v, rel_h, rel_w, scale=attention.scale)
     else:
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=attention.scale)[0]
-    out = out.view(batch, rows, columns, attention.num_heads, *side, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    out = out.view(batch, rows, columns, attention.num_heads, *side, channels // attention.num_heads).permute(
+        0, 1, 4, 2, 5, 3, 6
+    )
     out = out.reshape(batch, rows * side[0], columns * side[1], channels)[:, :height, :width]
     return linear(attention.proj, out)
 

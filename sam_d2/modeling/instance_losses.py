@@ -44,7 +44,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class InstanceLosses:
-    """Prompts, targets, decoding and losses of instances, each chunk of them recomputed in the backward pass.
+    """Prompts, targets, decoding and losses of instances, chunk by chunk with the memory of one.
 
     Attributes:
         answer: decodes n prompts of one image's embedding (C, S/p, S/p), or each of an embedding of its own
@@ -54,7 +54,8 @@ class InstanceLosses:
         focal: weight of the focal loss in the choice of the best of several masks.
         dice: weight of the Dice loss in it.
         chunk: instances that are decoded at once.
-        recompute: whether a chunk's activations are made again in the backward pass instead of being kept.
+        recompute: whether a chunk's activations are made again in the backward pass instead of being kept; those of
+            the last chunk never are, since the backward pass begins with it.
         across_images: whether a chunk may hold instances of several images; ``answer`` is then given (n, C, S/p, S/p).
     """
 
@@ -70,8 +71,9 @@ class InstanceLosses:
     def __call__(self, images: Sequence[TrainedImage], recipe: PromptRecipe) -> list[Tensor]:
         """Return of each image the (N, 3) unweighted focal, Dice and predicted-IoU losses, means over the clicks.
 
-        Targets, decoding and losses are made inside the chunk and recomputed in the backward pass: between the
-        two only three numbers per instance are kept. Only prompts of one kind and number of points are in one chunk.
+        Targets, decoding and losses are made inside the chunk and recomputed in the backward pass: of all chunks but
+        the last, three numbers per instance are kept between the two. Only prompts of one kind and number of points
+        are in one chunk.
 
         Args:
             images: what is trained on.
@@ -85,27 +87,27 @@ class InstanceLosses:
             # Drawn here, because a chunk that is recomputed must draw the same.
             drawn.append((prompts, torch.rand((len(instances), recipe.train_corrections), generator=generator)))
             together.setdefault(prompts.kind if self.across_images else number, []).append(number)
-        losses: list[list[Tensor]] = [[] for _ in images]
+        chunks: list[tuple[list[_Part], Prompts, Tensor]] = []
         for numbers in together.values():
             prompts = Prompts.cat([drawn[number][0] for number in numbers])
             draws = torch.cat([drawn[number][1] for number in numbers])
             for start in range(0, len(prompts), self.chunk):
                 rows = slice(start, start + self.chunk)
-                parts = _parts(images, numbers, start, start + self.chunk)
-                inputs = (parts, prompts[rows], draws[rows])
-                found = (
-                    checkpoint(self._of_chunk, *inputs, use_reentrant=False)
-                    if self.recompute
-                    else self._of_chunk(*inputs)
-                )
-                for part, values in zip(parts, found.split([len(part.masks) for part in parts]), strict=True):
-                    losses[part.image].append(values)
+                chunks.append((_parts(images, numbers, start, start + self.chunk), prompts[rows], draws[rows]))
+        losses: list[list[Tensor]] = [[] for _ in images]
+        for chunk in chunks:
+            # The backward pass takes the last chunk first and lets go of it: keeping it is within one chunk's memory.
+            recomputed = self.recompute and chunk is not chunks[-1]
+            found = checkpoint(self._of_chunk, *chunk, use_reentrant=False) if recomputed else self._of_chunk(*chunk)
+            parts = chunk[0]
+            for part, values in zip(parts, found.split([len(part.masks) for part in parts]), strict=True):
+                losses[part.image].append(values)
         return [torch.cat(values) for values in losses]
 
     def _of_chunk(self, parts: Sequence[_Part], prompts: Prompts, draws: Tensor) -> Tensor:
         stride = self.canvas // self.low_res
         counts = [len(part.masks) for part in parts]
-        targets = torch.cat([low_res_targets(part.masks, part.size, self.low_res, stride) for part in parts])
+        targets = low_res_targets([(part.masks, part.size) for part in parts], self.low_res, stride)
         targets = targets.to(prompts.device, non_blocking=True)
         embedding = parts[0].embedding
         if len(parts) > 1:

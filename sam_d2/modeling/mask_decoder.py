@@ -12,6 +12,7 @@ attention. Here
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -62,18 +63,36 @@ class SharedMaskDecoder(MaskDecoder):
             dense = dense[:1]
         image, positions = _positions_first(image_embeddings + dense), _positions_first(image_pe)
         shared = _Shared.of(self.transformer.layers[0], image, positions) if len(image) == 1 else None
-        count = len(sparse_prompt_embeddings)
-        at_once = PROMPTS_AT_ONCE if image.device.type == "cpu" and not torch.is_grad_enabled() else max(count, 1)
-        parts = []
-        for rows in (slice(start, start + at_once) for start in range(0, max(count, 1), at_once)):
-            keys = image if len(image) == 1 else image[rows]
-            queries, keys = self._attend(sparse_prompt_embeddings[rows], keys, positions, shared)
-            masks = range(1, self.num_mask_tokens) if multimask_output else range(1)
-            weights = [self.output_hypernetworks_mlps[one](queries[:, 1 + one]) for one in masks]
-            logits = self._upscale(keys, torch.stack(weights, dim=2), image_embeddings.shape[-2:])
-            parts.append((logits, self.iou_prediction_head(queries[:, 0])[:, masks.start : masks.stop]))
-        logits, predicted_iou = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+        size, prompts = image_embeddings.shape[-2:], sparse_prompt_embeddings
+        # A loop would be compiled anew for every number of prompts; and a graph keeps what is in between anyway.
+        if image.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or not len(prompts):
+            return self._decode(prompts, image, positions, shared, size, multimask_output)
+        parts = [
+            self._decode(part, keys, positions, shared, size, multimask_output)
+            for part, keys in zip(
+                prompts.split(PROMPTS_AT_ONCE),
+                itertools.repeat(image) if shared is not None else image.split(PROMPTS_AT_ONCE),
+                strict=False,
+            )
+        ]
+        logits, predicted_iou = (torch.cat(part) for part in zip(*parts, strict=True))
         return logits, predicted_iou
+
+    def _decode(
+        self,
+        prompts: Tensor,
+        image: Tensor,
+        positions: Tensor,
+        shared: _Shared | None,
+        size: torch.Size,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode some prompts (n, T, C) of one image (1, hw, C), or of one each (n, hw, C), whose side is ``size``."""
+        queries, keys = self._attend(prompts, image, positions, shared)
+        masks = range(1, self.num_mask_tokens) if multimask_output else range(1)
+        weights = [self.output_hypernetworks_mlps[one](queries[:, 1 + one]) for one in masks]
+        logits = self._upscale(keys, torch.stack(weights, dim=2), size)
+        return logits, self.iou_prediction_head(queries[:, 0])[:, masks.start : masks.stop]
 
     def _attend(
         self, prompt_tokens: Tensor, keys: Tensor, positions: Tensor, shared: _Shared | None

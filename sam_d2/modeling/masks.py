@@ -7,6 +7,7 @@ as pycocotools does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from detectron2.structures import BitMasks, PolygonMasks
+from sam_d2.modeling.polygon_targets import fill_polygon_targets
 
 InstanceMasks = PolygonMasks | BitMasks
 
@@ -76,35 +78,48 @@ def mask_extent(masks: InstanceMasks, row: int, size: tuple[int, int]) -> tuple[
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
-def low_res_targets(masks: InstanceMasks, image_size: tuple[int, int], side: int, stride: int) -> Tensor:
+def low_res_targets(parts: Sequence[tuple[InstanceMasks, tuple[int, int]]], side: int, stride: int) -> Tensor:
     """Area-average masks to the low-res frame, which is what the losses compare logits with.
 
     Each low-res value is the share of its ``stride x stride`` pixels of the padded frame that the mask covers;
-    padding is background. Only each instance's own extent is rasterised, so the cost follows the area of the
-    objects, not the number of objects times the canvas.
+    padding is background. Polygons are drawn all at once; of a bitmap only the instance's own extent is looked at.
 
     Args:
-        masks: N masks in the resized frame.
-        image_size: (height, width) of the resized frame.
+        parts: masks of an image in its resized frame, and (height, width) of that; N masks in all.
         side: L, side of the low-res frame in cells.
         stride: pixels of the padded frame per cell, S / L.
 
     Returns:
         (N, L, L) float32 in [0, 1], on the CPU.
     """
-    targets = np.zeros((len(masks), side, side), dtype=np.float32)
-    for row in range(len(masks)):
-        x0, y0, x1, y1 = mask_extent(masks, row, image_size)
-        if x1 <= x0 or y1 <= y0:
-            continue
-        column0, row0 = x0 // stride, y0 // stride
-        column1, row1 = min(-(-x1 // stride), side), min(-(-y1 // stride), side)
-        pixels = rasterise_crop(masks, row, (column0 * stride, row0 * stride, column1 * stride, row1 * stride))
-        # The last cells can reach past the image: what a polygon has there is padding, hence background.
-        pixels[image_size[0] - row0 * stride :] = False
-        pixels[:, image_size[1] - column0 * stride :] = False
-        targets[row, row0:row1, column0:column1] = _cell_sums(pixels, stride)
-    return torch.from_numpy(targets).div_(stride**2)
+    targets = np.zeros((sum(len(masks) for masks, _ in parts), side, side), dtype=np.float32)
+    rows: list[int] = []
+    polygons: list[list[np.ndarray]] = []
+    sizes: list[tuple[int, int]] = []
+    begin = 0
+    for masks, size in parts:
+        own = range(begin, begin + len(masks))
+        if isinstance(masks, PolygonMasks):
+            rows += own
+            polygons += masks.polygons
+            sizes += [size] * len(masks)
+        else:
+            for row in own:
+                _fill_bitmap_target(targets[row], masks, row - begin, size, stride)
+        begin += len(masks)
+    fill_polygon_targets(targets, rows, polygons, sizes, stride)
+    return torch.from_numpy(targets)
+
+
+def _fill_bitmap_target(target: np.ndarray, masks: BitMasks, row: int, size: tuple[int, int], stride: int) -> None:
+    side = len(target)
+    x0, y0, x1, y1 = mask_extent(masks, row, size)
+    if x1 <= x0 or y1 <= y0:
+        return
+    column0, row0 = x0 // stride, y0 // stride
+    column1, row1 = min(-(-x1 // stride), side), min(-(-y1 // stride), side)
+    pixels = rasterise_crop(masks, row, (column0 * stride, row0 * stride, column1 * stride, row1 * stride))
+    target[row0:row1, column0:column1] = _cell_sums(pixels, stride) / np.float32(stride**2)
 
 
 def _cell_sums(pixels: np.ndarray, stride: int) -> np.ndarray:

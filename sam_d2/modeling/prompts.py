@@ -60,8 +60,8 @@ class Prompts:
         return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> Prompts:
-        """Return the prompts on ``device``."""
-        return self._map(lambda tensor: tensor.to(device))
+        """Return the prompts on ``device``, without waiting for a GPU to take them."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=torch.device(device).type != "cpu"))
 
     def rescaled(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Prompts:
         """Return boxes and points moved from a frame of ``from_size`` to one of ``to_size``, both (height, width).

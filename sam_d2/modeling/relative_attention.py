@@ -39,7 +39,7 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
     """Return the attention of tokens on a grid, with gradients for all five tensors.
 
     On a CPU it is worked out in blocks whose bias stays in the cache, elsewhere (and where torch.compile makes the
-    kernels) with the bias folded into longer queries and keys, which every fused kernel takes.
+    kernels) with the bias folded into longer queries and keys, which a fused kernel takes that knows no bias.
 
     Args:
         q: (F, N, d) queries, in rows of the grid.
@@ -60,8 +60,9 @@ def relative_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, *, scale: float) -> Tensor:
     """Return what :func:`relative_attention` does, without a bias.
 
-    ``[scale q, rel_h, rel_w] . [k, onehot(row), onehot(column)]`` is the score exactly, so a kernel that knows no bias
-    but skips the matrix, such as FlashAttention's (arXiv 2205.14135), needs no more than longer vectors.
+    ``[scale q, rel_h, rel_w] . [k, onehot(row), onehot(column)]`` is the score exactly, so a kernel that skips the
+    matrix needs no more than longer vectors. On a GPU that is torch's memory-efficient attention (arXiv 2112.05682);
+    FlashAttention (arXiv 2205.14135) would want the values as long as the queries, three times what they are.
     """
     rows, columns = (torch.eye(rel.shape[2], dtype=k.dtype, device=k.device) for rel in (rel_h, rel_w))
     places = torch.cat([rows.repeat_interleave(len(columns), dim=0), columns.repeat(len(rows), 1)], dim=1)

@@ -169,14 +169,14 @@ class PromptableSAM(nn.Module):
             UserError: an image does not fit the canvas, or ``calibrate`` is set and the weights have no calibration of
                 this score and prompt.
         """
-        images = self.preprocess(batched_inputs)
-        embeddings = self._embeddings(batched_inputs, images.tensor)
+        sizes = self._sizes(batched_inputs)
+        embeddings = self._embeddings(batched_inputs)
         if self.training:
-            return self._losses(batched_inputs, embeddings, images.image_sizes)
+            return self._losses(batched_inputs, embeddings, sizes)
         recipe = self.prompts[self._test_name()]
         return [
             {"instances": self.predict(embedding, prompts, size, sample, recipe, rle=self._rle_masks)}
-            for sample, embedding, size in zip(batched_inputs, embeddings, images.image_sizes, strict=True)
+            for sample, embedding, size in zip(batched_inputs, embeddings, sizes, strict=True)
             for prompts in [self._test_prompts(sample, recipe)]
         ]
 
@@ -186,15 +186,10 @@ class PromptableSAM(nn.Module):
         Raises:
             UserError: an image is larger than the canvas; SAM would have it cropped and its masks stretched.
         """
-        for sample in batched_inputs:
-            height, width = sample["image"].shape[-2:]
-            if max(height, width) > self.canvas:
-                raise UserError(
-                    f"{sample.get('file_name', 'image')}: {width} x {height} pixels after the mapper do not fit the "
-                    f"canvas of {self.canvas}. Set dataloader.*.mapper.image_size to model.image_encoder.img_size."
-                )
+        self._sizes(batched_inputs)
         images = [
-            (sample["image"].to(self.device).float() - self.pixel_mean) / self.pixel_std for sample in batched_inputs
+            (sample["image"].to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std
+            for sample in batched_inputs
         ]
         return ImageList.from_tensors(images, padding_constraints={"square_size": self.canvas})
 
@@ -203,11 +198,22 @@ class PromptableSAM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and "image_encoder" not in self.frozen):
             return self.image_encoder(images)
 
-    def _embeddings(self, batched_inputs: list[dict[str, Any]], images: Tensor) -> Tensor:
-        """Return what :meth:`encode` does, by way of the cache where there is one."""
+    def _sizes(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[int, int]]:
+        """Return (H, W) of each image in the resized frame; UserError where one does not fit the canvas."""
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in batched_inputs]
+        for sample, (height, width) in zip(batched_inputs, sizes, strict=True):
+            if max(height, width) > self.canvas:
+                raise UserError(
+                    f"{sample.get('file_name', 'image')}: {width} x {height} pixels after the mapper do not fit the "
+                    f"canvas of {self.canvas}. Set dataloader.*.mapper.image_size to model.image_encoder.img_size."
+                )
+        return sizes
+
+    def _embeddings(self, batched_inputs: list[dict[str, Any]]) -> Tensor:
+        """Return what :meth:`encode` makes of the images, by way of the cache where there is one."""
         if self.embedding_cache is None or not self.embedding_cache.serves(batched_inputs, training=self.training):
-            return self.encode(images)
-        return self.embedding_cache.embeddings(self, batched_inputs, images, self.encode)
+            return self.encode(self.preprocess(batched_inputs).tensor)
+        return self.embedding_cache.embeddings(self, batched_inputs)
 
     def decode(self, embedding: Tensor, prompts: Prompts, multimask: bool = False) -> tuple[Tensor, Tensor]:
         """Decode prompts, all at once.

@@ -132,6 +132,19 @@ def test_places_of_records_whatever_stands_between_them(form, coco, write):
     assert load_dataset_file(file).dataset_dicts == expected
 
 
+def test_commas_within_records_are_not_taken_for_those_between_them(coco, write):
+    """One gap is longer, by what a record has behind its last comma: all places later would have commas before them."""
+    records = [json.dumps({**coco["annotations"][0], "id": number}, separators=(",", ":")) for number in range(7)]
+    tail = records[0][records[0].rindex(",") :]
+    between = [","] * 6
+    between[2] = ",".ljust(1 + len(tail))
+    text = "".join(gap + record for gap, record in zip(["", *between], records, strict=True))
+    file = write({**coco, "annotations": []})
+    file.write_text(file.read_text().replace('"annotations": []', f'"annotations": [{text}]'))
+    found = [item["id"] for record in load_dataset_file(file).dataset_dicts for item in record["annotations"]]
+    assert found == list(range(7))
+
+
 def test_opening_keeps_no_annotation_and_reading_keeps_none(coco, write):
     dataset = indexed(write(coco))
     record = dataset.dataset_dicts[0]

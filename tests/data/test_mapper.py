@@ -1,6 +1,7 @@
 """From a dataset dict to a sample: frames, flips, what is left out, and that nothing else changes."""
 
 import copy
+import pickle
 
 import numpy as np
 import pycocotools.mask as mask_utils
@@ -397,10 +398,58 @@ FLIP, OTHER = T.RandomFlip(prob=1.0), T.RandomFlip(prob=1.0, horizontal=False, v
 )
 def test_the_variant_of_an_image_for_a_cache(record, augmentations, variant):
     sample = train_mapper(augmentations=augmentations)(record())
-    assert sample.get("cache_variant") == variant
+    assert sample.get("cache_variant") == (variant and f"{variant}-64-RGB")
     if variant is not None:  # white left of the middle in the file
         assert (sample["image"][:, 0, 0] == (255 if variant == "plain" else 0)).all()
 
 
 def test_at_a_test_the_variant_is_the_file_itself(record):
-    assert at_test()(record())["cache_variant"] == "plain"
+    assert at_test()(record())["cache_variant"] == "plain-64-RGB"
+
+
+def test_the_variant_tells_all_that_the_mapper_did_to_the_image(record):
+    mappers = [train_mapper(64), train_mapper(48), train_mapper(64, image_format="BGR")]
+    assert [mapper(record())["cache_variant"] for mapper in mappers] == ["plain-64-RGB", "plain-48-RGB", "plain-64-BGR"]
+
+
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+def test_a_cached_image_is_not_read_and_nothing_else_changes(record, prob, monkeypatch):
+    many = [annotation((x, 5, x + 9, 20)) for x in range(0, 40, 4)] + [annotation((2, 30, 20, 50), "rle", (60, 100))]
+    entry = record(many, 60, 100)
+    mapper = train_mapper(48, [T.RandomFlip(prob)], max_instances=4, recompute_boxes=True)
+    with seeded(3):
+        expected = mapper(entry)
+    asked = []
+    mapper.is_cached = lambda sample: asked.append((sample["cache_variant"], "image" in sample)) or True
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.open", lambda *_: pytest.fail("read"))
+        with seeded(3):
+            sample = mapper(entry)
+        sample = pickle.loads(pickle.dumps(sample))
+    assert asked == [("flipped-48-RGB" if prob else "plain-48-RGB", False)]
+    assert sample.keys() == expected.keys() and sample["image"].shape == (3, 29, 48)  # 60 x 48 / 100 = 28.8
+    found, before = sample["instances"], expected["instances"]
+    assert torch.equal(found.gt_boxes.tensor, before.gt_boxes.tensor) and len(found) == 4
+    assert torch.equal(bitmaps(found), bitmaps(before)) and found.image_size == before.image_size
+    # Whoever needs the pixels after all has them, to the bit.
+    assert torch.equal(sample["image"].to(torch.device("cpu")), expected["image"])
+    mapper.is_cached = lambda sample: False
+    with seeded(3):
+        assert torch.equal(mapper(entry)["image"], expected["image"])
+
+
+def test_where_the_annotations_have_no_size_an_image_is_read_all_the_same(record):
+    entry = record()
+    mapper = train_mapper(64)
+    mapper.is_cached = lambda sample: pytest.fail("asked")
+    del entry["height"], entry["width"]
+    assert mapper(entry)["image"].dtype == torch.uint8
+
+
+def test_an_image_that_is_not_cached_is_read_and_a_wrong_size_named(record):
+    mapper = train_mapper(64)
+    mapper.is_cached = lambda sample: False
+    with pytest.raises(UserError, match=r"a\.png \(image id 7\): the file has 64 x 64 pixels .* say 65 x 64"):
+        mapper({**record(), "width": 65})
+    with pytest.raises(UserError, match="no such image file"):
+        mapper({**record(), "file_name": "none.png"})

@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as mask_util
 
 from sam_d2.data import inspect_dataset_file, load_dataset_file
-from sam_d2.data.rle import compressed_totals
+from sam_d2.data.rle import compressed_totals, decoded_runs
 from sam_d2.errors import UserError
 
 NAN = float("nan")
@@ -326,3 +326,14 @@ def test_compressed_totals_of_real_masks_and_of_noise():
     expected = [-1 if runs is None else sum(runs) for runs in map(read_runs, noise)]
     assert compressed_totals(noise).tolist() == expected
     assert 500 < sum(total >= 0 for total in expected) < 5500  # both kinds occur
+
+
+def test_decoded_runs_of_masks():
+    generator = np.random.default_rng(1)
+    masks = [generator.random((h, w)) < p for h, w in ((1, 1), (7, 5), (40, 30)) for p in (0, 0.05, 0.5, 1)]
+    masks += [np.pad(np.ones((300, 200)), 400)]
+    strings = [compressed(mask)["counts"] for mask in masks]
+    runs, places = decoded_runs([text.encode() for text in strings])
+    assert runs.tolist() == [run for text in strings for run in read_runs(text)]
+    assert places.tolist() == [place for text in strings for place in range(len(read_runs(text)))]
+    assert [len(found) for found in decoded_runs([])] == [0, 0]

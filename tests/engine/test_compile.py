@@ -47,6 +47,17 @@ def test_traced_it_answers_the_same(make_model):
     assert_compiled_is_the_same(make_model, "aot_eager")
 
 
+def test_few_graphs_serve_any_number_of_prompts(make_model):
+    """After a few dozens of steps torch.compile would give up on a function that it compiles anew for each number."""
+    model, graphs = make_model(), []
+    model.mask_decoder.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    embedding = model.encode(torch.zeros(1, 3, 64, 64))[0].detach()
+    for count in range(1, 13):
+        boxes = torch.tensor([[4.0, 6.0, 30.0, 40.0]]).repeat(count, 1)
+        model.decode(embedding, Prompts(boxes=boxes))
+    assert len(graphs) <= 4
+
+
 @pytest.mark.slow
 def test_compiled_it_answers_the_same(make_model):
     assert_compiled_is_the_same(make_model, "inductor")

@@ -8,6 +8,8 @@ import torch
 
 import detectron2.data.transforms as T
 from sam_d2.config import apply_overrides, load_config
+from sam_d2.data.mapper import PromptableMapper
+from sam_d2.data.unread_image import UnreadImage
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
 from sam_d2.engine.embedding_cache import use_embedding_cache
 from sam_d2.errors import UserError
@@ -47,6 +49,38 @@ def test_each_form_of_an_image_is_encoded_once(cached_run):
     files = list((cached_run.parent / "embedding_cache").rglob("*.embedding"))
     assert 6 < len(files) <= 12 + 4
     assert f"{len(files)} added" in log
+
+
+def test_an_image_whose_embedding_is_kept_is_not_read(train_net, cached_run, tmp_path, tiny_overrides, monkeypatch):
+    """A run on a whole cache is the same to the bit."""
+    run = tmp_path / "run"
+    folder = cached_run.parent / "embedding_cache"
+    mapped, images = PromptableMapper.__call__, []
+
+    def noted(self, record):
+        sample = mapped(self, record)
+        if self.is_train:
+            images.append(sample["image"])
+        return sample
+
+    monkeypatch.setattr(UnreadImage, "read", lambda self: pytest.fail(f"{self.record['file_name']} was read"))
+    monkeypatch.setattr(PromptableMapper, "__call__", noted)
+    train_net(run, overrides=[*tiny_overrides, *FROZEN, CACHED, f"train.embedding_cache.folder={folder}"])
+    assert len(images) == 40 and all(isinstance(image, UnreadImage) for image in images)
+    assert curve(run) == curve(cached_run)
+    found, expected = weights(run), weights(cached_run)
+    assert found and all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_a_damaged_entry_has_the_image_read_after_all(train_net, cached_run, tmp_path, tiny_overrides):
+    folder = shutil.copytree(cached_run.parent / "embedding_cache", tmp_path / "damaged")
+    for file in folder.rglob("*.embedding"):
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    run = tmp_path / "run"
+    train_net(run, overrides=[*tiny_overrides, *FROZEN, CACHED, f"train.embedding_cache.folder={folder}"])
+    assert "found damaged and computed again" in (run / "log.txt").read_text()
+    assert curve(run) == curve(cached_run)
 
 
 def test_a_resume_is_exact_on_a_full_and_on_an_empty_cache(train_net, cached_run, tmp_path, tiny_overrides):

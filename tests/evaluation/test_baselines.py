@@ -24,14 +24,28 @@ def centres(height, width):
 def test_pixels_whose_centre_is_inside(box):
     x, y = centres(10, 12)
     x0, y0, x1, y1 = box
-    np.testing.assert_array_equal(pixels(box_as_mask(box, (10, 12))), (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1))
+    boxes = np.array([box], dtype=np.float64)
+    np.testing.assert_array_equal(pixels(box_as_mask(boxes, (10, 12))[0]), (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1))
     with np.errstate(divide="ignore"):
         radius = ((x - (x0 + x1) / 2) / ((x1 - x0) / 2)) ** 2 + ((y - (y0 + y1) / 2) / ((y1 - y0) / 2)) ** 2
-    np.testing.assert_array_equal(pixels(inscribed_ellipse(box, (10, 12))), radius < 1)
+    np.testing.assert_array_equal(pixels(inscribed_ellipse(boxes, (10, 12))[0]), radius < 1)
+
+
+@pytest.mark.parametrize("draw", [box_as_mask, inscribed_ellipse])
+def test_boxes_of_an_image_are_drawn_as_each_alone(draw):
+    size = (40, 55)
+    corners = np.random.default_rng(4).uniform(-9, 60, (60, 2, 2))
+    boxes = np.concatenate([np.sort(corners, axis=1).reshape(-1, 4), [[0, 0, 55, 40], [5, 5, 5, 5], [-9, -9, 99, 99]]])
+    together = draw(boxes, size)
+    assert together == [rle for box in boxes for rle in draw(box[None], size)] and len(together) == 63
+    areas = [pixels(rle).sum() for rle in together]
+    assert areas[-2] == 0 and areas[-1] > 2000 and 0 < np.count_nonzero(areas[:60]) < 60
+    assert draw(np.zeros((0, 4)), size) == []
 
 
 def test_ellipse_has_pi_quarters_of_its_box():
-    area = mask_utils.area(inscribed_ellipse((100, 50, 900, 650), (700, 1000)))
+    (rle,) = inscribed_ellipse(np.array([[100.0, 50, 900, 650]]), (700, 1000))
+    area = mask_utils.area(rle)
     assert area == pytest.approx(math.pi / 4 * 800 * 600, rel=1e-3)
 
 

@@ -41,6 +41,25 @@ def test_the_surest_of_several_counts(make_truth, make_detections):
     assert iou(0.7, 0.7, 0.7) == 1.0  # the first of equals
 
 
+@pytest.mark.parametrize("count", [16, 17, 300])
+def test_many_masks_of_an_image(make_truth, make_detections, count):
+    """More than are compared at once, and than pycocotools can take the areas of with NumPy 2."""
+    boxes = np.random.default_rng(count).integers(0, 60, (count, 2, 2))
+    true = [(x, y, x + 20, y + 30) for x, y in boxes[:, 0].tolist()]
+    found = [(x, y, x + 30, y + 20) for x, y in boxes[:, 1].tolist()]
+    order = np.random.default_rng(0).permutation(count).tolist()
+    truth = make_truth({1: [(box, 0) for box in true] + [(SPECK, 0)]})
+    detections = make_detections(1, [(found[row], 0.5) for row in order], prompt_index=order)
+    expected = []
+    for (x, y, right, bottom), (left, top, end, low) in zip(true, found, strict=True):
+        both = max(min(right, end) - max(x, left), 0) * max(min(bottom, low) - max(y, top), 0)
+        expected.append(both / (2 * 600 - both))
+    np.testing.assert_array_equal(instance_ious(truth[1], detections), [*expected, np.nan])
+    assert np.count_nonzero(expected) > count / 4
+    result = mean_iou(truth, [detections])
+    assert (result.value, result.empty) == (pytest.approx(np.mean(expected), abs=1e-12), 1)
+
+
 def test_undefined_and_wrong(make_truth, make_detections):
     assert math.isnan(mean_iou(make_truth({1: []}), []).value)
     truth = make_truth({1: [(A, 0)]})

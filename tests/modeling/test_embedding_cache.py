@@ -1,8 +1,10 @@
 """Embeddings kept on disk: the same values, a key for all that decides them, damage found, a limit kept."""
 
+import copy
 import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 
@@ -47,8 +49,9 @@ def ask(model, samples):
 
     def asked(cache, model=model, samples=samples):
         counts = []
-        images = model.preprocess(samples).tensor
-        found = cache.embeddings(model, samples, images, lambda one: counts.append(len(one)) or model.encode(one))
+        hook = model.image_encoder.register_forward_hook(lambda _, images, __: counts.append(len(images[0])))
+        found = cache.embeddings(model, samples)
+        hook.remove()
         assert set(counts) <= {1}, "images are encoded by themselves"
         return found, len(counts)
 
@@ -78,7 +81,7 @@ def test_bfloat16_is_rounded_the_first_time_too(model, samples, make_cache, ask)
     assert encoded == 2, "float32 has entries of its own"
 
 
-@pytest.mark.parametrize("change", ["weight", "file", "variant", "pixel_mean", "setting", "autocast"])
+@pytest.mark.parametrize("change", ["weight", "file", "variant", "size", "pixel_mean", "setting", "autocast"])
 def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache, ask, tmp_path, change):
     ask(make_cache())
     if change == "weight":
@@ -89,13 +92,37 @@ def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache,
         (tmp_path / "0.png").write_bytes(b"edited!")
     elif change == "variant":
         samples[0]["cache_variant"] = "flipped"
+    elif change == "size":  # of the annotations: the image has to be read again to tell who is right
+        samples[0]["width"] += 1
     elif change == "pixel_mean":
         model.pixel_mean += 1
     elif change == "setting":
         model.image_encoder.blocks[0].attn.scale *= 2
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
         _, encoded = ask(make_cache())
-    assert encoded == (1 if change in ("file", "variant") else 2)
+    assert encoded == (1 if change in ("file", "variant", "size") else 2)
+
+
+@pytest.mark.parametrize("change", ["in place", "by other tensors", "another encoder", "pixel_mean"])
+def test_weights_are_hashed_again_where_they_change(model, make_cache, ask, change, monkeypatch):
+    cache = make_cache()
+    before, _ = ask(cache)
+    other = copy.deepcopy(model.image_encoder)
+    with torch.no_grad():
+        other.neck[0].weight[0, 0] += 1
+    if change == "in place":
+        model.image_encoder.load_state_dict(other.state_dict())
+    elif change == "by other tensors":
+        model.image_encoder.load_state_dict(other.state_dict(), assign=True)
+    elif change == "another encoder":
+        model.image_encoder = other
+    else:
+        model.pixel_mean += 1
+    found, encoded = ask(cache)
+    assert encoded == 2 and not torch.equal(found, before)
+    monkeypatch.setattr("sam_d2.modeling.embedding_cache.module_digest", lambda _: pytest.fail("hashed again"))
+    again, encoded = ask(cache)
+    assert encoded == 0 and torch.equal(again, found)
 
 
 def test_a_file_is_hashed_again_only_where_it_changed(make_cache, ask, samples, tmp_path, monkeypatch):
@@ -113,6 +140,41 @@ def test_a_file_is_hashed_again_only_where_it_changed(make_cache, ask, samples, 
     assert ask(cache)[1] == 0, "the content counts, not the name"
 
 
+class NotToBeRead:
+    """An image of which the shape alone may be asked."""
+
+    def __init__(self, image):
+        self.shape = image.shape
+
+
+def test_the_pixels_of_a_cached_image_are_not_asked_for(model, samples, make_cache):
+    model.embedding_cache = make_cache()
+    expected = model(samples)
+    images = [NotToBeRead(sample["image"]) for sample in samples]
+    found = model([{**sample, "image": image} for sample, image in zip(samples, images, strict=True)])
+    assert found and all(torch.equal(found[name], expected[name]) for name in expected)
+    model.embedding_cache = None
+    with pytest.raises(AttributeError, match="'to'"):
+        model([{**samples[0], "image": images[0]}])
+
+
+def test_a_lookup_knows_what_is_kept_and_reads_no_entry(model, samples, make_cache, tmp_path):
+    cache = make_cache()
+    is_cached = pickle.loads(pickle.dumps(cache.lookup(model)))  # as a loader's spawned process has it
+    assert [is_cached(sample) for sample in samples] == [False, False]
+    cache.embeddings(model, samples[:1])
+    assert [is_cached(sample) for sample in samples] == [True, False]
+    for file in entries(tmp_path):
+        file.write_bytes(b"damaged")
+    assert is_cached(samples[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not cache.lookup(model)(samples[0]), "of another precision"
+    for change in ({"cache_variant": "flipped"}, {"height": 1}, {"file_name": str(tmp_path / "none.png")}):
+        assert not is_cached({**samples[0], **change})
+    (tmp_path / "0.png").write_bytes(b"edited!")
+    assert not is_cached(samples[0])
+
+
 DAMAGE = {
     "a flipped bit": lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
     "cut off": lambda data: data[:-100],
@@ -120,7 +182,11 @@ DAMAGE = {
     "shorter than its header": lambda data: data[:50],
     "another header": lambda data: b"[1]".ljust(256) + data[256:],
     "no JSON": lambda data: b"\xff" * 256 + data[256:],
-    "another version": lambda data: data.replace(b'"version": 1', b'"version": 2', 1),
+    "another version": lambda data: data.replace(b'"version": 2', b'"version": 1', 1),
+    "a longer shape": lambda data: data.replace(b"[32, 8, 8]", b"[32, 8, 9]", 1),
+    "a shape of as many": lambda data: data.replace(b"[32, 8, 8]", b"[8, 32, 8]", 1),
+    "no dtype": lambda data: data.replace(b"float32", b"float3:", 1),
+    "another dtype": lambda data: data.replace(b"float32", b"float64", 1),
 }
 
 
@@ -128,7 +194,9 @@ DAMAGE = {
 def test_damage_is_found_and_computed_again(make_cache, ask, tmp_path, damage, caplog):
     expected, _ = ask(make_cache())
     file = entries(tmp_path)[0]
-    file.write_bytes(damage(file.read_bytes()))
+    data = file.read_bytes()
+    file.write_bytes(damage(data))
+    assert file.read_bytes() != data
     cache = make_cache()
     found, encoded = ask(cache)
     assert encoded == 1 and torch.equal(found, expected)
@@ -210,7 +278,7 @@ def test_concurrent_processes_fill_one_cache(in_two_processes, build_model, batc
 
     def fill():
         cache = EmbeddingCache(tmp_path / "cache")
-        return cache.embeddings(model, batch, model.preprocess(batch).tensor, model.encode)
+        return cache.embeddings(model, batch)
 
     first, second = in_two_processes(fill)
     assert torch.equal(first, second) and len(entries(tmp_path)) == 2

@@ -199,3 +199,18 @@ def test_vit_b(with_random_weights):
     image = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(ours(image), encoder(image), atol=1e-4, rtol=0)
+
+
+def test_hooks_of_blocks_see_their_tokens(images):
+    """What taps the features in between, as other heads do, is called with and without gradients."""
+    encoder, seen = pair()[1], []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].shape, output.shape)))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            encoder(images)
+    assert seen == [((2, 8, 8, 24), (2, 8, 8, 24))] * 6
+
+
+def test_no_image():
+    assert pair()[1](torch.zeros(0, 3, 64, 64)).shape == (0, 16, 8, 8)

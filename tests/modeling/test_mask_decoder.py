@@ -120,10 +120,11 @@ def test_points_are_those_of_segment_anything(prompt):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: numbers for Python, and rows that have to be counted."""
+    """Counts what would wait for a GPU: numbers for Python, rows that have to be counted, and copies to it."""
 
-    def __init__(self):
+    def __init__(self, device="cpu"):
         super().__init__()
+        self.device = device  # that stands for the GPU
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -134,7 +135,11 @@ class Waits(TorchDispatchMode):
             for one in (arg if isinstance(arg, list | tuple) else [arg])
             if isinstance(one, torch.Tensor) and one.dtype == torch.bool
         ]
-        if name in ("_local_scalar_dense", "nonzero", "masked_select") or (name.startswith("index") and masks):
+        reads = name in ("_local_scalar_dense", "nonzero", "masked_select") or (name.startswith("index") and masks)
+        if reads and args[0].device.type == self.device:
+            self.found.append(name)
+        device = (kwargs or {}).get("device")
+        if name == "_to_copy" and device is not None and device != args[0].device and not kwargs.get("non_blocking"):
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -155,6 +160,20 @@ def test_nothing_waits_for_the_device(build_model, batch, monkeypatch, prompt, m
     with waits:
         torch.ones(3)[torch.ones(3) > 0].sum().item()
     assert len(waits.found) == 2
+
+
+@pytest.mark.parametrize("prompt", ["box", "clicks", "mixed"])
+def test_no_loss_waits_for_the_device(build_model, batch, prompt):
+    """The meta device stands for a GPU: what is not there when the call returns cannot be waited for."""
+    model = build_model(f"model.prompt={prompt}", "model.activation_checkpointing=true").to("meta")
+    with (waits := Waits("meta")):
+        losses = model(batch)
+        sum(losses.values()).backward()
+    assert {loss.device.type for loss in losses.values()} == {"meta"} and waits.found == []
+    with waits:
+        batch[0]["image"].to("meta", non_blocking=True)
+        batch[0]["image"].to("meta")
+    assert waits.found == ["_to_copy"]
 
 
 def test_a_chunk_has_prompts_of_several_images(build_model, make_sample, monkeypatch):

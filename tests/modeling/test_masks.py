@@ -74,7 +74,7 @@ def test_targets_are_the_mean_over_a_padded_raster(masks):
     padded = torch.zeros(len(RASTERS), CANVAS, CANVAS)
     padded[:, : SIZE[0], : SIZE[1]] = torch.from_numpy(RASTERS).float()
     expected = F.avg_pool2d(padded[:, None], STRIDE)[:, 0]
-    targets = low_res_targets(masks, SIZE, SIDE, STRIDE)
+    targets = low_res_targets([(masks, SIZE)], SIDE, STRIDE)
     assert targets.shape == (len(masks), SIDE, SIDE) and targets.dtype == torch.float32
     for name, target, value in zip(SHAPES, targets, expected, strict=True):
         torch.testing.assert_close(target, value, msg=lambda text, name=name: f"{name}: {text}")
@@ -82,7 +82,7 @@ def test_targets_are_the_mean_over_a_padded_raster(masks):
 
 def test_padding_is_background():
     row = list(SHAPES).index("all")
-    target = low_res_targets(POLYGONS[row], SIZE, SIDE, STRIDE)[0]
+    target = low_res_targets([(POLYGONS[row], SIZE)], SIDE, STRIDE)[0]
     # 62 columns are 15 whole cells and a half, 45 rows are 11 cells and a quarter
     assert (target[:11, :15] == 1).all()
     assert (target[:11, 15] == 0.5).all() and (target[11, :15] == 0.25).all() and target[11, 15] == 0.125
@@ -92,12 +92,34 @@ def test_padding_is_background():
 
 def test_an_image_that_fills_the_canvas():
     masks = PolygonMasks([[np.array([0.0, 0, 64, 0, 64, 64, 0, 64])]])
-    assert (low_res_targets(masks, (64, 64), SIDE, STRIDE) == 1).all()
+    assert (low_res_targets([(masks, (64, 64))], SIDE, STRIDE) == 1).all()
+
+
+def test_masks_of_several_images_and_kinds_are_drawn_as_each_alone():
+    """To the bit: what is drawn beside it, and how far that reaches, is nothing to a mask."""
+    sizes = [SIZE, (64, 30), SIZE, (20, 64), (64, 64)]
+    parts = [POLYGONS, POLYGONS[5:20], BitMasks(RASTERS[:7]), PolygonMasks([]), POLYGONS[8:9]]
+    targets = low_res_targets(list(zip(parts, sizes, strict=True)), SIDE, STRIDE)
+    alone = [
+        low_res_targets([(masks[row : row + 1], size)], SIDE, STRIDE)
+        for masks, size in zip(parts, sizes, strict=True)
+        for row in range(len(masks))
+    ]
+    assert len(targets) == sum(map(len, parts)) and torch.equal(targets, torch.cat(alone))
+    for row in range(len(POLYGONS)):
+        assert torch.equal(targets[row], low_res_targets([(BitMasks(RASTERS[row : row + 1]), SIZE)], SIDE, STRIDE)[0])
+    assert low_res_targets([], SIDE, STRIDE).shape == (0, SIDE, SIDE)
+
+
+def test_a_stride_of_one_gives_the_pixels():
+    targets = low_res_targets([(POLYGONS, SIZE)], CANVAS, 1)
+    assert torch.equal(targets[:, : SIZE[0], : SIZE[1]], torch.from_numpy(RASTERS).float())
+    assert targets.sum() == RASTERS.sum()
 
 
 def test_no_masks_have_no_targets():
-    assert low_res_targets(PolygonMasks([]), SIZE, SIDE, STRIDE).shape == (0, SIDE, SIDE)
-    assert low_res_targets(BitMasks(np.zeros((0, *SIZE))), SIZE, SIDE, STRIDE).shape == (0, SIDE, SIDE)
+    assert low_res_targets([(PolygonMasks([]), SIZE)], SIDE, STRIDE).shape == (0, SIDE, SIDE)
+    assert low_res_targets([(BitMasks(np.zeros((0, *SIZE))), SIZE)], SIDE, STRIDE).shape == (0, SIDE, SIDE)
 
 
 def test_a_crop_is_a_part_of_the_whole(masks):

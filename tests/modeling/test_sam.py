@@ -62,13 +62,38 @@ class TestChunks:
         model([make_sample(8, SIZES[0])])
         assert sizes == [3, 3, 2]
 
+    def test_the_backward_pass_recomputes_all_but_the_last_and_never_holds_two(
+        self, build_model, make_sample, monkeypatch
+    ):
+        exact_boxes = "model.prompts.box.train.jitter=0"
+        model = build_model("model.instances_per_chunk=3", "model.activation_checkpointing=true", exact_boxes)
+        sample = make_sample(8, SIZES[0])
+        events, decode = [], model.decode
+
+        def decoded(embedding, prompts, multimask):
+            logits, predicted_iou = decode(embedding, prompts, multimask)
+            first = [boxes[0].tolist() for boxes in sample["instances"].gt_boxes.tensor.split(3)]
+            chunk = first.index(prompts.boxes[0].tolist())
+            events.append(f"decoded {chunk}")
+            if logits.requires_grad:
+                logits.register_hook(lambda _: events.append(f"gradient {chunk}"))
+            return logits, predicted_iou
+
+        monkeypatch.setattr(model, "decode", decoded)
+        losses = model([sample])
+        assert events == ["decoded 0", "decoded 1", "decoded 2"]
+        events.clear()
+        sum(losses.values()).backward()
+        # A chunk's gradient is through before the next one's activations are made.
+        assert events == ["gradient 2", "decoded 1", "gradient 1", "decoded 0", "gradient 0"]
+
     def test_chunks_of_bitmaps_share_their_memory(self, build_model, make_sample, monkeypatch):
         sample = make_sample(7, SIZES[0], bitmaps=True)
         storages = []
 
-        def recorded(masks, *rest):
-            storages.append(masks.tensor.untyped_storage().data_ptr())
-            return low_res_targets(masks, *rest)
+        def recorded(parts, *rest):
+            storages.extend(masks.tensor.untyped_storage().data_ptr() for masks, _ in parts)
+            return low_res_targets(parts, *rest)
 
         monkeypatch.setattr("sam_d2.modeling.instance_losses.low_res_targets", recorded)
         build_model("model.instances_per_chunk=3")([sample])
@@ -87,7 +112,7 @@ class TestLosses:
             prompts = sampler(instances, torch.Generator().manual_seed(sample["seed"]))
             logits, predicted_iou = model.decode(embedding, prompts)
             logits, predicted_iou = logits[:, 0], predicted_iou[:, 0]
-            targets = low_res_targets(instances.gt_masks, instances.image_size, LOW_RES, CANVAS // LOW_RES)
+            targets = low_res_targets([(instances.gt_masks, instances.image_size)], LOW_RES, CANVAS // LOW_RES)
             expected[0] += 20 * mask_focal_loss(logits, targets).mean() / 2
             expected[1] += mask_dice_loss(logits, targets).mean() / 2
             expected[2] += 3 * iou_prediction_loss(predicted_iou, mask_iou(logits, targets)).mean() / 2

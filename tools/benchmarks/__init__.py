@@ -7,6 +7,7 @@ close, a function that yields a figure per turn and an entry in ``in_turn``.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -16,6 +17,13 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+DEVICE = "SAM_D2_BENCHMARK_DEVICE"
+"""Variable with which the tool tells the processes of the cases what ``--device`` is."""
+
+
+def device() -> str:
+    """Return where models run: ``cpu`` or ``cuda``."""
+    return os.environ.get(DEVICE, "cpu")
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Benchmark:
             another, so that what else the machine does hits all of them alike.
         environment: variables that the process of a case gets beside those of the tool.
         peer: says what the cases are compared with; raises a UserError that says how to get it where it is absent.
+        gpu: whether its cases take :func:`device`; the others have nothing to do on a GPU.
     """
 
     cases: dict[str, Callable[[], Measured | Iterator[Measured]]]
@@ -93,6 +102,7 @@ class Benchmark:
     in_turn: tuple[tuple[str, ...], ...] = ()
     environment: Callable[[str], dict[str, str]] = lambda case: {}
     peer: Callable[[], str | None] = lambda: None
+    gpu: bool = False
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Return all cases in the order in which they are run: those that take turns together, others alone."""
@@ -104,14 +114,34 @@ def measure(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """Call a function and return its result with its time and memory.
 
     The figures are ``seconds``, ``cpu_seconds`` (of this process, all threads), ``peak_mib`` (the most resident memory
-    of the process during the call) and ``step_mib`` (by how much that is above the memory before it).
+    of the process during the call) and ``step_mib`` (by how much that is above the memory before it). On a GPU the
+    seconds are those between two events on the device, and memory is what tensors take there.
     """
+    if device() == "cuda":
+        return _measure_on_gpu(function)
     before = _reset_peak()
     start, cpu_start = time.perf_counter(), time.process_time()
     result = function()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = _peak()
     return result, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak, "step_mib": peak - before}
+
+
+def _measure_on_gpu(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    cpu_start = time.process_time()
+    begin.record()
+    result = function()
+    end.record()
+    torch.cuda.synchronize()
+    cpu_seconds, peak = time.process_time() - cpu_start, torch.cuda.max_memory_allocated()
+    memory = {"peak_mib": peak / MIB, "step_mib": (peak - before) / MIB}
+    return result, {"seconds": begin.elapsed_time(end) / 1000, "cpu_seconds": cpu_seconds, **memory}
 
 
 def _reset_peak() -> float:
