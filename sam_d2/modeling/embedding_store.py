@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 _SUFFIX = ".embedding"
-_VERSION = 2  # 1 had a checksum of the values alone
 _HEADER_BYTES = 256
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ABANDONED_SECONDS = 3600
@@ -33,7 +32,7 @@ _ABANDONED_SECONDS = 3600
 class _Header(msgspec.Struct):
     """What a file says of the values behind it."""
 
-    version: Literal[1]
+    version: Literal[2]  # 1 had a checksum of the values alone
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
     dtype: Literal["float32", "bfloat16"]
     crc32: int
@@ -82,11 +81,11 @@ class EmbeddingStore:
             return None
         header = _parsed(mapped[:_HEADER_BYTES].tobytes())
         values = mapped[_HEADER_BYTES:]
-<<<<<<< HEAD
-        if header is None or header.bytes != len(values) or zlib.crc32(values.data) != header.crc32:
-=======
-        if header is None or _checksum(header, values) != header["crc32"]:
->>>>>>> main
+        if (
+            header is None
+            or header.bytes != len(values)
+            or _checksum(header.shape, header.dtype, values) != header.crc32
+        ):
             self._remove(path)
             return None
         return torch.from_numpy(values).view(_DTYPES[header.dtype]).view(header.shape)
@@ -100,11 +99,11 @@ class EmbeddingStore:
         values = embedding.detach().cpu().contiguous()
         content = values.view(torch.uint8).numpy().reshape(-1)
         header: dict[str, Any] = {
-            "version": _VERSION,
+            "version": 2,
             "shape": list(values.shape),
             "dtype": str(values.dtype).removeprefix("torch."),
         }
-        header["crc32"] = _checksum(header, content)
+        header["crc32"] = _checksum(header["shape"], header["dtype"], content)
         size = _HEADER_BYTES + content.nbytes
         with self._locked() as count:
             used = count.read()
@@ -154,23 +153,15 @@ class _Count:
         self.file.flush()
 
 
-<<<<<<< HEAD
+def _checksum(shape: list[int], dtype: str, values: np.ndarray) -> int:
+    """Return the CRC-32 of what the values are and of the values."""
+    return zlib.crc32(values.data, zlib.crc32(json.dumps([shape, dtype]).encode()))
+
+
 def _parsed(header: bytes) -> _Header | None:
     try:
         return msgspec.json.decode(header, type=_Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-=======
-def _checksum(header: dict[str, Any], values: np.ndarray) -> int:
-    """Return the CRC-32 of what the values are and of the values."""
-    return zlib.crc32(values.data, zlib.crc32(json.dumps([header["shape"], header["dtype"]]).encode()))
-
-
-def _parsed(header: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(header)
-        return found if found["version"] == _VERSION and found.keys() >= {"shape", "dtype", "crc32"} else None
-    except (ValueError, KeyError, TypeError):
->>>>>>> main
         return None
 
 

@@ -190,10 +190,19 @@ def test_a_line_of_metrics_that_cannot_be_read_is_passed_over(tmp_path):
 def test_a_hostile_entry_of_the_embedding_cache_is_encoded_again(header, tmp_path):
     store = EmbeddingStore(tmp_path, "encoder", max_bytes=MEGABYTE)
     values = bytes(16)
-    entry = {"version": 1, "shape": [2, 2], "dtype": "float32", "crc32": zlib.crc32(values)}
     path = store._path("0123")
     path.parent.mkdir()
-    path.write_bytes(json.dumps(entry).encode().ljust(256) + values)
+
+    def write(entry):
+        said = json.dumps([entry["shape"], entry["dtype"]]).encode()
+        entry = {
+            "crc32": zlib.crc32(values, zlib.crc32(said)),
+            **entry,
+        }  # as its writer makes it, unless it says otherwise
+        path.write_bytes(json.dumps(entry).encode().ljust(256) + values)
+
+    sound = {"version": 2, "shape": [2, 2], "dtype": "float32"}
+    write(sound)
     assert store.read("0123").tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    path.write_bytes(json.dumps({**entry, **header}).encode().ljust(256) + values)
+    write({**sound, **header})
     assert store.read("0123") is None and store.damaged == 1 and not path.exists()

@@ -182,13 +182,18 @@ class Embedding(Target):
     def make(self, random: Random) -> bytes:
         """Change what the header says, with and without a right checksum, or any byte."""
         values = bytes(random.randrange(256) for _ in range(16))
-        header = {"version": 1, "shape": [2, 2], "dtype": "float32", "crc32": zlib.crc32(values)}
-        if random.random() < 0.3:
-            return mutated_bytes(json.dumps(header).encode().ljust(256) + values, random)
-        header["dtype"] = random.choice(["float32", "bfloat16", "load", "hub", "complex64", "qint8", "", "float32x", 5])
-        if random.random() < 0.5:
-            header = mutated_tree(header, random)
-        return json.dumps(header).encode()[:256].ljust(256) + values
+        header: Any = {"version": 2, "shape": [2, 2], "dtype": "float32"}
+        if random.random() < 0.7:
+            header["dtype"] = random.choice(
+                ["float32", "float32", "bfloat16", "load", "hub", "complex64", "qint8", "", 5]
+            )
+            if random.random() < 0.5:
+                header = mutated_tree(header, random)
+        if isinstance(header, dict) and random.random() < 0.9:
+            said = json.dumps([header.get("shape"), header.get("dtype")]).encode()
+            header["crc32"] = zlib.crc32(values, zlib.crc32(said))
+        content = json.dumps(header).encode()[:256].ljust(256) + values
+        return mutated_bytes(content, random) if random.random() < 0.2 else content
 
     def read(self, content: bytes) -> None:
         """Read it as a training does: what cannot be read is encoded again, so None is an answer."""
