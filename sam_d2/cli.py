@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sam_d2.errors import UserError
+from sam_d2.visible_text import clean
 
 EXAMPLES = """
 examples:
@@ -154,12 +155,17 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code or 0)
+
+
+def _printable(message: str) -> str:
+    """Spell out what a terminal would obey: a name in a file may hold the characters that move its cursor."""
+    return "\n".join(clean(line) for line in message.split("\n"))
 
 
 def default_dist_url() -> str:

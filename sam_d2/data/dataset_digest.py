@@ -95,7 +95,7 @@ def _add_sequence(parts: list[bytes], values: list[Any]) -> None:
 
 
 def _text(text: str | bytes) -> bytes:
-    encoded = text.encode() if isinstance(text, str) else text
+    encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     return b"s%d:" % len(encoded) + encoded
 
 

@@ -151,7 +151,8 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
         return [], [_of_file(file, "file", "it is empty", expected, "file-empty")]
     try:
         return msgspec.json.decode(content, type=list[row_type]), []  # type: ignore[valid-type]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        refused = str(error)
         value, problem = _parse(file, content)
     if problem is not None:
         return [], [problem]
@@ -160,7 +161,8 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
     reader = _RecordReader(file, require_masks=False)
     for number, raw in enumerate(value):
         reader.record(raw, row_type, "", None, None, row=number)
-    return [], reader.findings
+    # Each row may pass by itself: half of a surrogate pair is no text that msgspec reads, and is one that Python has.
+    return [], reader.findings or [_of_file(file, "JSON", refused, "correct it there")]
 
 
 def row_of(row: Mapping[str, Any]) -> str:
@@ -292,7 +294,7 @@ class _RecordReader:
             wanted = list[Any] if record_type is DatasetDict and key == "annotations" else field.type
             try:
                 values[field.name] = msgspec.convert(raw[key], wanted)
-            except (msgspec.ValidationError, RecursionError) as error:
+            except (msgspec.ValidationError, RecursionError, UnicodeError) as error:  # the last of half a character
                 # of a row the remedy says all that is expected
                 found = _shorten(raw[key]) + (f" ({error})" if row is None else "")
                 report(key, found, expected, "wrong-type")

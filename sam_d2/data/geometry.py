@@ -298,5 +298,6 @@ def reach_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _size(image: Image | None) -> str:
-    assert image is not None  # only rows with an image can lie outside of it
+    if image is None or UNSET in (image.height, image.width):
+        return "unknown size"  # reported on its own
     return f"{image.width} x {image.height} px"

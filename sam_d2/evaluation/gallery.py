@@ -23,8 +23,8 @@ from sam_d2.data.image import read_image as read_rgb
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import instance_ious
-from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import PSEUDO
+from sam_d2.visible_text import clean
 
 MAX_IMAGES = 12
 LONG_SIDE = 640

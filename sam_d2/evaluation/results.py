@@ -109,7 +109,10 @@ def notes_text(row: Result) -> str:
     """What to put behind a row's method: its split chose the weights, a model's truth, boxes left out; or nothing."""
     notes = ["selected on this split"] if row.selected else []
     notes += [PSEUDO] if row.pseudo_ground_truth else []
-    notes += [f"without {plural(count, 'box', 'boxes')} {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]
+    notes += [
+        f"without {plural(count, 'box', 'boxes')} {LEFT_OUT.get(why, why)}"
+        for why, count in row.prompts_left_out.items()
+    ]
     return f" ({', '.join(notes)})" if notes else ""
 
 
@@ -132,7 +135,7 @@ def read_report(path: str | Path) -> list[Result]:
         report = msgspec.json.decode(path.read_bytes(), type=_Report)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a run writes it when it evaluates") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not a report that can be read ({error}); move it away and evaluate again") from None
     if report.version != VERSION:
         raise UserError(

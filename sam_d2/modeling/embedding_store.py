@@ -8,24 +8,40 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 _SUFFIX = ".embedding"
-_VERSION = 2  # 1 had a checksum of the values alone
 _HEADER_BYTES = 256
 _COUNT_BYTES = 20
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ABANDONED_SECONDS = 3600
 """Age at which a temporary file belongs to nobody: writing one takes less than a second."""
+
+
+class _Header(msgspec.Struct):
+    """What a file says of the values behind it."""
+
+    version: Literal[2]  # 1 had a checksum of the values alone
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    dtype: Literal["float32", "bfloat16"]
+    crc32: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the values."""
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
 
 class EmbeddingStore:
@@ -66,10 +82,14 @@ class EmbeddingStore:
             return None
         header = _parsed(mapped[:_HEADER_BYTES].tobytes())
         values = mapped[_HEADER_BYTES:]
-        if header is None or _checksum(header, values) != header["crc32"]:
+        if (
+            header is None
+            or header.bytes != len(values)
+            or _checksum(header.shape, header.dtype, values) != header.crc32
+        ):
             self._remove(path)
             return None
-        return torch.from_numpy(values).view(getattr(torch, header["dtype"])).view(header["shape"])
+        return torch.from_numpy(values).view(_DTYPES[header.dtype]).view(header.shape)
 
     def write(self, name: str, embedding: Tensor) -> bool:
         """Add an embedding, float32 or bfloat16, and return whether there was room for it.
@@ -80,11 +100,11 @@ class EmbeddingStore:
         values = embedding.detach().cpu().contiguous()
         content = values.view(torch.uint8).numpy().reshape(-1)
         header: dict[str, Any] = {
-            "version": _VERSION,
+            "version": 2,
             "shape": list(values.shape),
             "dtype": str(values.dtype).removeprefix("torch."),
         }
-        header["crc32"] = _checksum(header, content)
+        header["crc32"] = _checksum(header["shape"], header["dtype"], content)
         size = _HEADER_BYTES + content.nbytes
         path = self._path(name)
         with self._locked() as count:
@@ -160,16 +180,15 @@ def _bytes(path: Path) -> int:
         return 0
 
 
-def _checksum(header: dict[str, Any], values: np.ndarray) -> int:
+def _checksum(shape: list[int], dtype: str, values: np.ndarray) -> int:
     """Return the CRC-32 of what the values are and of the values."""
-    return zlib.crc32(values.data, zlib.crc32(json.dumps([header["shape"], header["dtype"]]).encode()))
+    return zlib.crc32(values.data, zlib.crc32(json.dumps([shape, dtype]).encode()))
 
 
-def _parsed(header: bytes) -> dict[str, Any] | None:
+def _parsed(header: bytes) -> _Header | None:
     try:
-        found = json.loads(header)
-        return found if found["version"] == _VERSION and found.keys() >= {"shape", "dtype", "crc32"} else None
-    except (ValueError, KeyError, TypeError):
+        return msgspec.json.decode(header, type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
