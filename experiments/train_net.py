@@ -158,7 +158,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Train, evaluating and writing checkpoints on the way.
 
     Reads ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and of ``train``: ``output_dir,
-    init_checkpoint, max_iter, device, amp, accumulate, oom_retry, clip_gradient_norm, cache_embeddings,
+    init_checkpoint, max_iter, device, amp, accumulate, oom_retry, on_not_finite, clip_gradient_norm, cache_embeddings,
     embedding_cache, ema, checkpointer, eval_period, eval_base, validation_loss, early_stop, log_period,
     expected_results, ddp``.
     """
@@ -174,6 +174,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.early_stop import EarlyStop
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.embedding_cache import use_embedding_cache
+    from sam_d2.engine.graceful_stop import EVALUATION_DUE, CatchUp, GracefulStop, SafeEvaluation, how_to_go_on
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
@@ -209,6 +210,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         accumulate=cfg.train.accumulate,
         seed=cfg.train.seed,
         oom_retry=cfg.train.get("oom_retry", True),  # a config.yaml of before has none
+        on_not_finite=cfg.train.get("on_not_finite", "error"),
     )
     average = WeightAverage(model, cfg.train.ema.decay)
     checkpointer = AverageCheckpointer(
@@ -232,23 +234,21 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         return dict(results)
 
     checkpoint, best, progress = main_process_hooks if comm.is_main_process() else [None] * 3
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=multiplier),
-            average,
-            hooks.EvalHook(cfg.train.eval_period, evaluate),
-            best,
-            EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
-            checkpoint,
-            progress,
-        ]
-    )
+    evaluated = [
+        SafeEvaluation(cfg.train.eval_period, evaluate, checkpointer),
+        best,
+        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
+        checkpoint,
+    ]
+    catch_up = CatchUp(evaluated)
+    timing = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=multiplier)]
+    trainer.register_hooks([*timing, average, *evaluated, progress, GracefulStop(checkpointer), catch_up])
     options = optimizer_options(optimizer)
-    checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
+    saved = checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
     if comm.is_main_process():  # after the weights are found to fit: a start that fails leaves no file of a run
         trainer.register_hooks([hooks.PeriodicWriter(curve_writers(cfg, output), period=cfg.train.log_period)])
     start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
+    catch_up.due = start > 0 and bool(saved.get(EVALUATION_DUE))
     loader.start_iteration = start * cfg.train.accumulate
     if 0 < start < cfg.train.max_iter:
         apply_options(optimizer, multiplier, options)
@@ -264,10 +264,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     try:
         trainer.train(start, cfg.train.max_iter)
     except KeyboardInterrupt:
-        again = (
-            "goes on from its last checkpoint" if checkpointer.has_checkpoint() else "begins again: no checkpoint yet"
-        )
-        logger.warning("Interrupted after step %d; the same command with --resume %s", trainer.iter, again)
+        logger.warning("Interrupted: %s", how_to_go_on(output))
         raise
     if cache is not None:
         cache.report()
@@ -280,13 +277,14 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run in each process: configs and datasets are set up here, because spawned processes share nothing."""
     from sam_d2.engine.run import begin_run
+    from sam_d2.faults import told
 
     cfg = build_cfg(args)
-    begin_run(cfg, args)
-    if args.eval_only:
-        do_test(cfg, args)
-    else:
-        do_train(cfg, args)
+    with begin_run(cfg, args), told(Path(cfg.train.output_dir)):
+        if args.eval_only:
+            do_test(cfg, args)
+        else:
+            do_train(cfg, args)
     return 0
 
 

@@ -2,13 +2,17 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from sam_d2.errors import UserError
+from sam_d2.faults import explained
+from sam_d2.interruption import Interrupted, stop_requests
 from sam_d2.visible_text import clean
 
 EXAMPLES = """
@@ -146,26 +150,41 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         main: the program; what it returns is the exit code, None is 0.
 
     Raises:
-        SystemExit: always; with 2 after a :class:`~sam_d2.errors.UserError`, whose message alone is printed,
-            and with 130 after Ctrl-C. Any other exception passes through with its traceback: it is a fault of
-            ours.
+        SystemExit: always; with 2 after a :class:`~sam_d2.errors.UserError`, whose message alone is printed, or a
+            fault of the machine that :mod:`sam_d2.faults` knows, with 130 after Ctrl-C and 143 after SIGTERM. Any
+            other exception passes through with its traceback: it is a fault of ours.
     """
     # Raised by libraries at import, before every message of ours, and nothing that a user could change.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+    threading.excepthook = _thread_ended
     try:
-        code = main()
+        with stop_requests.handled():
+            code = main()
     except UserError as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as error:
+        request = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print("interrupted" if request.signum == signal.SIGINT else "terminated", file=sys.stderr)
+        code = request.exit_code
+    except Exception as error:
+        text = explained(error)
+        if text is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        code = 2
     sys.exit(code or 0)
 
 
 def _printable(message: str) -> str:
     """Spell out what a terminal would obey: a name in a file may hold the characters that move its cursor."""
     return "\n".join(clean(line) for line in message.split("\n"))
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """Say nothing of a fault of the machine that a thread meets, such as TensorBoard's: the program meets it too."""
+    if args.exc_value is None or explained(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 def default_dist_url() -> str:

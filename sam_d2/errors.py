@@ -9,6 +9,11 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         # torch makes the exception of a loader's worker anew, with the worker's whole traceback as its message.
-        if message.startswith("Caught UserError in "):
-            message = message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n")
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in "):
+            message = message.rpartition(f"{type(self).__module__}.{name}: ")[2].rstrip("\n")
         super().__init__(message)
+
+
+class BadImageError(UserError):
+    """An image file that is missing, unreadable, or of another size than its annotations say."""

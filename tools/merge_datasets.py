@@ -14,11 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from sam_d2.cli import check_output, run_main
-from sam_d2.data.findings import plural
-from sam_d2.data.merge import Source, merge_coco
 from sam_d2.errors import UserError
 
 
@@ -69,6 +65,12 @@ def unique(words: Sequence[str], form: str) -> dict[str, str]:
 
 def main() -> int:
     args = build_parser().parse_args()
+    # In here, where Ctrl-C is handled, and wrong words need not wait for it.
+    import msgspec
+
+    from sam_d2.data.findings import plural
+    from sam_d2.data.merge import Source, merge_coco
+
     folders = unique(args.images, "--images DOMAIN=FOLDER")
     named = pairs(args.sources, "DOMAIN=FILE, such as sketch=sketch.json")
     sources = [Source(domain, Path(file), Path(folders[domain]) if domain in folders else None)

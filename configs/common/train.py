@@ -12,6 +12,7 @@ train = dict(
     accumulate=1,  # batches of dataloader.train.total_batch_size images per optimizer step
     compile=False,  # True: SAM's encoder and decoder by torch.compile; needs a C++ compiler, on a GPU Triton
     oom_retry=True,  # out of GPU memory: take the step in smaller parts, or else skip it; False: the run ends
+    on_not_finite="error",  # a loss that is NaN or infinite ends the run; skip: its step is left out, and counted
     clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped
     cache_embeddings=False,  # True: a frozen image encoder runs once per image (docs/embedding-cache.md)
     embedding_cache=dict(

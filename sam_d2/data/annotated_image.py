@@ -11,7 +11,7 @@ from detectron2.data import detection_utils
 from detectron2.structures import Instances, PolygonMasks
 from sam_d2.data.augmentations import PerspectiveTransform
 from sam_d2.data.image import read_image
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError
 
 
 def read_annotated_image(record: dict[str, Any], image_format: str) -> np.ndarray:
@@ -25,14 +25,14 @@ def read_annotated_image(record: dict[str, Any], image_format: str) -> np.ndarra
         (H0, W0, 3) uint8.
 
     Raises:
-        UserError: it cannot be read, or is of another size.
+        BadImageError: it cannot be read, or is of another size.
     """
     image = read_image(record["file_name"], image_format)
     try:
         detection_utils.check_image_size(record, image)
     except detection_utils.SizeMismatchError as error:
         height, width = image.shape[:2]
-        raise UserError(
+        raise BadImageError(
             f"{image_label(record)}: the file has {width} x {height} pixels (width x height, turned as its EXIF "
             f"orientation says), the annotations say {record['width']} x {record['height']}. Correct width and height "
             "there, or put back the image that was annotated."

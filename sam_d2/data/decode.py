@@ -162,7 +162,7 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
     for number, raw in enumerate(value):
         reader.record(raw, row_type, "", None, None, row=number)
     # Each row may pass by itself: half of a surrogate pair is no text that msgspec reads, and is one that Python has.
-    return [], reader.findings or [_of_file(file, "JSON", refused, "correct it there")]
+    return [], reader.findings or [_of_file(file, "JSON", refused, "correct it there", "not-json")]
 
 
 def row_of(row: Mapping[str, Any]) -> str:

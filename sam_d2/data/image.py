@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError, UserError
 
 MAX_PIXELS = 178_956_970
 """Of an image: half a gigabyte as RGB. A file of some kilobytes may say that it has more."""
@@ -31,20 +31,22 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
         (H0, W0, 3) uint8.
 
     Raises:
-        UserError: the file is missing, cannot be decoded, or has more than :data:`MAX_PIXELS`.
+        BadImageError: the file is missing, cannot be decoded, or has more than :data:`MAX_PIXELS`.
     """
     try:
         with Image.open(file_name, formats=_known_formats()) as opened:
             pixels = opened.width * opened.height
             if pixels > MAX_PIXELS:
-                raise UserError(f"{file_name}: it has {pixels} pixels, more than {MAX_PIXELS}. Cut it into tiles.")
+                raise BadImageError(f"{file_name}: it has {pixels} pixels, more than {MAX_PIXELS}. Cut it into tiles.")
             return image_array(opened, image_format)
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{file_name}: no such image file.") from None
+        raise BadImageError(f"{file_name}: no such image file.") from None
     except Exception as error:  # a damaged file makes decoders stumble over anything
-        raise UserError(f"{file_name}: not a readable image ({error}). Replace the file or leave it out.") from error
+        raise BadImageError(
+            f"{file_name}: not a readable image ({error}). Replace the file or leave it out."
+        ) from error
 
 
 @functools.cache

@@ -7,6 +7,7 @@ and its position, so a run that goes on at iteration ``k`` sees what an uninterr
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,12 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from sam_d2.data.shared_records import SharedRecords
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError, UserError
 
+BAD_IMAGES = "bad_images"
+"""Key of a sample that stands in the place of images that could not be read: what was said of them."""
+MOST_BAD_IMAGES = 10
+"""Images tried for one position of the stream: where all are bad, it is the disk and not the images."""
 DatasetDict = dict[str, Any]
 Mapper = Callable[[DatasetDict], DatasetDict]
 
@@ -51,20 +56,48 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class SeededDataset(Dataset):
-    """A mapped dataset that is read by (position, index); the sample carries its ``seed`` to the model."""
+    """A mapped dataset that is read by (position, index); the sample carries its ``seed`` to the model.
 
-    def __init__(self, dataset: Dataset, mapper: Mapper, seed: int) -> None:
+    Args:
+        dataset: dataset dicts.
+        mapper: dataset dict to sample.
+        seed: of the run.
+        skip_bad_images: take another image for one that cannot be read: drawn from (seed, position), so the sample
+            remains a function of these and of the files, and a batch keeps its size. What was said of the bad ones is
+            in the sample's ``bad_images``.
+    """
+
+    def __init__(self, dataset: Dataset, mapper: Mapper, seed: int, *, skip_bad_images: bool = False) -> None:
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
+        self.skip_bad_images = skip_bad_images
 
     def __getitem__(self, key: tuple[int, int]) -> DatasetDict:
         position, index = key
         seed = sample_seed(self.seed, position)
-        with seeded(seed):
-            sample = self.mapper(self.dataset[index])
+        bad: list[str] = []
+        while True:
+            try:
+                with seeded(seed):
+                    sample = self.mapper(self.dataset[index])
+                break
+            except BadImageError as error:
+                if not self.skip_bad_images:
+                    raise
+                bad.append(str(error))
+                index = self._another(position, bad)
         sample["seed"] = seed
+        if bad:
+            sample[BAD_IMAGES] = bad
         return sample
+
+    def _another(self, position: int, bad: list[str]) -> int:
+        """Return the index to read where those before it could not be read; what is drawn before is unchanged."""
+        if len(bad) == MOST_BAD_IMAGES:
+            raise UserError(f"{bad[-1]} It is the last of {len(bad)} in a row that cannot be read. Is the disk there?")
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return int(np.random.default_rng([self.seed, position, len(bad)]).integers(size))
 
 
 class PositionSampler(Sampler):
@@ -154,9 +187,12 @@ class TrainLoader:
         shuffle: draw a new order each epoch.
         aspect_ratio_grouping: no batch has landscape images beside others; a batch is padded to its largest image.
             The dataset's ``width`` and ``height`` decide.
+        on_bad_image: ``error`` ends the training at an image that cannot be read or has another size than its
+            annotations say; ``skip`` takes another one for it, counted.
 
     Raises:
-        UserError: the batch cannot be shared evenly between the processes, or there are no images.
+        UserError: the batch cannot be shared evenly between the processes, there are no images, or ``on_bad_image`` is
+            neither.
     """
 
     def __init__(
@@ -169,8 +205,11 @@ class TrainLoader:
         seed: int = 0,
         shuffle: bool = True,
         aspect_ratio_grouping: bool = False,
+        on_bad_image: str = "error",
     ) -> None:
         world_size = comm.get_world_size()
+        if on_bad_image not in ("error", "skip"):
+            raise UserError(f"dataloader.train.on_bad_image={on_bad_image}: expected error or skip.")
         if total_batch_size < 1 or total_batch_size % world_size:
             raise UserError(
                 f"dataloader.train.total_batch_size={total_batch_size} cannot be shared evenly by {world_size} "
@@ -192,7 +231,7 @@ class TrainLoader:
         )
         self.records = SharedRecords(dataset)
         self.dataset = DatasetFromList(dataset, serialize=lambda _: self.records)
-        self._samples = SeededDataset(self.dataset, mapper, seed)
+        self._samples = SeededDataset(self.dataset, mapper, seed, skip_bad_images=on_bad_image == "skip")
 
     def __iter__(self) -> Iterator[list[DatasetDict]]:
         return iter(
@@ -201,7 +240,7 @@ class TrainLoader:
                 batch_sampler=self._batches(),
                 num_workers=self.num_workers,
                 collate_fn=trivial_batch_collator,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_begin_worker,
                 # The loader draws its workers' base seed, which nothing here uses, from the global generator otherwise.
                 generator=torch.Generator(),
             )
@@ -223,9 +262,14 @@ class TrainLoader:
         return GroupedBatches(stream, self._landscape, batch_size, start=self.start_iteration)
 
 
-def _one_thread(worker: int) -> None:
-    """Keep a worker's OpenCV and torch from competing with the training process for its cores."""
+def _begin_worker(worker: int) -> None:
+    """Keep a worker from competing with the training process for its cores, and from the signals sent to its group.
+
+    Ctrl-C, and SIGTERM of ``timeout`` and of some schedulers, reach the whole process group: the training needs its
+    workers to finish the step. They end when it ends.
+    """
     import cv2
 
+    os.setpgid(0, 0)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,16 +9,18 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.engine import hooks
+from detectron2.utils import comm
 from sam_d2.engine.array_pickle import check_array_pickle
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
-from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in
+from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in, write_whole
 from sam_d2.engine.fit_weights import fit_weights
+from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
 from sam_d2.modeling.lora import lora_keys
 from sam_d2.modeling.weights_record import WeightsRecord
 
-__all__ = ["BEST", "FINAL", "RECORD", "Checkpointer", "PeriodicCheckpoint", "last_checkpoint", "load_checkpoint_file"]
+__all__ = ["BEST", "FINAL", "RECORD", "Checkpointer", "PeriodicCheckpoint", "load_checkpoint_file"]
 
 FINAL = "model_final"
 BEST = "model_best"
@@ -29,24 +31,6 @@ _FROZEN = (
     "seldom gets anywhere. Begin with weights (train.init_checkpoint=FILE), or let the norms learn: model.norm=BN for "
     "torchvision's models, norm='BN' of the backbone's stem and stages for Detectron2's ***"
 )
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run folder, None where none was ever written.
-
-    Raises:
-        UserError: the file that ``last_checkpoint`` names is gone.
-    """
-    tag = folder / "last_checkpoint"
-    if not tag.is_file():
-        return None
-    file = folder / tag.read_text().strip()
-    if not file.is_file():
-        raise UserError(
-            f"{file} does not exist, but {tag} names it as the one to go on from. Write the name of another "
-            "model_*.pth of that folder into it, or delete it to begin anew."
-        )
-    return file
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -113,33 +97,44 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest checkpoint in ``last_checkpoint``, atomically."""
-        tag = Path(self.save_dir) / "last_checkpoint"
-        partial = tag.with_name(".last_checkpoint.partial")
-        partial.write_text(last_filename_basename)
-        partial.replace(tag)
+        write_whole(Path(self.save_dir) / TAG, lambda file: file.write(last_filename_basename.encode()))
 
     def get_checkpoint_file(self) -> str:
         """Return the newest checkpoint of the folder, as :func:`last_checkpoint`; empty where there is none."""
         return str(last_checkpoint(Path(self.save_dir)) or "")
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Go on from the newest checkpoint of the folder, or load the weights of ``path`` alone.
+        """Go on from the newest whole checkpoint of the folder, or load the weights of ``path`` alone.
+
+        All processes take part, and load what the first one has found.
 
         Raises:
-            UserError: the newest checkpoint does not hold what a training needs to go on.
+            UserError: no checkpoint is whole, or it does not hold what a training needs to go on.
         """
-        file = self.get_checkpoint_file() if resume and self.has_checkpoint() else ""
+        file = self._file_to_go_on_from() if resume and self.has_checkpoint() else ""
         missing = set(self.checkpointables) - set(load_checkpoint_file(file, mmap=True)) if file else set()
         if missing:
             raise UserError(
                 f"{file} holds weights, but no state of the {', '.join(sorted(missing))} to go on from. Write the name "
-                f"of a model_*.pth with a number into {Path(self.save_dir) / 'last_checkpoint'}."
+                f"of a model_*.pth with a number into {Path(self.save_dir) / TAG}."
             )
         self._begins = not file
         try:
-            return super().resume_or_load(path, resume=resume)
+            return self.load(file) if file else self.load(path, checkpointables=[])
         finally:
             self._begins = False
+
+    def _file_to_go_on_from(self) -> str:
+        found = problem = ""
+        if comm.is_main_process():
+            try:
+                found = str(whole_checkpoint(Path(self.save_dir))[0] or "")
+            except UserError as error:
+                problem = str(error)
+        found, problem = comm.all_gather((found, problem))[0]
+        if problem:
+            raise UserError(problem)
+        return found
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load as Detectron2 does; the model learns what the file says of its weights.

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
 
 from sam_d2.errors import UserError
+from sam_d2.faults import told
 from sam_d2.zip_limits import check_unpacked
+
+PARTIAL = ".partial"
+"""Ends the name of a file that is being written."""
 
 
 def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -46,16 +51,37 @@ def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[st
 
 
 def save_checkpoint_file(data: dict[str, Any], target: Path) -> None:
-    """Write tensors and plain values to a temporary file beside ``target`` and rename it."""
-    partial = target.with_name(f".{target.name}.partial")
+    """Write tensors and plain values to a temporary file beside ``target`` and rename it.
+
+    Raises:
+        UserError: the disk is full or fails; what was at ``target`` is still there.
+    """
+    with told(target):
+        write_whole(target, lambda file: torch.save(data, file))
+
+
+def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is there whole or not at all, also where the power fails.
+
+    Args:
+        target: of the file.
+        write: is given a file beside it, which is flushed to the disk and renamed.
+    """
+    partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            torch.save(data, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a kill within a write has left in the folder of a run that nobody else is at work on."""
+    for file in folder.glob(f".*{PARTIAL}"):
+        file.unlink()
 
 
 def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:

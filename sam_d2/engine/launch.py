@@ -6,8 +6,8 @@ import argparse
 import json
 import logging
 import multiprocessing
+import multiprocessing.process
 import os
-import signal
 import socket
 import sys
 import time
@@ -22,12 +22,13 @@ from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
 from sam_d2.cli import default_dist_url
 from sam_d2.engine.distributed import is_lost_connection
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError, UserError
+from sam_d2.interruption import Interrupted, stop_requests
 
 SECONDS_FOR_THE_CULPRIT = 20.0
 """How long a process waits with the message that another one is gone."""
 SECONDS_TO_END = 10.0
-"""How long the processes of an interrupted run have to end by themselves."""
+"""How long the processes of a run have to end after a second request."""
 _LOST = (
     "The connection to another process of this run was lost: it has ended or cannot be reached. Its own message, on "
     "the terminal or in the log of its machine, says why; there is none where it was ended for want of memory."
@@ -78,8 +79,8 @@ def launch_main(main: Main, args: argparse.Namespace) -> int | None:
             dist_url=args.dist_url,
             args=(main, args),
         )
-    except KeyboardInterrupt:
-        _end_processes()
+    except KeyboardInterrupt as request:
+        _end_processes(request)
         raise
     except ProcessExitedException as error:
         if error.signal_name is None:
@@ -133,14 +134,28 @@ def _check_meeting_point(args: argparse.Namespace) -> None:
 def _run_in_started_process(main: Main, args: argparse.Namespace) -> None:
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    stop_requests.several = True
+    try:
+        with stop_requests.handled():
+            _run_and_wait_for_the_culprit(main, args)
+    except KeyboardInterrupt as request:
+        raise SystemExit(_exit_code(request)) from None  # torch would report a fault
+
+
+def _run_and_wait_for_the_culprit(main: Main, args: argparse.Namespace) -> None:
     try:
         main(args)
     except Exception as error:
         if not is_lost_connection(error):
             raise
         # The launcher says what the first process to end has raised, and ends this one meanwhile.
-        time.sleep(SECONDS_FOR_THE_CULPRIT)
+        with stop_requests.at_once():
+            time.sleep(SECONDS_FOR_THE_CULPRIT)
         raise UserError(_LOST) from error
+
+
+def _exit_code(request: KeyboardInterrupt) -> int:
+    return request.exit_code if isinstance(request, Interrupted) else 130
 
 
 def _run_under_torchrun(main: Main, args: argparse.Namespace) -> int | None:
@@ -161,12 +176,13 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace) -> int | None:
     # Its timeout for NCCL is shorter than the first process may need to score a large test set.
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(local_size)
+    stop_requests.several = True
     try:
         code = main(args)
     # Nothing is destroyed after an error: that can mean to wait for processes that are busy with something else.
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as request:
         if rank > 0:  # the first process says it
-            raise SystemExit(130) from None
+            raise SystemExit(_exit_code(request)) from None
         raise
     except Exception as error:
         # Of the same mistake in all processes, and of what follows from one of them, the user is told once.
@@ -201,24 +217,37 @@ def _message_of(error: ProcessRaisedException, dist_url: str) -> str | None:
 
     torch hands on an error as text alone: the process's traceback, whose last lines are the message.
     """
-    _, found, message = str(error).rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")
-    if found:
-        return message.strip()
+    for kind in (UserError, BadImageError):
+        _, found, message = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+        if found:
+            return message.strip()
     last = str(error).strip().splitlines()[-1]
     if last.startswith("torch.distributed.Dist"):
         return f"The processes could not meet at --dist-url {dist_url}: {last.partition(': ')[2]}"
     return None
 
 
-def _end_processes() -> None:
-    """Wait for the processes of an interrupted run, and end those that have not noticed.
+def _end_processes(request: KeyboardInterrupt) -> None:
+    """Hand the request on to the processes of a run and wait for their end: they finish a step and write a checkpoint.
 
-    Ctrl-C reaches them as well, but a signal to this process alone does not.
+    They may know already: Ctrl-C reaches them as well, but a scheduler's signal may be to this process alone. At a
+    second request they have some seconds left.
     """
-    deadline = time.monotonic() + SECONDS_TO_END
-    for process in multiprocessing.active_children():
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGINT)
-            process.join(SECONDS_TO_END)
+    processes = multiprocessing.active_children()
+    _send(processes, request)
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt as second:
+        _send(processes, second)
+        deadline = time.monotonic() + SECONDS_TO_END
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
+        raise
+
+
+def _send(processes: list[multiprocessing.process.BaseProcess], request: KeyboardInterrupt) -> None:
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, _exit_code(request) - 128)

@@ -1,16 +1,21 @@
-"""What to tell a user whose training has come to a loss that is not a number."""
+"""A loss that is not a number: what to tell the user, and the images of the step, kept to look into it."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detectron2.engine import HookBase
-from sam_d2.engine.checkpoint import Checkpointer, last_checkpoint
+from sam_d2.engine.checkpoint import Checkpointer
+from sam_d2.engine.graceful_stop import how_to_go_on
+from sam_d2.engine.whole_checkpoint import last_checkpoint
+from sam_d2.atomic import write_atomically
 
 
 def not_finite_text(
@@ -19,6 +24,7 @@ def not_finite_text(
     optimizer: torch.optim.Optimizer,
     clip_gradient_norm: float | None,
     hooks: Iterable[HookBase],
+    kept: Path | None = None,
 ) -> str:
     """Return one line: the step, its losses, what usually causes it, and where to begin again.
 
@@ -28,6 +34,7 @@ def not_finite_text(
         optimizer: of the training.
         clip_gradient_norm: of the training; None where gradients are not clipped.
         hooks: of the training; the run folder is that of their checkpointer.
+        kept: file with the images of the step.
     """
     values = {name: float(loss) for name, loss in losses.items()}
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not math.isfinite(value))
@@ -38,11 +45,59 @@ def not_finite_text(
         if clip_gradient_norm is None
         else f"clip more than at train.clip_gradient_norm={clip_gradient_norm:g}"
     )
-    found = (getattr(hook, "checkpointer", None) for hook in hooks)
-    folders = [Path(checkpointer.save_dir) for checkpointer in found if isinstance(checkpointer, Checkpointer)]
-    last = last_checkpoint(folders[0]) if folders else None
+    folder = run_folder(hooks)
+    last = last_checkpoint(folder) if folder else None
+    images = f"; {kept} has its images" if kept else ""
     again = f"--resume goes on from {last}" if last else "there is no checkpoint to go on from yet"
     return (
-        f"The loss of step {step} is not finite ({shown or elsewhere}); its step was not taken. Take a "
-        f"lower optimizer.lr (the rate of this step is {rate:.3g}), or {clipping}; {again}."
+        f"The loss of step {step} is not finite ({shown or elsewhere}); its step was not taken{images}. Take a "
+        f"lower optimizer.lr (the rate of this step is {rate:.3g}), or {clipping}, or leave such steps out "
+        f"(train.on_not_finite=skip); {again}."
     )
+
+
+def run_folder(hooks: Iterable[HookBase]) -> Path | None:
+    """Return the folder of a training's checkpoints, None where it writes none."""
+    found = (getattr(hook, "checkpointer", None) for hook in hooks)
+    return next((Path(item.save_dir) for item in found if isinstance(item, Checkpointer)), None)
+
+
+def batch_record(losses: Mapping[str, Tensor], samples: Sequence[Mapping[str, Any]], *, process: int) -> dict[str, Any]:
+    """Return what a process knows of a step: its losses, and the images with the seeds of their random choices.
+
+    Args:
+        losses: of the step, scalars.
+        samples: of all its batches.
+        process: rank.
+    """
+    return {
+        "process": process,
+        # NaN and Infinity are no JSON
+        "losses": {name: str(float(loss)) for name, loss in losses.items()},
+        "images": [
+            {key: sample[key] for key in ("image_id", "file_name", "seed") if key in sample} for sample in samples
+        ],
+    }
+
+
+def keep_batch(folder: Path, iteration: int, *, seed: int, rate: float, processes: Sequence[dict[str, Any]]) -> Path:
+    """Write ``not_finite_<iteration>.json`` with the images of a step, and return its path.
+
+    Args:
+        folder: of the run.
+        iteration: of the step, counted from 0, as in the names of the checkpoints.
+        seed: of the run.
+        rate: learning rate of the step.
+        processes: :func:`batch_record` of each.
+    """
+    path = folder / f"not_finite_{iteration:07d}.json"
+    content = {
+        "iteration": iteration,
+        "seed": seed,
+        "learning_rate": rate,
+        # A resume comes to the same step with the same images, augmentations and prompts.
+        "replay": how_to_go_on(folder),
+        "processes": list(processes),
+    }
+    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+    return path

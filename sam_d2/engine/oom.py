@@ -94,7 +94,7 @@ class OomRetry:
         """
         if not self.enabled:
             return backward(None)
-        statistics = [(buffer, buffer.clone()) for buffer in self._running_statistics()]
+        statistics = [(buffer, buffer.clone()) for buffer in running_statistics(self._model)]
         for at_once, saving in self._tries(batches):
             with _bare(self._model).saving_memory() if saving else nullcontext():
                 losses, recorded = self._try(backward, at_once)
@@ -165,12 +165,6 @@ class OomRetry:
         if hasattr(_bare(self._model), "saving_memory"):
             yield 1, True
 
-    def _running_statistics(self) -> Iterator[Tensor]:
-        """Yield the buffers that a forward pass changes."""
-        for module in self._model.modules():
-            if module.training and getattr(module, "track_running_stats", False):
-                yield from module.buffers(recurse=False)
-
     def _forget(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
         """Throw away what a try has left, and give its memory back."""
         self._optimizer.zero_grad()
@@ -195,6 +189,13 @@ class OomRetry:
         done = "Skipped: the weights stay as they are" if skipped else f"Taken {way}"
         counts = f"{self.retried} steps in parts, {self.skipped} skipped"
         logger.warning("Step %d: out of GPU memory %s. %s. So far %s. %s", step, where, done, counts, _REMEDIES)
+
+
+def running_statistics(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers that a forward pass changes."""
+    for module in model.modules():
+        if module.training and getattr(module, "track_running_stats", False):
+            yield from module.buffers(recurse=False)
 
 
 class _Draft(EventStorage):

@@ -19,10 +19,11 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from sam_d2.config import config_text
 from sam_d2.data.dataset_digest import dataset_digest
-from sam_d2.engine.checkpoint import FINAL, RECORD, last_checkpoint
+from sam_d2.engine.checkpoint import FINAL, RECORD
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
 from sam_d2.engine.distributed import choose_device
 from sam_d2.engine.recorded import recorded_config, recorded_steps
+from sam_d2.engine.whole_checkpoint import whole_checkpoint
 from sam_d2.errors import UserError
 
 _WORLD_SIZE, _IMAGES, _DATA = "world size", "training images", "sha256 of the training annotations"
@@ -41,8 +42,8 @@ _REFUSED = (
     "train.accumulate",
     "train.ema.decay",
 )
-_FREE = ("dataloader.train.num_workers", "model.score", "model.calibrate")
-"""Of these groups what changes no weight."""
+_FREE = ("dataloader.train.num_workers", "dataloader.train.on_bad_image", "model.score", "model.calibrate")
+"""Of these groups what changes no weight, or only in a training that would have ended."""
 _MEMORY = ("model.instances_per_chunk", "model.activation_checkpointing")
 """And what a run that ended for want of memory needs to go on; sums are rounded otherwise."""
 _WARNED = (
@@ -88,7 +89,7 @@ def check_resume(cfg: DictConfig) -> list[str]:
         cfg: of the run, whose folder holds a checkpoint.
 
     Returns:
-        Warnings about changes that are allowed.
+        Warnings about changes that are allowed, and about damaged checkpoints that are passed over.
 
     Raises:
         UserError: the training would be another one, or the checkpoint cannot be read. Every process raises the same,
@@ -106,14 +107,15 @@ def check_resume(cfg: DictConfig) -> list[str]:
 
 
 def _compare(cfg: DictConfig, folder: Path) -> list[str]:
-    file = last_checkpoint(folder)
+    file, damaged = whole_checkpoint(folder)
     if file is None:
         return []
     record = load_checkpoint_file(file, mmap=True).get(RECORD)
     if record is None:
         return [
+            *damaged,
             f"{file} does not say what the run was started with: it is of an earlier sam_d2 or another program. The "
-            "resume is exact only if processes, dataset, seed and config are the same."
+            "resume is exact only if processes, dataset, seed and config are the same.",
         ]
     current = run_record(cfg, instantiate(cfg.dataloader.train.dataset))
     # An earlier sam_d2 recorded less.
@@ -129,7 +131,7 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
             f"take --config-file {folder / 'config.yaml'}), or begin another run with --output-dir DIR; "
             f"train.init_checkpoint={file} lets it begin with these weights."
         )
-    return [
+    return damaged + [
         f"--resume: {_listed([key], before, now)}: from here on the run differs from one that was not interrupted."
         + (" The learning rate follows its schedule over the new number of steps." if key == "train.max_iter" else "")
         for key in changed

@@ -17,28 +17,46 @@ from sam_d2.cli import check_output
 from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
+from sam_d2.engine.checkpoint_file import remove_partial
 from sam_d2.engine.console import quiet_console
 from sam_d2.engine.resume import check_resume
 from sam_d2.engine.test_checks import check_tests
 from sam_d2.engine.weights import find_weights
 from sam_d2.errors import UserError
+from sam_d2.file_lock import FileLock
 
 logger = logging.getLogger(__name__)
 
+LOCK = ".lock"
 _PACKAGES = ("sam_d2", "detectron2", "fvcore")
 
 
-def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
+def begin_run(cfg: DictConfig, args: argparse.Namespace) -> FileLock:
     """Make the run folder, start its log, save ``config.yaml`` and seed this process.
 
+    Returns:
+        What keeps other processes out of the folder, to be released when the run has ended.
+
     Raises:
-        UserError: the folder holds another run and neither ``--resume`` nor ``--eval-only`` is given, the weights
-            to begin with or to evaluate do not exist, ``--resume`` would go on with another training, a training is
-            to be calibrated, an evaluation would end on what :func:`~sam_d2.engine.test_checks.check_tests` finds, or
-            nothing can be written where the folder is to be.
+        UserError: another process is at work in the folder, it holds another run and neither ``--resume`` nor
+            ``--eval-only`` is given, the weights to begin with or to evaluate do not exist, ``--resume`` would go on
+            with another training, a training is to be calibrated, an evaluation would end on what
+            :func:`~sam_d2.engine.test_checks.check_tests` finds, or nothing can be written where the folder is to be.
     """
     folder = Path(cfg.train.output_dir)
     check_output(folder / "config.yaml", "train.output_dir")
+    lock = FileLock(folder / LOCK, ", or take another folder with --output-dir DIR")
+    try:
+        _begin(cfg, args, folder, lock)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLock) -> None:
+    if comm.all_gather(folder.is_dir())[0]:
+        _acquire(lock)
     # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
     if args.eval_only:
         check_tests(cfg, checkpoint_to_evaluate(cfg, args), training=False)
@@ -67,7 +85,9 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     changes = check_resume(cfg) if goes_on else []
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-    comm.synchronize()
+    _acquire(lock)
+    if comm.is_main_process():
+        remove_partial(folder)
     for name in _PACKAGES:
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
     quiet_console()
@@ -85,10 +105,23 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def _acquire(lock: FileLock) -> None:
+    """Take the lock in the main process, for all; all of them end where another run has it."""
+    problem = ""
+    if comm.is_main_process():
+        try:
+            lock.acquire()
+        except UserError as error:
+            problem = str(error)
+    if message := comm.all_gather(problem)[0]:
+        raise UserError(message)
+
+
 def _holds_a_run(folder: Path) -> bool:
     """Tell whether there is anything to lose: a start that failed leaves a log, a config and W&B's notes at most."""
     return folder.is_dir() and any(
-        file.name not in ("config.yaml", "wandb") and not file.name.startswith("log.txt") for file in folder.iterdir()
+        file.name not in ("config.yaml", "wandb", LOCK) and not file.name.startswith("log.txt")
+        for file in folder.iterdir()
     )
 
 

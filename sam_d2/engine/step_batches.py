@@ -44,8 +44,13 @@ class StepBatches:
 
     @property
     def images(self) -> int:
-        """Images of the batches read so far."""
+        """Number of images of the batches read so far."""
         return sum(map(len, self._read))
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Images of the batches read so far; none of batches that are in another form than Detectron2's."""
+        return [sample for batch in self._read for sample in batch if isinstance(sample, dict)]
 
     @property
     def largest(self) -> int:

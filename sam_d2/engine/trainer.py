@@ -15,15 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from sam_d2.data.loader import sample_seed
+from sam_d2.data.loader import BAD_IMAGES, sample_seed
 from sam_d2.engine.distributed import is_lost_connection
-from sam_d2.engine.not_finite import not_finite_text
-from sam_d2.engine.oom import Losses, OomRetry
+from sam_d2.engine.not_finite import batch_record, keep_batch, not_finite_text, run_folder
+from sam_d2.engine.oom import Losses, OomRetry, running_statistics
 from sam_d2.engine.step_batches import StepBatches
+from sam_d2.engine.step_counts import MOST_IN_A_ROW, StepCounts
+from sam_d2.engine.step_news import News, StepNews
 from sam_d2.errors import UserError
-from sam_d2.modeling.weights_record import note_step
+from sam_d2.faults import explained
+from sam_d2.interruption import stop_requests
+from sam_d2.modeling.weights_record import note_skip, note_step
 
 logger = logging.getLogger(__name__)
+
+_NOTICE = "Stopping after this step, with a checkpoint. Once more: at once, without."
 
 
 class _StopTraining(BaseException):
@@ -46,14 +52,18 @@ class Trainer(SimpleTrainer):
         seed: of the run. What a model draws by itself, such as the regions that a detector's losses are sampled from
             or the paths that are dropped, then depends on the step and the process alone, so a resume is exact.
         oom_retry: take a step that a GPU's memory does not suffice for in smaller parts, or else skip it.
+        on_not_finite: ``error`` ends the training at a loss that is not a number, ``skip`` leaves out its step.
 
     Attributes:
         oom: counts such steps.
+        counts: images and steps that the training has gone on without.
+        news: of all processes about the last step.
         step_taken: whether the last step has moved the weights; False where it was skipped.
         stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
 
     Raises:
-        UserError: ``accumulate`` is less than 1, or ``clip_gradient_norm`` is not positive.
+        UserError: ``accumulate`` is less than 1, ``clip_gradient_norm`` is not positive, or ``on_not_finite`` is
+            something else.
     """
 
     def __init__(
@@ -67,16 +77,24 @@ class Trainer(SimpleTrainer):
         accumulate: int = 1,
         seed: int = 0,
         oom_retry: bool = False,
+        on_not_finite: str = "error",
     ) -> None:
         if accumulate < 1:
             raise UserError(f"train.accumulate={accumulate}: expected at least 1, the batches of a step.")
         if clip_gradient_norm is not None and not clip_gradient_norm > 0:
             raise UserError(f"train.clip_gradient_norm={clip_gradient_norm}: expected more than 0, or null for none.")
+        if on_not_finite not in ("error", "skip"):
+            raise UserError(f"train.on_not_finite={on_not_finite}: expected error or skip.")
         super().__init__(model, data_loader, optimizer)
+        self.on_not_finite = on_not_finite
+        self.counts = StepCounts()
+        self.news = News(0, 0, 0, 0)
+        self._step_news = StepNews()
         self.accumulate = accumulate
         self.seed = seed
         self.stopped = False
         self.step_taken = True
+        self._gave_up = False
         self.oom = OomRetry(model, optimizer, enabled=oom_retry)
         self.device = next(model.parameters()).device
         self.amp_dtype = amp_dtype
@@ -94,12 +112,14 @@ class Trainer(SimpleTrainer):
         if self.accumulate > 1:
             logger.info("A step takes %d batches; images per second count them all", self.accumulate)
         try:
-            super().train(start_iter, max_iter)
+            with stop_requests.deferred(_NOTICE if comm.is_main_process() else ""):
+                super().train(start_iter, max_iter)
         except _StopTraining:
             self.iter += 1
         finally:
             loop_log.removeFilter(_is_fault_of_ours)
             self.oom.report(self.iter)
+            self.counts.report()
 
     def stop(self) -> None:
         """End the training once all hooks have seen this step; a hook calls it."""
@@ -114,6 +134,7 @@ class Trainer(SimpleTrainer):
 
     def after_step(self) -> None:
         """Call the hooks, and end the training where one of them has asked for it."""
+        self.counts.add(self.news.bad_images, not_finite=bool(self.news.not_finite))
         super().after_step()
         if self.stopped:
             raise _StopTraining
@@ -131,10 +152,14 @@ class Trainer(SimpleTrainer):
         """
         self.optimizer.zero_grad()
         batches = StepBatches(self._data_loader_iter, self.accumulate)
-        try:
-            means = self.oom.gradients(self.iter + 1, batches, partial(self._gradients, batches))
-        except FloatingPointError as error:
-            raise self._not_finite({}) from error
+        statistics = [(b, b.clone()) for b in running_statistics(self.model)] if self.on_not_finite == "skip" else []
+        means = self.oom.gradients(self.iter + 1, batches, partial(self._gradients, batches))
+        self._tell_and_hear(means, batches)
+        if self.news.not_finite:
+            self._meet_not_finite(means or {}, batches)
+            for buffer, before in statistics:
+                buffer.copy_(before)
+            means = None
         self.step_taken = means is not None
         if means is None:
             return
@@ -143,27 +168,64 @@ class Trainer(SimpleTrainer):
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.clip_gradient_norm)
         self.after_backward()
-        # Before the step: a NaN loss must not reach the weights.
-        try:
-            self.write_metrics(means, batches.seconds, self.iter)
-        except FloatingPointError as error:
-            raise self._not_finite(means) from error
+        self.write_metrics(means, batches.seconds, self.iter)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         note_step(self.model)
         get_event_storage().put_scalar("images", batches.images * comm.get_world_size(), smoothing_hint=False)
 
-    def _not_finite(self, losses: Losses) -> UserError:
-        limit = self.clip_gradient_norm
-        return UserError(not_finite_text(self.iter + 1, losses, self.optimizer, limit, self._hooks))
+    def _tell_and_hear(self, means: Losses | None, batches: StepBatches) -> None:
+        """Exchange with the other processes what has come up in this step, before it moves the weights."""
+        bad = [sample[BAD_IMAGES] for sample in batches.samples if BAD_IMAGES in sample]
+        self.news = self._step_news.exchange(
+            received=stop_requests.received,
+            bad_images=len(bad),
+            not_finite=self._gave_up or (means is not None and not _all_finite(means)),
+        )
+        for texts in bad:
+            logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, " ".join(texts))
+
+    def _meet_not_finite(self, losses: Losses, batches: StepBatches) -> None:
+        """Skip the step, or end the training and keep its images; all processes together.
+
+        Raises:
+            UserError: steps are not to be skipped, or too many were in a row.
+        """
+        skip = self.on_not_finite == "skip" and self.counts.in_a_row < MOST_IN_A_ROW
+        kept = None
+        records = comm.gather(batch_record(losses, batches.samples, process=comm.get_rank()))
+        folder = run_folder(self._hooks)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        if comm.is_main_process() and folder is not None:
+            kept = keep_batch(folder, self.iter, seed=self.seed, rate=rate, processes=records)
+        if skip:
+            self.optimizer.zero_grad()
+            note_skip(self.model)
+            logger.warning(
+                "Step %d: a loss is not finite%s. Skipped: the weights stay as they are (train.on_not_finite=skip)",
+                self.iter + 1,
+                f"; {kept} has its images" if kept else "",
+            )
+            return
+        text = not_finite_text(self.iter + 1, losses, self.optimizer, self.clip_gradient_norm, self._hooks, kept)
+        if self.on_not_finite == "skip":
+            text += f" {MOST_IN_A_ROW} steps before it were skipped: the weights are at fault, not the images."
+        raise UserError(comm.all_gather(text)[0])
 
     def _gradients(self, batches: StepBatches, at_once: int | None) -> Losses:
         """Add the gradients of a step, of so many images at once; returns the mean of its losses, detached."""
         torch.manual_seed(sample_seed(self.seed, self.iter * comm.get_world_size() + comm.get_rank()))
         means: Losses = {}
+        self._gave_up = False
         for samples, divisor, last in batches.parts(at_once):
-            with self._exchange(last=last):
-                losses = self._backward_of(samples, divisor)
+            try:
+                with self._exchange(last=last):
+                    losses = self._backward_of(samples, divisor)
+            except FloatingPointError:  # Detectron2's RPN gives up before there is a loss
+                if comm.get_world_size() > 1 and not self.oom.enabled:
+                    raise  # the others wait in DDP's exchange
+                self._gave_up = True
+                return {}
             means = {name: means[name] + loss if means else loss for name, loss in losses.items()}
         return means
 
@@ -185,9 +247,10 @@ class Trainer(SimpleTrainer):
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return iteration, hooks, optimizer, gradient scaler and the counts of steps that ran out of memory."""
+        """Return iteration, hooks, optimizer, gradient scaler and all counts of what was skipped."""
         state = super().state_dict()
-        return {**state, "grad_scaler": self.grad_scaler.state_dict(), "oom": self.oom.state_dict()}
+        counts = {"oom": self.oom.state_dict(), "counts": self.counts.state_dict()}
+        return {**state, "grad_scaler": self.grad_scaler.state_dict(), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -197,8 +260,16 @@ class Trainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if "oom" in state_dict:  # not of an earlier sam_d2
             self.oom.load_state_dict(state_dict["oom"])
+        if "counts" in state_dict:
+            self.counts.load_state_dict(state_dict["counts"])
+
+
+def _all_finite(losses: Losses) -> bool:
+    return bool(torch.stack([loss.float() for loss in losses.values()]).isfinite().all()) if losses else True
 
 
 def _is_fault_of_ours(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, UserError) or is_lost_connection(error))
+    if error is None:
+        return True
+    return not (isinstance(error, UserError) or is_lost_connection(error) or explained(error))

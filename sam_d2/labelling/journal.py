@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import heapq
 import os
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 
 from sam_d2.atomic import write_atomically
 from sam_d2.errors import UserError
+from sam_d2.file_lock import FileLock
 
 SETTINGS = "settings.json"
 INDEX = "index.sqlite"
@@ -74,6 +74,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock = FileLock(folder / LOCK)
 
     @property
     def index(self) -> Path:
@@ -104,7 +105,7 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             content = msgspec.json.encode({**settings, THREADS: threads})
             write_atomically(file, msgspec.json.format(content, indent=1) + b"\n")
-        self._lock()
+        self._lock.acquire()  # until the process ends: two at once would each make every mask
         if not self.index.is_file():
             try:
                 build_index(self.index)
@@ -170,14 +171,6 @@ class Journal:
     @property
     def _removed(self) -> Path:
         return self.folder.with_name(f".{self.folder.name}.removed")
-
-    def _lock(self) -> None:
-        """Keep the folder for this run until the process ends: two at once would each make every mask."""
-        self._lock_file = (self.folder / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.folder}: another process is at work on it. Wait until it has ended.") from None
 
     def _rows(self, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Return what the files of all processes answer."""

@@ -12,9 +12,9 @@ from PIL import Image
 
 import detectron2.data.transforms as T
 from detectron2.utils import comm
-from sam_d2.data.loader import GroupedBatches, PositionSampler, TrainLoader, sample_seed, seeded
+from sam_d2.data.loader import BAD_IMAGES, GroupedBatches, PositionSampler, TrainLoader, sample_seed, seeded
 from sam_d2.data.mapper import PromptableMapper
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError, UserError
 
 
 def take(stream, count):
@@ -238,3 +238,48 @@ class TestGroupedBatches:
         later = loader(records, workers, aspect_ratio_grouping=True)
         later.start_iteration = 5
         assert [fingerprint(batch) for batch in take(later, 7)] == [fingerprint(batch) for batch in batches[5:]]
+
+
+class TestBadImages:
+    """Images 1 and 4 of 6 cannot be read."""
+
+    @staticmethod
+    def mapper(record):
+        if record["number"] in (1, 4):
+            raise BadImageError(f"{record['number']}.png: not a readable image.")
+        return {"number": record["number"], "drawn": np.random.rand()}
+
+    def samples(self, workers=0, start=0, steps=6, on_bad_image="skip"):
+        records = [{"number": number} for number in range(6)]
+        loader = TrainLoader(
+            records, mapper=self.mapper, total_batch_size=2, num_workers=workers, seed=5, on_bad_image=on_bad_image
+        )
+        loader.start_iteration = start
+        return [sample for batch in itertools.islice(loader, steps) for sample in batch]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_by_default_they_end_the_training(self, workers):
+        with pytest.raises(BadImageError, match=r"^[14]\.png: not a readable image\.$"):
+            self.samples(workers, on_bad_image="error")
+
+    def test_another_is_in_their_place_the_same_whoever_reads_and_whenever(self):
+        samples = self.samples()
+        assert len(samples) == 12 and not {1, 4} & {sample["number"] for sample in samples}
+        said = [text for sample in samples for text in sample.get(BAD_IMAGES, ())]
+        places = [position for position, index in take(PositionSampler(6, seed=5), 12) if index in (1, 4)]
+        assert [place for place, sample in enumerate(samples) if BAD_IMAGES in sample] == places and len(places) == 4
+        assert set(said) == {"1.png: not a readable image.", "4.png: not a readable image."}
+        assert self.samples(workers=2) == samples
+        assert self.samples(start=2, steps=4) == samples[4:]
+
+    def test_all_of_them(self, monkeypatch):
+        def missing(record):
+            raise BadImageError(f"{record['number']}.png: no such image file.")
+
+        monkeypatch.setattr(self.__class__, "mapper", staticmethod(missing))
+        with pytest.raises(UserError, match=r"\.png: no such image file\. It is the last of 10 in a row .*the disk"):
+            self.samples()
+
+    def test_a_word_that_is_neither(self):
+        with pytest.raises(UserError, match=r"dataloader\.train\.on_bad_image=ignore: expected error or skip"):
+            self.samples(on_bad_image="ignore")

@@ -75,7 +75,7 @@ class TestSaving:
         seen = []
         monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(sorted(f.name for f in tmp_path.iterdir())))
         checkpointer.save("model_final")
-        assert seen == [[".model_final.pth.partial"]]
+        assert seen == [[".model_final.pth.partial"], [".last_checkpoint.partial", "model_final.pth"]]
 
     def test_other_processes_do_not_write(self, tmp_path):
         Checkpointer(Model(), str(tmp_path), save_to_disk=False).save("model_final")

@@ -1,14 +1,23 @@
 """A loss that is no longer a number: what the message says."""
 
+import itertools
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
+from sam_d2.data.loader import PositionSampler, sample_seed
 from sam_d2.engine.checkpoint import Checkpointer, PeriodicCheckpoint
+from sam_d2.engine.distributed import distribute
 from sam_d2.engine.not_finite import not_finite_text
+from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
 
 
@@ -39,3 +48,114 @@ def test_a_run(train_net, tmp_path):
     with pytest.raises(UserError, match=r"The loss of step \d is not finite .*goes on from .*model_000000\d\.pth"):
         train_net(tmp_path / "run", *options)
     assert "Traceback" not in (tmp_path / "run" / "log.txt").read_text()
+    (kept,) = (tmp_path / "run").glob("not_finite_*.json")
+    content = json.loads(kept.read_text())
+    assert kept.name == f"not_finite_{content['iteration']:07d}.json" and content["seed"] == 0
+    assert content["replay"].endswith("--resume") and content["learning_rate"] > 1e27
+    (process,) = content["processes"]
+    assert set(process["losses"].values()) & {"nan", "inf"}
+    # the images of that step: positions 4 x iteration and on of the stream
+    positions = itertools.islice(PositionSampler(6, seed=0, start=4 * content["iteration"]), 4)
+    assert process["images"] == [
+        {"image_id": index, "file_name": image["file_name"], "seed": sample_seed(0, position)}
+        for (position, index), image in zip(positions, process["images"], strict=True)
+    ]
+    assert all(Path(image["file_name"]).name == f"train_{image['image_id']}.png" for image in process["images"])
+
+
+class Sum(nn.Module):
+    """The loss is the sum of the weight and the batch; a batch norm sees the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, batch):
+        values = torch.tensor([sample["value"] for sample in batch])[:, None]
+        self.norm(values)
+        return {"loss": (self.weight + values).mean()}
+
+
+def trained(values, **options):
+    model = Sum()
+    batches = [[{"value": value, "file_name": f"{value}.png"}, {"value": 1.0}] for value in values]
+    trainer = Trainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.5), **options)
+    trainer.train(0, len(values))
+    return trainer
+
+
+class TestSkipped:
+    def test_only_the_other_steps_move_the_model(self, caplog):
+        trainer = trained([1.0, math.nan, 3.0, math.inf], on_not_finite="skip")
+        assert trainer.model.weight.item() == -1.0  # two steps of gradient 1 at a rate of 0.5
+        torch.testing.assert_close(trainer.model.state_dict(), trained([1.0, 3.0]).model.state_dict())
+        assert trainer.counts.not_finite == 2 and not trainer.step_taken
+        assert "Step 2: a loss is not finite. Skipped" in caplog.text
+        assert "2 steps were skipped for a loss that was not a number" in caplog.text
+
+    def test_the_count_goes_on_after_a_resume(self):
+        state = trained([math.nan, 1.0], on_not_finite="skip").state_dict()
+        again = Trainer(Sum(), [], torch.optim.SGD(Sum().parameters(), lr=0.5))
+        again.counts.load_state_dict(state["counts"])
+        assert vars(again.counts) == {"bad_images": 0, "not_finite": 1, "in_a_row": 0}
+
+    def test_more_than_ten_in_a_row_are_the_weights_fault(self):
+        assert trained([math.nan] * 10, on_not_finite="skip").counts.not_finite == 10
+        with pytest.raises(UserError, match=r"step 11 is not finite .* 10 steps before it were skipped: the weights"):
+            trained([math.nan] * 11, on_not_finite="skip")
+
+    def test_a_word_that_is_neither(self):
+        with pytest.raises(UserError, match=r"train\.on_not_finite=ignore: expected error or skip"):
+            trained([1.0], on_not_finite="ignore")
+
+
+def _trained_in_two(values):
+    """Each process has a batch of its own; returns weight, count, and the message of an error."""
+    rank, (values, how) = comm.get_rank(), values
+    model = Sum()
+    model.norm = nn.Identity()
+    model = distribute(model, broadcast_buffers=False)
+    batches = [[{"value": value, "file_name": f"{value}.png"}] for value in values[rank]]
+    trainer = Trainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.5), oom_retry=how != "ddp",
+                      on_not_finite="error" if how == "error" else "skip")  # fmt: skip
+    try:
+        trainer.train(0, 3)
+    except UserError as error:
+        return str(error)
+    return model.module.weight.item(), trainer.counts.not_finite
+
+
+@pytest.mark.parametrize("how", ["skip", "ddp", "error"])
+def test_one_of_two_processes_meets_it(in_two_processes, how):
+    answers = in_two_processes(_trained_in_two, (([1.0, 2.0, 3.0], [1.0, math.nan, 3.0]), how))
+    if how == "error":  # the first process speaks
+        assert answers[0] == answers[1] and answers[0].startswith("The loss of step 2 is not finite (on another proc")
+    else:
+        assert answers == [(-1.0, 1), (-1.0, 1)]
+
+
+def test_bad_images_are_counted_over_the_processes_and_at_the_end(in_two_processes, shapes_folder, train_net, tmp_path):
+    """Two of six images cannot be used: whoever reads, the same positions have others, and a resume counts on."""
+    broken = shutil.copytree(shapes_folder, tmp_path / "shapes")
+    (broken / "train_2.png").write_bytes(b"nothing")
+    Image.new("RGB", (10, 10)).save(broken / "train_4.png")
+    options = ["--dataset", str(broken), "train.max_iter=6", "train.eval_period=0", "train.eval_base=false"]
+    options += ["dataloader.train.on_bad_image=skip", "train.checkpointer.period=3", "train.log_period=1"]
+    stream = itertools.islice(PositionSampler(6, seed=0), 24)
+    expected = sum(index in (2, 4) for _, index in stream)
+    one = train_net(tmp_path / "one", *options)
+    in_two_processes(train_net, tmp_path / "two", *options)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    shutil.copy(one / "model_0000002.pth", parts)
+    (parts / "last_checkpoint").write_text("model_0000002.pth")
+    train_net(parts, *options, "--resume")
+    for folder in (one, tmp_path / "two", parts):
+        saved = torch.load(folder / "model_0000005.pth", weights_only=True)["trainer"]["counts"]
+        assert saved["bad_images"] == expected > 6
+        log = (folder / "log.txt").read_text()
+        assert f"*** In the place of {expected} images that could not be read another was taken" in log
+        assert "train_2.png: not a readable image" in log and "Another image is in its place." in log
+    weights = [torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (one, parts)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)

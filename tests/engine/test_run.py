@@ -33,7 +33,7 @@ def cfg(tmp_path):
 
 class TestBeginRun:
     def test_a_new_folder_holds_config_and_log(self, cfg, tmp_path):
-        begin_run(cfg, arguments())
+        begin_run(cfg, arguments()).release()
         folder = tmp_path / "run"
         assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "log.txt"]
         assert load_config(folder / "config.yaml") == cfg

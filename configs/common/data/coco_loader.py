@@ -28,6 +28,7 @@ dataloader.train = L(TrainLoader)(
     total_batch_size=16,
     num_workers=4,
     seed="${train.seed}",
+    on_bad_image="error",  # skip: take another image for one that cannot be read, and count
     aspect_ratio_grouping=True,  # landscape and portrait never share a batch, which is padded to its largest
 )
 

@@ -25,6 +25,7 @@ dataloader.train = L(TrainLoader)(
     total_batch_size=4,
     num_workers=2,
     seed="${train.seed}",
+    on_bad_image="error",  # skip: take another image for one that cannot be read, and count
 )
 
 dataloader.test = L(build_detection_test_loader)(
