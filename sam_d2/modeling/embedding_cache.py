@@ -247,7 +247,7 @@ def module_digest(module: nn.Module) -> str:
         digest.update(repr((name, kind, sorted(settings.items(), key=lambda item: item[0]))).encode())
     for name, value in chain(module.named_parameters(), module.named_buffers()):  # some are not in the state_dict
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

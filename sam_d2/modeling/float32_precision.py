@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-_BACKENDS = (
-    (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if hasattr(torch.backends, "fp32_precision") else ()
-)
+# Any: what they have follows the version of torch.
+_CUDNN: Any = torch.backends.cudnn
+_MKLDNN: Any = torch.backends.mkldnn
+_BACKENDS = (torch.backends.cuda.matmul, _MKLDNN.matmul) if hasattr(torch.backends, "fp32_precision") else ()
 _EXACT = ("ieee", "none")
 
 
 def float32_precision() -> list[Any]:
     """Return the settings that decide how exact products and convolutions of float32 are."""
     if _BACKENDS:  # with these settings in use, torch refuses to tell the older ones
-        convolutions = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)
+        convolutions = (_CUDNN.conv, _MKLDNN.conv)
         return [backend.fp32_precision for backend in (*_BACKENDS, *convolutions)]
-    return [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
+    return [torch.get_float32_matmul_precision(), _CUDNN.allow_tf32]
 
 
 @contextmanager
