@@ -144,10 +144,16 @@ def test_the_tool(tmp_path):
     assert "30 inputs in" in done.stdout and not (tmp_path / "findings").exists()
 
 
+@pytest.mark.slow
 def test_a_kept_input_is_run_again(tmp_path):
     file = tmp_path / "manifest-traceback-0000001.bin"
     file.write_bytes(b"[")
     done = fuzz("--repeat", file)
     assert done.returncode == 0 and f"{file}: not parsed" in done.stdout and "Manifest" in done.stdout
+    file.write_bytes(b'{"version": 1}')
+    assert fuzz("--repeat", file).stdout.endswith(": accepted\n")
+
+
+def test_a_kept_input_that_is_not_there(tmp_path):
     wrong = fuzz("--repeat", tmp_path / "x.bin")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: --repeat ")
