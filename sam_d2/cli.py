@@ -158,22 +158,32 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
     threading.excepthook = _thread_ended
     try:
-        with stop_requests.handled():
-            code = main()
-    except UserError as error:
-        print(f"error: {_printable(str(error))}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt as error:
-        request = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        print("interrupted" if request.signum == signal.SIGINT else "terminated", file=sys.stderr)
-        code = request.exit_code
-    except Exception as error:
+        code = _exit_code(main)
+    except RuntimeError as error:
+        # Of a loader's worker that died torch may tell a second time, in whatever is done about the first.
         text = explained(error)
         if text is None:
             raise
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {_printable(text)}", file=sys.stderr)
         code = 2
-    sys.exit(code or 0)
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
+    """Run a program, print its error, and return its exit code."""
+    try:
+        with stop_requests.handled():
+            return main() or 0
+    except KeyboardInterrupt as error:
+        request = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print("interrupted" if request.signum == signal.SIGINT else "terminated", file=sys.stderr)
+        return request.exit_code
+    except Exception as error:
+        text = str(error) if isinstance(error, UserError) else explained(error)
+        if text is None:
+            raise
+        print(f"error: {_printable(text)}", file=sys.stderr)
+        return 2
 
 
 def _printable(message: str) -> str:

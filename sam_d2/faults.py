@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,9 @@ def explained(error: BaseException, folder: Path | None = None) -> str | None:
             return _disk_text(found, folder)
         found = found.__cause__ or found.__context__
     if isinstance(error, RuntimeError) and (worker := _WORKER.search(str(error))):
-        return _worker_text(worker[1], worker[2])
+        return _worker_text(f" (pid {worker[1]})", worker[2])
+    if isinstance(error, ConnectionError | EOFError) and _is_from_loader(error):
+        return _worker_text("", None)  # it died while it handed a sample over
     return None
 
 
@@ -48,7 +51,7 @@ def told(folder: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError) as error:
         text = explained(error, folder)
         if text is None:
             raise
@@ -71,7 +74,12 @@ def _disk_text(error: OSError, folder: Path | None) -> str:
     )
 
 
-def _worker_text(pids: str, signal_name: str | None) -> str:
+def _is_from_loader(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).parts[-4:] == ("torch", "utils", "data", "dataloader.py") for frame in frames)
+
+
+def _worker_text(process: str, signal_name: str | None) -> str:
     if signal_name in ("Bus error", "Bus"):
         cause = "shared memory is used up: give the container more (docker run --shm-size=8g or --ipc=host)"
     elif signal_name and signal_name != "Killed":
@@ -79,7 +87,7 @@ def _worker_text(pids: str, signal_name: str | None) -> str:
     else:
         cause = "nearly always the system has ended it for want of memory (dmesg tells)"
     return (
-        f"A process that reads images (pid {pids}) died: {cause}. Take fewer of them (dataloader.train.num_workers, "
+        f"A process that reads images{process} died: {cause}. Take fewer of them (dataloader.train.num_workers, "
         "dataloader.test.num_workers; 0 reads in the training process), smaller images or batches, or a machine with "
         "more memory; a training then goes on with --resume."
     )
