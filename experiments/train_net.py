@@ -130,9 +130,11 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Evaluate a checkpoint.
 
-    Reads ``model``, ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device, expected_results``.
+    Reads ``model``, ``dataloader`` and of ``train``: ``output_dir, init_checkpoint, device, cache_embeddings,
+    embedding_cache, expected_results``.
     """
     from sam_d2.engine.checkpoint import Checkpointer
+    from sam_d2.engine.embedding_cache import use_embedding_cache
     from sam_d2.engine.resume import weights_text
     from sam_d2.engine.run import checkpoint_to_evaluate
     from sam_d2.engine.selection import selected_on
@@ -143,7 +145,10 @@ def do_test(cfg: DictConfig, args: argparse.Namespace) -> None:
     saved = Checkpointer(model).load(str(checkpoint))
     evaluation = build_evaluation(cfg)
     evaluation.evaluator.selected = selected_on(checkpoint, saved) == evaluation.evaluator.dataset_name
+    cache = use_embedding_cache(cfg, model)
     results = evaluation(model)
+    if cache is not None:
+        cache.report()
     evaluation.finish(weights_text(checkpoint, saved), cfg)
     published = published_results(checkpoint, str(cfg.dataloader.test.dataset.names))
     check_expected(list(cfg.train.get("expected_results", [])) or published, results)
@@ -181,7 +186,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     output = Path(cfg.train.output_dir)
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
-    record = run_record(cfg, loader.dataset)
+    record = run_record(cfg, loader.records)
     log_dataset_settings(cfg, loader.size)
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)

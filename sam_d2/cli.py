@@ -13,6 +13,7 @@ from typing import NoReturn
 from sam_d2.errors import UserError
 from sam_d2.faults import explained
 from sam_d2.interruption import Interrupted, stop_requests
+from sam_d2.visible_text import clean
 
 EXAMPLES = """
 examples:
@@ -163,7 +164,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         text = explained(error)
         if text is None:
             raise
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {_printable(text)}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
@@ -181,8 +182,13 @@ def _exit_code(main: Callable[[], int | None]) -> int:
         text = str(error) if isinstance(error, UserError) else explained(error)
         if text is None:
             raise
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {_printable(text)}", file=sys.stderr)
         return 2
+
+
+def _printable(message: str) -> str:
+    """Spell out what a terminal would obey: a name in a file may hold the characters that move its cursor."""
+    return "\n".join(clean(line) for line in message.split("\n"))
 
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:

@@ -3,12 +3,12 @@
 import builtins
 import difflib
 import functools
+import io
 import os
 import traceback
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,9 +18,11 @@ from sam_d2.config_overrides import apply_overrides
 from sam_d2.config_targets import BIND, PARTIAL, bind, check_target, find_targets, import_path
 from sam_d2.errors import UserError
 from sam_d2.run_folders import require_config
+from sam_d2.yaml_limits import check_yaml
 
 __all__ = ["CONFIG_NAMES", "apply_overrides", "bind", "config_text", "load_config", "save_config"]
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIG_NAMES = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
@@ -30,7 +32,7 @@ def load_config(path: str | Path) -> DictConfig:
     A ``.py`` file is a program and is trusted: Detectron2's LazyConfig runs it. Classes and functions in it
     become their import paths; ``functools.partial(nn.LayerNorm, eps=1e-6)`` or a bare ``nn.LayerNorm`` as an
     argument becomes a node that calls :func:`sam_d2.config_targets.bind`. A ``.yaml`` file is data: it is
-    read without tags and may call only what :data:`sam_d2.config_targets.ALLOWED_PREFIXES` lists.
+    read without tags and may call only what :data:`sam_d2.config_targets.CLASSES` lists.
 
     Args:
         path: a LazyConfig ``.py`` file, a ``.yaml`` as written by :func:`save_config`, or the folder of a run, which
@@ -66,6 +68,7 @@ def load_config(path: str | Path) -> DictConfig:
     if path.suffix != ".py":
         for key, target in find_targets(cfg):
             check_target(key, target, str(path))
+        _check_detector(cfg, path)
     return cfg
 
 
@@ -100,6 +103,23 @@ def save_config(cfg: DictConfig, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _check_detector(cfg: DictConfig, path: Path) -> None:
+    """Refuse a detector whose config is a program, which a stranger could have put beside his YAML."""
+    try:
+        named = OmegaConf.select(cfg, "dataloader.detector.config")
+    except OmegaConfBaseException:
+        return  # there is none; what needs it will say so
+    if not isinstance(named, str) or Path(named).suffix != ".py":
+        return
+    own = _CHECKOUT / "configs"
+    file = Path(named) if Path(named).exists() else _CHECKOUT / named  # as sam_d2.model_source finds it
+    if not file.resolve().is_relative_to(own):
+        raise UserError(
+            f"config file {path}: dataloader.detector.config={named} is a program, and a YAML file may name only those "
+            f"in {own}. Name the folder of the detector's run there."
+        )
+
+
 def _run(path: Path) -> dict[str, Any]:
     """Run a LazyConfig file and return its groups as plain containers that may hold callables."""
     importer = builtins.__import__
@@ -128,10 +148,14 @@ def _is_config(frame: traceback.FrameSummary, path: Path) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text, f"config file {path}")
         # Loads with PyYAML's safe loader, and reads 1e-4 as the number that it is.
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(text))
         return OmegaConf.to_container(loaded, resolve=False) if isinstance(loaded, DictConfig) else {}  # type: ignore[return-value]
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a tag does not fit makes PyYAML stumble over anything
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sam_d2.errors import UserError
 
@@ -72,6 +73,13 @@ def check_numbers(cfg: DictConfig) -> None:
         UserError: a setting is out of its range, or images would be resized to another size than the canvas. The
             message names what is wrong, and what it may be.
     """
+    try:
+        _check(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config cannot be read: {' '.join(str(error).split())[:200]}.") from error
+
+
+def _check(cfg: DictConfig) -> None:
     wrong = [
         f"{key}={'null' if value is None else value}: expected {allowed.text}"
         for key, allowed in _settings(cfg)

@@ -1,10 +1,10 @@
 """Strict ``key=value`` overrides: a key that does not exist is an error, not a new key that nobody reads."""
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,6 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from sam_d2.config_targets import BIND, PARTIAL, check_target, find_targets, parameter_names, takes_any_name
 from sam_d2.config_yacs import lazy_key
 from sam_d2.errors import UserError
+
+_DEEPEST = 20
+"""Lists in lists: a config has three; OmegaConf takes time that doubles with each few levels."""
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -41,10 +44,14 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for position, text in enumerate(overrides):
         if "=" not in text and not text.startswith(("-", "~")):
             raise UserError(_no_equals_sign(cfg, text, overrides[position + 1 :]))
-        _apply(cfg, text)
-        for target, key in _targets(cfg).items():
-            if target not in trusted:
-                check_target(key, target, f"override {text!r}")
+        try:
+            _apply(cfg, text)
+            for target, key in _targets(cfg).items():
+                if target not in trusted:
+                    check_target(key, target, f"override {text!r}")
+        except (ValueError, RecursionError, OmegaConfBaseException) as error:  # too many digits, too deep, no place
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"override {text[:80]!r} cannot be applied ({reason}).") from error
     return cfg
 
 
@@ -59,6 +66,10 @@ def _targets(cfg: DictConfig) -> dict[Any, str]:
 def _apply(cfg: DictConfig, text: str) -> None:
     override = _parse(text)
     key, value = override.key_or_group, override.value()
+    if _depth(value) > _DEEPEST:
+        raise UserError(
+            f"override {text[:80]!r}: its value is nested {_depth(value)} deep, at most {_DEEPEST} is read."
+        )
     adds = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD)
     *path, last = key.split(".")
     node: Container = cfg
@@ -88,6 +99,11 @@ def _apply(cfg: DictConfig, text: str) -> None:
                 node[name]
             except OmegaConfBaseException as error:
                 raise UserError(f"override {text!r}: {str(error).splitlines()[0]}.") from error
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _drop_what_only_the_old_target_takes(group: Any, target: Any) -> None:
@@ -127,7 +143,7 @@ def _no_equals_sign(cfg: DictConfig, text: str, following: Sequence[str]) -> str
     meant = key if key in keys else yacs or next(leaves, None)
     if meant is None:
         hint = "Write key=value, such as train.max_iter=200."
-        if Path(text).exists():
+        if os.path.exists(text):  # noqa: PTH110  it is False of what is no path at all
             hint += " A config goes with --config-file, a data set with --dataset."
         return f"override {text!r} has no '=' and is no key of the config. {hint}"
     if not separator:  # "key value", "key = value" and "key =value" come as several words

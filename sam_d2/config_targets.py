@@ -1,9 +1,10 @@
 """What a ``_target_`` may name: import paths of callables, and the list of those that plain data may call."""
 
+import enum
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import ListConfig
@@ -17,13 +18,18 @@ BIND = "sam_d2.config_targets.bind"
 # A config.yaml may come from a stranger, and calling any function of these packages would be as good as
 # running his program: torch.load, torch.hub and detectron2.config.LazyConfig.load read code, torchvision.io
 # and fvcore.common.file_io write files, and `torch.os.system` is the shell. So the parts that build models,
-# data, optimizers and evaluators are listed, and the rest is refused.
-ALLOWED_PREFIXES = (
-    BIND,
-    "sam_d2.data",
+# data, optimizers and evaluators are listed, and the rest is refused. Making an object of a class there does
+# nothing else; functions are listed on their own, because many do (a download, a file that is written), and
+# methods are refused, because they may be called with any object as their own: torchvision's
+# `WeightsEnum.get_state_dict` reads a pickle from whatever address that object has.
+CLASSES = (
+    "sam_d2.data.augmentations",
+    "sam_d2.data.detection_mapper",
+    "sam_d2.data.loader",
+    "sam_d2.data.mapper",
+    "sam_d2.engine.validation",
+    "sam_d2.evaluation.coco_evaluator",
     "sam_d2.modeling",
-    "sam_d2.engine",
-    "sam_d2.evaluation",
     "detectron2.data",
     "detectron2.engine.hooks",
     "detectron2.evaluation",
@@ -42,6 +48,39 @@ ALLOWED_PREFIXES = (
     "fvcore.nn",
     "fvcore.transforms",
 )
+"""Where classes may be named, by the module that defines them."""
+
+FUNCTIONS = (
+    BIND,
+    "sam_d2.engine.optim.parameter_groups",
+    "sam_d2.engine.torchvision_weights.torchvision_mask_rcnn",
+    "sam_d2.modeling",
+    "detectron2.data.build_batch_data_loader",
+    "detectron2.data.build_detection_test_loader",
+    "detectron2.data.build_detection_train_loader",
+    "detectron2.data.get_detection_dataset_dicts",
+    "detectron2.layers",
+    "detectron2.modeling",
+    "detectron2.solver",
+    "torch.nn.functional",
+    "torch.nn.init",
+    "torchvision.models",
+    "torchvision.ops",
+    "fvcore.nn",
+)
+"""Functions that may be named, and where others may be, likewise; of a class in ``detectron2.modeling`` its static
+methods too."""
+
+REFUSED = (
+    "detectron2.data.datasets",  # writes COCO files
+    "sam_d2.modeling.embedding_cache",  # these two make folders and files
+    "sam_d2.modeling.embedding_store",
+    "torch.nn.cpp",  # takes attributes of any object by their names
+    "torchvision.models.feature_extraction",  # makes a program of the names of a model's parts
+)
+_STATIC_METHODS = "detectron2.modeling"  # ResNet.make_default_stages
+_PACKAGES = tuple(dict.fromkeys(".".join(prefix.split(".")[:2]) for prefix in (*CLASSES, *FUNCTIONS)))
+"""Of which something may be named: no other module is even imported."""
 
 
 def bind(_partial_: Callable | str, **arguments: Any) -> Callable:
@@ -142,26 +181,47 @@ def check_target(key: str, target: Any, source: str) -> None:
         source: where it comes from: a file, or the override.
 
     Raises:
-        UserError: it is not the name of a class or function in one of the listed packages.
+        UserError: it is not the name of a listed class or function.
     """
     if not isinstance(target, str):
         raise UserError(f"{source}: {key} must be the import path of a class or function, not {target!r}.")
-    if not _is_listed(target) or any(part.startswith("_") for part in target.split(".")):
-        packages = ", ".join(dict.fromkeys(prefix.partition(".")[0] for prefix in ALLOWED_PREFIXES))
+    packages = dict.fromkeys(prefix.partition(".")[0] for prefix in CLASSES)
+    if not _in(target, _PACKAGES) or any(part.startswith("_") for part in target.split(".")):
         raise UserError(
             f"{source}: {key} calls {target!r}, which YAML files and overrides may not: they may name the "
-            f"parts of {packages} that build models, data, optimizers and evaluators. If you trust it, name "
-            "it in a .py config."
+            f"parts of {', '.join(packages)} that build models, data, optimizers and evaluators. If you trust it, "
+            "name it in a .py config."
         )
-    found = locate(target)
-    # A listed module also holds what it imported: `torch.nn.modules.module.torch.load` has a listed prefix.
-    home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
-    if not callable(found) or not _is_listed(home):
-        raise UserError(f"{source}: {key} calls {target!r}, which is no class or function of that package itself.")
+    if not _is_listed(target):
+        raise UserError(
+            f"{source}: {key} calls {target!r}, which is no class or function of that package that builds a part of a "
+            "model, of data, an optimizer or an evaluator. If you trust it, name it in a .py config."
+        )
 
 
 def _is_listed(path: str) -> bool:
-    return any(path == prefix or path.startswith(prefix + ".") for prefix in ALLOWED_PREFIXES)
+    """Tell whether plain data may call what a path names."""
+    found = _find(path) if _in(path, _PACKAGES) else None
+    # By where it is defined: a module also holds what it imported, as in `torch.nn.modules.module.torch.load`.
+    name = getattr(found, "__qualname__", "")
+    home = f"{getattr(found, '__module__', None)}.{name}"
+    if _in(home, REFUSED):
+        return False
+    if inspect.isclass(found):  # calling an Enum may make new classes
+        return _in(home, CLASSES) and not issubclass(found, enum.Enum)
+    if not inspect.isfunction(found) or not (path in FUNCTIONS or _in(home, FUNCTIONS)):
+        return False
+    return "." not in name or (_in(home, (_STATIC_METHODS,)) and _is_static(path))
+
+
+def _is_static(path: str) -> bool:
+    """Tell whether a path names a static method of a class."""
+    owner, _, name = path.rpartition(".")
+    return isinstance(inspect.getattr_static(_find(owner), name, None), staticmethod)
+
+
+def _in(path: str, prefixes: Iterable[str]) -> bool:
+    return any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
 
 
 def _children(cfg: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -172,13 +172,13 @@ def main() -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from sam_d2.atomic import write_atomically
     from sam_d2.config import load_config
     from sam_d2.data.findings import plural
     from sam_d2.data.prompt_boxes import PromptBoxes
     from sam_d2.engine.oom import is_out_of_memory
     from sam_d2.evaluation.detector_prompts import COUNTS
     from sam_d2.evaluation.overlay import overlay_paths
-    from sam_d2.evaluation.results import write_atomically
     from sam_d2.model_classes import classes_of
     from sam_d2.model_source import find_model
 

@@ -50,13 +50,14 @@ def main() -> int:
     import msgspec
 
     from detectron2.utils.logger import setup_logger
+    from sam_d2.atomic import write_atomically
     from sam_d2.data import resolve_dataset
     from sam_d2.engine.console import quiet_console
     from sam_d2.engine.distributed import choose_device
     from sam_d2.evaluation import InstanceEvaluator
     from sam_d2.evaluation.box_source import DetectorBoxes
     from sam_d2.evaluation.edge_errors import edge_errors
-    from sam_d2.evaluation.results import NO_PROMPT, truth_text, write_atomically
+    from sam_d2.evaluation.results import NO_PROMPT, truth_text
     from sam_d2.model_source import find_model
 
     for name in ("sam_d2", "detectron2"):

@@ -85,7 +85,7 @@ def main() -> int:
         raise UserError(f"--images names {', '.join(unknown)}, which is no domain of a file.")
     check_output(args.output)
     merged = merge_coco(sources, args.output, unique(args.map, "--map OLD=NEW"))
-    from sam_d2.evaluation.results import write_atomically  # imports torch, which wrong input need not wait for
+    from sam_d2.atomic import write_atomically
 
     write_atomically(args.output.absolute(), msgspec.json.encode(merged.document) + b"\n")
     for note in merged.notes:

@@ -86,13 +86,13 @@ def main() -> int:
     from rich.console import Console
 
     from detectron2.utils.logger import setup_logger
+    from sam_d2.atomic import write_atomically
     from sam_d2.config import apply_overrides
     from sam_d2.data import resolve_dataset
     from sam_d2.engine.console import quiet_console
     from sam_d2.engine.distributed import choose_device
     from sam_d2.evaluation import GroundTruth
     from sam_d2.evaluation.coco_metrics import detection_limit
-    from sam_d2.evaluation.results import write_atomically
     from sam_d2.evaluation.robustness import conditions, load_sam, measure
     from sam_d2.evaluation.robustness_report import (
         Measured,

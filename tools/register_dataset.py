@@ -87,7 +87,7 @@ def load_files(args: argparse.Namespace) -> dict[PartName, DatasetFile]:
     train = read(args.train_json, args.train_images)
     test = train if args.test_json is None else read(args.test_json, args.test_images)
     files = [train] if test is train else [train, test]
-    raise_findings([finding for file in files for finding in file.findings])
+    raise_findings([finding for file in files for finding in file.findings], doctor=True)
     names = common_classes(files) if args.classes is None else [name.strip() for name in args.classes.split(",")]
     train, test = with_classes(train, names), with_classes(test, names)
     raise_findings([finding for finding in train.findings + test.findings if finding.field == "classes"])

@@ -40,11 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = build_parser().parse_args()
+    from sam_d2.atomic import write_atomically
     from sam_d2.evaluation.domains import InDistribution
     from sam_d2.evaluation.report_compare import compare_page, print_comparison
     from sam_d2.evaluation.report_data import read_run
     from sam_d2.evaluation.report_page import FILE_NAME, run_page
-    from sam_d2.evaluation.results import write_atomically, write_report
+    from sam_d2.evaluation.results import write_report
 
     runs = [read_run(folder) for folder in args.runs]
     if args.in_distribution:

@@ -197,7 +197,7 @@ def draw_prompts(canvas: Any, prompts: Prompts, scale: float) -> Any:
 def caption(sample: Sample) -> str:
     record, (height, width) = sample.record, sample.image.shape[:2]
     size = f"{record['width']} x {record['height']} -> {width} x {height} px"
-    from sam_d2.evaluation.report_text import clean
+    from sam_d2.visible_text import clean
 
     return f"{clean(Path(record['file_name']).name)}\n{len(record['instances'])} instances, {size}"
 

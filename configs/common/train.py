@@ -10,7 +10,7 @@ train = dict(
     seed=0,  # of data order, augmentation and prompts
     amp=dict(enabled=False, dtype="auto"),  # auto: bfloat16 where the device has it, else float16
     accumulate=1,  # batches of dataloader.train.total_batch_size images per optimizer step
-    compile=False,  # True: SAM's encoder and decoder by torch.compile; needs a C++ compiler, on a GPU Triton
+    compile=False,  # True: SAM's encoder and decoder by torch.compile, for GPUs; needs Triton, on a CPU a C++ compiler
     oom_retry=True,  # out of GPU memory: take the step in smaller parts, or else skip it; False: the run ends
     on_not_finite="error",  # a loss that is NaN or infinite ends the run; skip: its step is left out, and counted
     clip_gradient_norm=None,  # largest norm of the gradient; None: not clipped

@@ -11,24 +11,17 @@ import numpy as np
 from msgspec import UNSET
 
 from sam_d2.data.coco_index import CocoIndex, index_coco
-from sam_d2.data.dataset_dicts import build_dataset_dicts, coco_table, dicts_table, number_of_classes
-from sam_d2.data.decode import decode_content, is_coco, read_content
+from sam_d2.data.dataset_dicts import build_dataset_dicts, number_of_classes
+from sam_d2.data.decode import is_coco, read_content
 from sam_d2.data.findings import Finding, RecordId, raise_findings
-from sam_d2.data.geometry import AnnotationTable, check_geometry
+from sam_d2.data.full_check import BOXES_ALONE, check_records
 from sam_d2.data.image_root import find_image_root
 from sam_d2.data.lazy_dicts import LazyDatasetDicts, count_annotations
-from sam_d2.data.records import CocoFile, known
-from sam_d2.data.references import check_references, duplicate_images
+from sam_d2.data.records import CocoFile
 from sam_d2.errors import UserError
 from sam_d2.memory import collection_paused
 
 logger = logging.getLogger(__name__)
-
-ABSENT = {("segmentation", "missing key"), ("segmentation", "empty")}
-"""Field and found of the findings on a mask that is not there."""
-
-BOXES_ALONE = "the file holds boxes alone"
-"""Ends what was found of a file without a mask."""
 
 ImageRoot = str | Path | Sequence[str | Path] | None
 
@@ -100,7 +93,7 @@ def load_dataset_file(
         dataset = inspect_dataset_file(
             json_file, image_root, classes, require_masks=False, check_annotations=check_annotations
         )
-    raise_findings(dataset.findings, logger)
+    raise_findings(dataset.findings, logger, doctor=True)
     instances = count_annotations(dataset.dataset_dicts)
     logger.info(
         f"{dataset.json_file}: {len(dataset.dataset_dicts)} images and {instances} instances of "
@@ -141,23 +134,9 @@ def _inspect(file: Path, image_root: ImageRoot, require_masks: bool, check_annot
         index = index_coco(file, content, require_masks=require_masks, check_annotations=check_annotations)
         if index is not None:
             return _indexed(file, content, index, image_root, require_masks, check_annotations)
-    records, findings = (
-        (None, [problem]) if problem is not None else decode_content(file, content, require_masks=require_masks)
-    )
-    if isinstance(records, CocoFile):
-        findings += check_references(records, file, {finding.field for finding in findings})
-        table = coco_table(records, file, require_masks=require_masks)
-        images: list[Any] = sorted(records.images, key=lambda image: (image.id is UNSET, image.id or 0))
-    else:
-        images = records or []
-        table = dicts_table(images, file, require_masks=require_masks)
-        if records is not None:
-            findings += duplicate_images(images, file)
-    check_geometry(table)
-    findings += table.findings
-    if require_masks:
-        findings = _boxes_alone(table, findings)
-    root, image_findings = _find_root(file, images, image_root)
+    checked = check_records(file, content, problem, require_masks=require_masks)
+    records, images, table, findings = checked.records, checked.images, checked.table, checked.findings
+    root, image_findings = find_root(file, images, image_root)
     findings += image_findings
     if isinstance(records, CocoFile):
         categories = sorted((item for item in records.categories if item.id is not UNSET), key=lambda item: item.id)
@@ -186,7 +165,7 @@ def _indexed(
     check_annotations: bool,
 ) -> DatasetFile:
     """Return the dataset of a COCO file without errors, whose annotations are decoded when they are read."""
-    root, image_findings = _find_root(file, index.images, image_root)
+    root, image_findings = find_root(file, index.images, image_root)
     pending = None if check_annotations else (file, index.images)
     store = index.store(content, require_masks=require_masks, pending=pending)
     return DatasetFile(
@@ -198,22 +177,6 @@ def _indexed(
         dataset_dicts=LazyDatasetDicts(index.images, root, store) if root else [],
         findings=index.findings + image_findings,
     )
-
-
-def _boxes_alone(table: AnnotationTable, findings: list[Finding]) -> list[Finding]:
-    """Return the findings, and one error in place of those on each absent mask where a file has boxes alone."""
-    instances = [item for item in table.annotations if not known(item.iscrowd)]
-    others = [finding for finding in findings if (finding.field, finding.found) not in ABSENT]
-    malformed = any(finding.field.startswith("segmentation") for finding in others)
-    if len(others) == len(findings) or malformed or any(item.segmentation for item in instances):
-        return findings
-    found = f"none of the {len(instances)} annotations has one: {BOXES_ALONE}"
-    fix = (
-        f"make masks from them, and train on those: python tools/masks_from_boxes.py --dataset {table.file} "
-        f"--config-file configs/sam_vit_h.py --output {table.file.with_name(table.file.stem + '_masks.json')}"
-    )
-    error = Finding("error", table.file, None, None, "segmentation", found, fix)
-    return [*others, error]
 
 
 def with_classes(dataset: DatasetFile, classes: Sequence[str]) -> DatasetFile:
@@ -235,7 +198,8 @@ def with_classes(dataset: DatasetFile, classes: Sequence[str]) -> DatasetFile:
     if problem is None:
         ids = dataset.category_ids if dataset.format == "coco" else list(range(len(names)))
         return dataclasses.replace(dataset, classes=names, category_ids=ids)
-    finding = Finding("error", dataset.json_file, None, None, "classes", problem, "name the classes of this file")
+    finding = Finding("error", dataset.json_file, None, None, "classes", problem, "name the classes of this file",
+                      kind="classes-differ")  # fmt: skip
     return dataclasses.replace(dataset, dataset_dicts=[], findings=[*dataset.findings, finding])
 
 
@@ -263,7 +227,8 @@ def common_classes(files: Sequence[DatasetFile]) -> list[str]:
     return named[0].classes
 
 
-def _find_root(file: Path, images: list[Any], image_root: ImageRoot) -> tuple[Path | None, list[Finding]]:
+def find_root(file: Path, images: list[Any], image_root: ImageRoot) -> tuple[Path | None, list[Finding]]:
+    """Return the folder of the images of a file and the problems, as :func:`find_image_root` does for their names."""
     given = [image_root] if isinstance(image_root, str | Path) else image_root or []
     named = [image for image in images if image.file_name is not UNSET]
     names: list[str] = [image.file_name for image in named]

@@ -24,7 +24,7 @@ from sam_d2.data.records import (
     DatasetDict,
 )
 
-_UTF8_BOM = b"\xef\xbb\xbf"
+UTF8_BOM = b"\xef\xbb\xbf"
 # By whether masks are required.
 _COCO_DECODERS: dict[bool, msgspec.json.Decoder] = {
     True: msgspec.json.Decoder(CocoFile),
@@ -77,13 +77,15 @@ def read_content(file: Path) -> tuple[np.ndarray, Finding | None]:
     try:
         content = np.fromfile(file, dtype=np.uint8)
     except IsADirectoryError:
-        return content, _of_file(file, "file", "it is a folder", "name the JSON file in it")
+        return content, _of_file(file, "file", "it is a folder", "name the JSON file in it", "file-unreadable")
     except OSError as error:
-        return content, _of_file(file, "file", error.strerror or str(error), "check the path and its permissions")
-    if content[: len(_UTF8_BOM)].tobytes() == _UTF8_BOM:
-        content = content[len(_UTF8_BOM) :]
+        return content, _of_file(
+            file, "file", error.strerror or str(error), "check the path and its permissions", "file-unreadable"
+        )
+    if content[: len(UTF8_BOM)].tobytes() == UTF8_BOM:
+        content = content[len(UTF8_BOM) :]
     if not _first_character(content):
-        return content, _of_file(file, "file", "it is empty", "write or copy the file again")
+        return content, _of_file(file, "file", "it is empty", "write or copy the file again", "file-empty")
     return content, None
 
 
@@ -144,21 +146,23 @@ def decode_rows(file: Path, row_type: type, expected: str) -> tuple[list[Any], l
     Raises:
         OSError: the file cannot be read.
     """
-    content = file.read_bytes().removeprefix(_UTF8_BOM)
+    content = file.read_bytes().removeprefix(UTF8_BOM)
     if not content.strip():
-        return [], [_of_file(file, "file", "it is empty", expected)]
+        return [], [_of_file(file, "file", "it is empty", expected, "file-empty")]
     try:
         return msgspec.json.decode(content, type=list[row_type]), []  # type: ignore[valid-type]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        refused = str(error)
         value, problem = _parse(file, content)
     if problem is not None:
         return [], [problem]
     if not isinstance(value, list):
-        return [], [_of_file(file, "top level", f"a JSON {_json_type(value)}", expected)]
+        return [], [_of_file(file, "top level", f"a JSON {_json_type(value)}", expected, "wrong-form")]
     reader = _RecordReader(file, require_masks=False)
     for number, raw in enumerate(value):
         reader.record(raw, row_type, "", None, None, row=number)
-    return [], reader.findings
+    # Each row may pass by itself: half of a surrogate pair is no text that msgspec reads, and is one that Python has.
+    return [], reader.findings or [_of_file(file, "JSON", refused, "correct it there", "not-json")]
 
 
 def row_of(row: Mapping[str, Any]) -> str:
@@ -185,10 +189,10 @@ def _decode_by_record(
         lists = {key: reader.coco_list(value, key, record_type) for key, record_type in types.items()}
         return CocoFile(**lists), reader.findings
     if not isinstance(value, list):
-        return None, [_of_file(file, "top level", f"a JSON {_json_type(value)}", _EXPECTED)]
+        return None, [_of_file(file, "top level", f"a JSON {_json_type(value)}", _EXPECTED, "wrong-form")]
     if value and isinstance(value[0], dict) and "score" in value[0] and "file_name" not in value[0]:
         found = "a list of COCO results (they have a 'score'), not a dataset"
-        return None, [_of_file(file, "top level", found, _EXPECTED)]
+        return None, [_of_file(file, "top level", found, _EXPECTED, "wrong-form")]
     return reader.dataset_dicts(value), reader.findings
 
 
@@ -200,18 +204,18 @@ def _parse(file: Path, content: bytes) -> tuple[Any, Finding | None]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         found = f"byte {error.start} (line {line}) is not UTF-8"
-        return None, _of_file(file, "encoding", found, "save the file as UTF-8")
+        return None, _of_file(file, "encoding", found, "save the file as UTF-8", "encoding")
     except json.JSONDecodeError as error:
         byte = len(text[: error.pos].encode("utf-8", "surrogatepass"))
         place = f"line {error.lineno}, column {error.colno} (byte {byte} of {len(content)})"
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
             found = f"the file is cut off: a value begun at {place} has no end"
-            return None, _of_file(file, "JSON", found, "write or copy the file again")
-        return None, _of_file(file, "JSON", f"{error.msg} at {place}", "correct the JSON there")
+            return None, _of_file(file, "JSON", found, "write or copy the file again", "cut-off")
+        return None, _of_file(file, "JSON", f"{error.msg} at {place}", "correct the JSON there", "not-json")
     except RecursionError:
-        return None, _of_file(file, "JSON", "lists or objects nested too deeply", _EXPECTED)
+        return None, _of_file(file, "JSON", "lists or objects nested too deeply", _EXPECTED, "not-json")
     except ValueError as error:  # an integer of thousands of digits
-        return None, _of_file(file, "JSON", str(error), "correct the number")
+        return None, _of_file(file, "JSON", str(error), "correct the number", "not-json")
 
 
 class _RecordReader:
@@ -225,7 +229,7 @@ class _RecordReader:
     def coco_list(self, value: dict[str, Any], key: str, record_type: type) -> list[Any]:
         if not isinstance(value.get(key), list):
             found = "missing key" if key not in value else f"a JSON {_json_type(value[key])}"
-            self.findings.append(_of_file(self.file, key, found, _EXPECTED))
+            self.findings.append(_of_file(self.file, key, found, _EXPECTED, "wrong-form"))
             return []
         records = []
         for index, raw in enumerate(value[key]):
@@ -271,13 +275,12 @@ class _RecordReader:
         rows = () if row is None else (row,)
         of_image = row_of(raw) if isinstance(raw, dict) and rows else ""
 
-        def report(field: str, found: str, fix: str) -> None:
-            self.findings.append(
-                Finding("error", self.file, image_id, annotation_id, prefix + field, found, fix, rows, of_image)
-            )
+        def report(field: str, found: str, fix: str, kind: str) -> None:
+            ids = image_id, annotation_id
+            self.findings.append(Finding("error", self.file, *ids, prefix + field, found, fix, rows, of_image, kind))
 
         if not isinstance(raw, dict):
-            report("record", f"a JSON {_json_type(raw)}", "write a JSON object")
+            report("record", f"a JSON {_json_type(raw)}", "write a JSON object", "wrong-type")
             return None
         values: dict[str, Any] = {}
         for field in msgspec.structs.fields(record_type):
@@ -285,21 +288,22 @@ class _RecordReader:
             key = field.encode_name
             if key not in raw:
                 if field.required:
-                    report(key, "missing key", expected)
+                    report(key, "missing key", expected, "missing-key")
                     values[field.name] = msgspec.UNSET
                 continue
             wanted = list[Any] if record_type is DatasetDict and key == "annotations" else field.type
             try:
                 values[field.name] = msgspec.convert(raw[key], wanted)
-            except (msgspec.ValidationError, RecursionError) as error:
+            except (msgspec.ValidationError, RecursionError, UnicodeError) as error:  # the last of half a character
                 # of a row the remedy says all that is expected
-                report(key, _shorten(raw[key]) + (f" ({error})" if row is None else ""), expected)
+                found = _shorten(raw[key]) + (f" ({error})" if row is None else "")
+                report(key, found, expected, "wrong-type")
                 values[field.name] = msgspec.UNSET
         return record_type(**values)
 
 
-def _of_file(file: Path, field: str, found: str, fix: str) -> Finding:
-    return Finding("error", file, None, None, field, found, fix)
+def _of_file(file: Path, field: str, found: str, fix: str, kind: str) -> Finding:
+    return Finding("error", file, None, None, field, found, fix, kind=kind)
 
 
 def _id_of(raw: Any, key: str, position: str | None) -> RecordId:

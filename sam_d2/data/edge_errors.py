@@ -56,7 +56,7 @@ def read_edge_errors(path: str | Path, *, key: str) -> EdgeErrors:
         found = msgspec.json.decode(Path(path).expanduser().read_bytes(), type=EdgeErrors)
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be read: {error.strerror}. {again}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{key}={path}: is no file of a detector's errors: {error}. {again}") from error
     if found.version != VERSION:
         raise UserError(f"{key}={path}: is of version {found.version}; this reads version {VERSION}. {again}")

@@ -1,6 +1,7 @@
 """What is wrong with a dataset file: one record per problem, and the message that a user sees."""
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ class Finding:
             can be grouped by (field, fix).
         rows: of a file that is a list, the rows that it is on, from 0 on, rising.
         row_of: what the one row says of its image, such as ``image_id 17``.
+        kind: name of what is wrong, a key of :data:`sam_d2.doctor.kinds.KINDS`; empty of files that the doctor does
+            not look at.
     """
 
     severity: Severity
@@ -43,6 +46,7 @@ class Finding:
     fix: str
     rows: tuple[int, ...] = ()
     row_of: str = ""
+    kind: str = ""
 
     def describe(self) -> str:
         """Return the finding in one line, without the file."""
@@ -88,12 +92,13 @@ def _rows_text(rows: Sequence[int]) -> str:
     return f"rows {', '.join(shown)}{', ...' * (len(runs) > _MOST_ALIKE)} ({len(rows)} rows)"
 
 
-def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = None) -> None:
+def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = None, *, doctor: bool = False) -> None:
     """Log the warnings as counts per kind, and raise one error with all that is wrong.
 
     Args:
         findings: problems of one or more files.
         logger: where the warnings go; this module's logger by default.
+        doctor: whether the error says how to check the dataset files, which the findings are on.
 
     Raises:
         UserError: there is an error among the findings. The message lists the first 20 and says how many
@@ -115,7 +120,15 @@ def raise_findings(findings: Sequence[Finding], logger: logging.Logger | None = 
         lines.append(f"  {error.describe()}")
     if len(errors) > MAX_LISTED:
         lines.append(f"  ... and {len(errors) - MAX_LISTED} more errors ({len(errors)} in all)")
+    if doctor:
+        lines.append("All that is wrong, and a copy in which what can be is mended (--fix):")
+        lines += [f"  {doctor_command(file)}" for file in dict.fromkeys(error.file for error in errors)]
     raise UserError("\n".join(lines))
+
+
+def doctor_command(*words: str | Path) -> str:
+    """Return the command line that checks a dataset."""
+    return shlex.join(["python", "tools/check_dataset.py", *map(str, words)])
 
 
 def grouped_warnings(findings: Iterable[Finding]) -> list[str]:

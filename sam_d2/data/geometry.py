@@ -3,6 +3,7 @@
 An error is what cannot be interpreted; a warning is what can still be used, and its fix says how it is used.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -56,6 +57,7 @@ class AnnotationTable:
         findings: what was found so far.
         error_rows: rows that have an error among them.
         short_rows: rows with polygons that are left out.
+        kind_rows: by kind of finding, the rows that have it.
     """
 
     file: Path
@@ -70,12 +72,15 @@ class AnnotationTable:
     findings: list[Finding] = field(default_factory=list)
     error_rows: set[int] = field(default_factory=set)
     short_rows: set[int] = field(default_factory=set)
+    kind_rows: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
-    def report(self, row: int, severity: Severity, key: str, found: str, fix: str) -> None:
+    def report(self, row: int, severity: Severity, key: str, found: str, fix: str, kind: str) -> None:
         """Add a finding on a row."""
         if severity == "error":
             self.error_rows.add(row)
-        self.findings.append(Finding(severity, self.file, self.image_ids[row], self.labels[row], key, found, fix))
+        self.kind_rows[kind].add(row)
+        ids = self.image_ids[row], self.labels[row]
+        self.findings.append(Finding(severity, self.file, *ids, key, found, fix, kind=kind))
 
     def repair(self, row: int) -> Repair:
         """Return what the checks conclude on a row."""
@@ -100,12 +105,14 @@ def _check_boxes(table: AnnotationTable) -> np.ndarray:
     boxes[rows] = np.array([table.annotations[row].bbox for row in rows], dtype=np.float64)
     given = np.isin(np.arange(len(boxes)), rows)
     for row in np.flatnonzero(given & ~np.isfinite(boxes).all(axis=1)).tolist():
-        table.report(row, "error", "bbox", f"{boxes[row].tolist()} has NaN or infinity", "write finite numbers")
+        table.report(
+            row, "error", "bbox", f"{boxes[row].tolist()} has NaN or infinity", "write finite numbers", "box-nan"
+        )
         boxes[row] = np.nan
     boxes[table.modes == XYWH_ABS, 2:] += boxes[table.modes == XYWH_ABS, :2]
     for row in np.flatnonzero(_outside(table, boxes)).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()} in an image of {_size(table.owners[row])}"
-        table.report(row, "warning", "bbox", found, "what lies outside the image is clipped")
+        table.report(row, "warning", "bbox", found, *_outside_fix(table, row, boxes, "box"))
     return boxes
 
 
@@ -119,17 +126,19 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
             if segmentation is not UNSET:
                 table.without_mask.add(row)
                 if table.require_masks:
-                    table.report(row, "warning", "segmentation", "empty", "the annotation is left out")
+                    table.report(row, "warning", "segmentation", "empty", "the annotation is left out", "mask-absent")
         elif isinstance(segmentation, list):
             before = len(polygons)
             for index, polygon in enumerate(segmentation):
                 if len(polygon) % 2:
                     found = f"polygon {index} has {len(polygon)} numbers"
-                    table.report(row, "error", "segmentation", found, "write an even count: x1, y1, x2, y2, ...")
+                    fix = "write an even count: x1, y1, x2, y2, ..."
+                    table.report(row, "error", "segmentation", found, fix, "polygon-odd")
                 elif len(polygon) < MIN_POLYGON:
                     table.short_rows.add(row)
                     found = f"polygon {index} has {len(polygon) // 2} points"
-                    table.report(row, "warning", "segmentation", found, "polygons of under 3 points are left out")
+                    fix = "polygons of under 3 points are left out"
+                    table.report(row, "warning", "segmentation", found, fix, "polygon-short")
                 else:
                     rows.append(row)
                     polygons.append(polygon)
@@ -149,15 +158,17 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
     bounds[owner[begins], :2] = np.minimum.reduceat(points, begins)
     bounds[owner[begins], 2:] = np.maximum.reduceat(points, begins)
     for row in np.unique(owner[~np.isfinite(points).all(axis=1)]).tolist():
-        table.report(row, "error", "segmentation", "a polygon has NaN or infinity", "write finite coordinates")
+        found = "a polygon has NaN or infinity"
+        table.report(row, "error", "segmentation", found, "write finite coordinates", "polygon-nan")
         bounds[row] = np.nan
     for row in np.flatnonzero((np.abs(bounds) > MAX_COORDINATE).any(axis=1)).tolist():
         found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
-        table.report(row, "error", "segmentation", found, f"write pixels, none beyond {MAX_COORDINATE:,.0f}")
+        fix = f"write pixels, none beyond {MAX_COORDINATE:,.0f}"
+        table.report(row, "error", "segmentation", found, fix, "polygon-far")
         bounds[row] = np.nan
     for row in np.flatnonzero(_outside(table, bounds)).tolist():
         found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
-        table.report(row, "warning", "segmentation", found, "what lies outside the image is clipped")
+        table.report(row, "warning", "segmentation", found, *_outside_fix(table, row, bounds, "polygon"))
     return bounds
 
 
@@ -175,15 +186,16 @@ def _check_rles(table: AnnotationTable) -> None:
         image = table.owners[row]
         if total < 0:
             found = f"counts {str(rle.counts)[:40]!r} is not a compressed run-length string"
-            table.report(row, "error", "segmentation.counts", found, "encode the mask again")
+            table.report(row, "error", "segmentation.counts", found, "encode the mask again", "rle-counts")
         elif total != height * width:
             found = f"the runs sum to {total}, size {rle.size} needs {height * width}"
-            table.report(row, "error", "segmentation.counts", found, "encode the mask again")
+            table.report(row, "error", "segmentation.counts", found, "encode the mask again", "rle-counts")
         if image is not None and UNSET not in (image.height, image.width):
             expected = [image.height, image.width]
             if rle.size != expected:
                 found = f"{rle.size}, but the image is {expected}"
-                table.report(row, "error", "segmentation.size", found, "write the image's [height, width]")
+                fix = "write the image's [height, width]"
+                table.report(row, "error", "segmentation.size", found, fix, "rle-size")
 
 
 def _check_areas(table: AnnotationTable) -> None:
@@ -192,9 +204,9 @@ def _check_areas(table: AnnotationTable) -> None:
         if area is None or area is UNSET or 0 <= area < np.inf:
             continue
         if np.isfinite(area):
-            table.report(row, "warning", "area", f"{area} is negative", "the mask's area is used")
+            table.report(row, "warning", "area", f"{area} is negative", "the mask's area is used", "area-negative")
         else:
-            table.report(row, "error", "area", f"{area}", "write a finite number, or leave the key out")
+            table.report(row, "error", "area", f"{area}", "write a finite number, or leave the key out", "area-nan")
 
 
 def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray) -> None:
@@ -210,17 +222,20 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()} has no area"
         mask_box = _mask_bounds(table.annotations[row], bounds[row])
         if mask_box is None:
-            table.report(row, "warning", "bbox", f"{found}, nor has the mask", "nothing can be learned from it")
+            found += ", nor has the mask"
+            table.report(row, "warning", "bbox", found, "nothing can be learned from it", "box-and-mask-empty")
         else:
             table.new_boxes[row] = mask_box
-            table.report(row, "warning", "bbox", found, "the bounds of the mask are used")
+            table.report(row, "warning", "bbox", found, "the bounds of the mask are used", "box-empty")
     empty = (bounds[:, 2:] <= bounds[:, :2]).any(axis=1)
     for row in np.flatnonzero(far & ~flat & empty).tolist():
         found = f"the polygons' bounds {bounds[row].tolist()} have no area"
-        table.report(row, "warning", "segmentation", found, "the mask has no area; the box is used as it is")
+        fix = "the mask has no area; the box is used as it is"
+        table.report(row, "warning", "segmentation", found, fix, "mask-empty")
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
-        table.report(row, "warning", "bbox", found, "the box is used as it is; was XYXY written as XYWH?")
+        fix = "the box is used as it is; was XYXY written as XYWH?"
+        table.report(row, "warning", "bbox", found, fix, "box-far")
 
 
 def grown_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -253,12 +268,22 @@ def compressed_rle(rle: Rle) -> dict[str, Any]:
 
 
 def _outside(table: AnnotationTable, boxes: np.ndarray) -> np.ndarray:
-    unknown = (np.inf, np.inf)
+    known = [image is not None and UNSET not in (image.height, image.width) for image in table.owners]
     sizes = [
-        unknown if image is None or UNSET in (image.height, image.width) else (image.width, image.height)
-        for image in table.owners
+        (image.width, image.height) if image is not None and sized else (0, 0)
+        for image, sized in zip(table.owners, known, strict=True)
     ]
-    return reach_outside(boxes, np.array(sizes))
+    return reach_outside(boxes, np.array(sizes)) & np.array(known, dtype=bool)
+
+
+def _outside_fix(table: AnnotationTable, row: int, boxes: np.ndarray, what: str) -> tuple[str, str]:
+    """Return the fix and the kind of what reaches outside of its image, whose size is known."""
+    image = table.owners[row]
+    assert image is not None
+    low, high = np.clip(boxes[row].reshape(2, 2), 0, (image.width, image.height))
+    if (low == high).any():
+        return "nothing of it lies in the image", f"{what}-all-outside"
+    return "what lies outside the image is clipped", f"{what}-outside"
 
 
 def reach_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -273,5 +298,6 @@ def reach_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _size(image: Image | None) -> str:
-    assert image is not None  # only rows with an image can lie outside of it
+    if image is None or UNSET in (image.height, image.width):
+        return "unknown size"  # reported on its own
     return f"{image.width} x {image.height} px"

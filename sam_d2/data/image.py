@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from sam_d2.errors import BadImageError, UserError
 
+MAX_PIXELS = 178_956_970
+"""Of an image: half a gigabyte as RGB. A file of some kilobytes may say that it has more."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow's names of what is read. It would read EPS too, which is a program that it has Ghostscript run."""
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
@@ -19,24 +24,35 @@ def read_image(file_name: str | Path, image_format: str = "RGB") -> np.ndarray:
     bit, float) are scaled by the image's maximum.
 
     Args:
-        file_name: any file that Pillow reads.
+        file_name: of one of :data:`FORMATS`, whatever it is called.
         image_format: ``RGB`` or ``BGR``.
 
     Returns:
         (H0, W0, 3) uint8.
 
     Raises:
-        BadImageError: the file is missing or cannot be decoded.
+        BadImageError: the file is missing, cannot be decoded, or has more than :data:`MAX_PIXELS`.
     """
     try:
-        with Image.open(file_name) as opened:
+        with Image.open(file_name, formats=_known_formats()) as opened:
+            pixels = opened.width * opened.height
+            if pixels > MAX_PIXELS:
+                raise BadImageError(f"{file_name}: it has {pixels} pixels, more than {MAX_PIXELS}. Cut it into tiles.")
             return image_array(opened, image_format)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise BadImageError(f"{file_name}: no such image file.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file makes decoders stumble over anything
         raise BadImageError(
             f"{file_name}: not a readable image ({error}). Replace the file or leave it out."
         ) from error
+
+
+@functools.cache
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF depends on Pillow's version
 
 
 def image_array(image: Image.Image, image_format: str = "RGB") -> np.ndarray:

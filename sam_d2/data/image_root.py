@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from sam_d2.data.findings import Finding, RecordId
 
 MAX_NAMES = 5
+LEAVES_ROOT = "path-leaves-root"
+"""Kind of the finding on a name that leads out of the image folder."""
 NAME_FOLDER = (
     "name the folder that these names are relative to (--train-images, --test-images of tools/register_dataset.py; "
     "'images' in the manifest)"
@@ -53,7 +55,7 @@ def find_image_root(
     escaping = [
         Finding("error", json_file, image_ids[row], None, "file_name",
                 f"{file_names[row]!r} leads out of the image folder {base}",
-                "write a path inside the image folder")
+                "write a path inside the image folder", kind=LEAVES_ROOT)
         for row in outside
     ]  # fmt: skip
     if not absent:
@@ -97,7 +99,7 @@ def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, sea
     else:
         found = f"{len(absent)} of {total} images are missing under {base}: {names}"
         fix = restore if 2 * len(absent) <= total else "; or ".join(fixes)
-    return Finding("error", json_file, None, None, "file_name", found, fix)
+    return Finding("error", json_file, None, None, "file_name", found, fix, kind="image-missing")
 
 
 def missing_files(base: Path, file_names: Sequence[str]) -> list[str]:

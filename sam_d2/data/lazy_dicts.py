@@ -70,7 +70,7 @@ class ImageAnnotations:
         assert self.pending is not None
         file, image = self.pending
         items, findings = decode_coco_annotations(file, self.records, require_masks=self.require_masks)
-        raise_findings(findings)
+        raise_findings(findings, doctor=True)
         table = AnnotationTable(
             file=file,
             annotations=items,
@@ -81,7 +81,7 @@ class ImageAnnotations:
             require_masks=self.require_masks,
         )
         check_geometry(table)
-        raise_findings([finding for finding in table.findings if finding.severity == "error"])
+        raise_findings([finding for finding in table.findings if finding.severity == "error"], doctor=True)
         return items, {row: table.repair(row) for row in range(len(items))}
 
 

@@ -229,7 +229,8 @@ class TrainLoader:
             if aspect_ratio_grouping
             else None
         )
-        self.dataset = DatasetFromList(dataset, serialize=SharedRecords)
+        self.records = SharedRecords(dataset)
+        self.dataset = DatasetFromList(dataset, serialize=lambda _: self.records)
         self._samples = SeededDataset(self.dataset, mapper, seed, skip_bad_images=on_bad_image == "skip")
 
     def __iter__(self) -> Iterator[list[DatasetDict]]:

@@ -151,8 +151,18 @@ def relative_to_manifest(target: Path, manifest: Path) -> str:
 
 
 def from_manifest(entry: str, manifest: Path) -> Path:
-    """Return the absolute path of a manifest's entry."""
-    return (manifest.parent.resolve() / entry).resolve()
+    """Return the absolute path of a manifest's entry.
+
+    Raises:
+        UserError: it is no path: it is too long, or has a character that none may have.
+    """
+    try:
+        path = (manifest.parent.resolve() / entry).resolve()
+        path.exists()  # asks the file system, which knows its limits
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Manifest {manifest}: {entry[:60]!r} is no path ({reason}). Correct it.") from error
+    return path
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -25,23 +25,26 @@ def check_references(records: CocoFile, file: Path, broken: Container[str] = ())
     findings = [
         *(duplicate_images(records.images, file) if "images" not in broken else ()),
         *(
-            Finding("error", file, None, key, "id", f"{count} annotations have it", _UNIQUE)
+            Finding("error", file, None, key, "id", f"{count} annotations have it", _UNIQUE, kind="annotation-id-twice")
             for key, count in _duplicates(annotation.id for annotation in records.annotations)
         ),
         *(
-            Finding("error", file, None, None, "categories.id", f"{count} categories have id {key}", _UNIQUE)
+            Finding("error", file, None, None, "categories.id", f"{count} categories have id {key}", _UNIQUE,
+                    kind="category-id-twice")
             for key, count in _duplicates(category.id for category in records.categories)
         ),
         *(
             Finding(
                 "warning", file, None, None, "categories.name", f"{count} have the name {key!r}",
-                "they stay separate classes",
+                "they stay separate classes", kind="category-name-twice",
             )
             for key, count in _duplicates(category.name for category in records.categories)
         ),
     ]  # fmt: skip
     if not records.categories and "categories" not in broken:
-        findings.append(Finding("error", file, None, None, "categories", "none", "name at least one category"))
+        findings.append(
+            Finding("error", file, None, None, "categories", "none", "name at least one category", kind="no-categories")
+        )
     for key, ids, what in (
         ("image_id", {image.id for image in records.images}, "images"),
         ("category_id", {category.id for category in records.categories}, "categories"),
@@ -53,16 +56,21 @@ def check_references(records: CocoFile, file: Path, broken: Container[str] = ())
             if value not in ids and value is not UNSET:
                 image_id, label = known(annotation.image_id), known(annotation.id)
                 found = f"{value} is not among the file's {what}"
-                findings.append(Finding("error", file, image_id, label, key, found, _CORRECT_ID))
+                kind = f"unknown-{key.removesuffix('_id')}"
+                findings.append(Finding("error", file, image_id, label, key, found, _CORRECT_ID, kind=kind))
     return findings
 
 
 def duplicate_images(images: Sequence[Any], file: Path) -> list[Finding]:
     """Return which image ids occur twice in COCO's images or Detectron2's dicts, or that there are none."""
     if not images:
-        return [Finding("error", file, None, None, "images", "none", "the file must hold at least one image")]
+        return [
+            Finding(
+                "error", file, None, None, "images", "none", "the file must hold at least one image", kind="no-images"
+            )
+        ]
     return [
-        Finding("error", file, key, None, "id", f"{count} images have it", _UNIQUE)
+        Finding("error", file, key, None, "id", f"{count} images have it", _UNIQUE, kind="image-id-twice")
         for key, count in _duplicates(image.id for image in images)
     ]
 

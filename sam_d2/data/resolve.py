@@ -9,6 +9,7 @@ from pathlib import Path
 from sam_d2.data.coco_2017 import NAME as COCO_2017
 from sam_d2.data.coco_2017 import find_coco_2017, forget_builtin
 from sam_d2.data.dataset_file import common_classes, inspect_dataset_file
+from sam_d2.data.findings import plural
 from sam_d2.data.folder_layouts import SplitFiles, find_splits, suggest_registration
 from sam_d2.data.image_root import names_folder
 from sam_d2.data.manifest import (
@@ -25,6 +26,8 @@ from sam_d2.data.split import Split
 from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_MOST_SHARED = 3
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,22 @@ def _register_and_read(
             key, part.files.json_file, part.files.image_roots, classes, part.split, boxes_alone=boxes_alone
         )
         DatasetCatalog.get(key)  # read and checked before anything else happens, and completes the metadata
+    _warn_of_shared_images(*keys)
     return ResolvedDataset(name, keys[0], keys[1], classes)
+
+
+def _warn_of_shared_images(train: str, test: str) -> None:
+    """Say which files are in both parts; that one is a copy of another only reading all of them would tell."""
+    from detectron2.data import DatasetCatalog
+
+    names = {record["file_name"] for record in DatasetCatalog.get(train)}
+    shared = [record["file_name"] for record in DatasetCatalog.get(test) if record["file_name"] in names]
+    if shared:
+        logger.warning(
+            "%s of %s are trained on too, which makes its scores worthless: %s%s",
+            plural(len(shared), "image"), test, ", ".join(shared[:_MOST_SHARED]),
+            ", ..." if len(shared) > _MOST_SHARED else "",
+        )  # fmt: skip
 
 
 def _resolve_catalog(name: str, known: list[str], manifest: Path) -> ResolvedDataset:

@@ -51,10 +51,15 @@ class SharedRecords:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def undecoded(self, index: int) -> dict[str, Any]:
+        """Return a dict whose ``annotations`` are None where they would have to be decoded."""
         index = range(len(self))[index]
         begin = 0 if index == 0 else int(self._ends[index - 1])
-        record = pickle.loads(self._bytes[begin : int(self._ends[index])].numpy().data)
+        record: dict[str, Any] = pickle.loads(self._bytes[begin : int(self._ends[index])].numpy().data)
+        return record
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.undecoded(index)
         number, image = self._places[index].tolist()
         if number != _NO_STORE:
             record["annotations"] = list(self._stores[number].of_image(image))

@@ -92,7 +92,8 @@ def whole_weights(data: dict[str, Any], checkpoint: Path) -> tuple[dict[str, Ten
     """
     entry = data[ENTRY]
     kinds = {"file": str, "sha256": str, "size": int, "weights": list}
-    if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+    sound = isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+    if not sound or not all(isinstance(name, str) for name in entry["weights"]):
         raise UserError(f"{checkpoint}: its '{ENTRY}' does not name a file of weights; take another checkpoint.")
     path = _find_base(entry, checkpoint)
     base = BaseWeights(path, entry["sha256"], weights_in(load_checkpoint_file(path, mmap=True), path), _identity(path))
@@ -109,7 +110,7 @@ def _find_base(entry: dict[str, Any], checkpoint: Path) -> Path:
     others = [file for file in _files(folders) if file.name != name and file.stat().st_size == entry["size"]]
     wrong = []
     for file in [*(folder / name for folder in folders), *others]:
-        if not file.is_file():
+        if not os.path.isfile(file):  # noqa: PTH113  False too of a name that no file can have
             continue
         found = sha256_of(file)
         if found == sha256:

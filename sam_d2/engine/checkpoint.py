@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.engine import hooks
 from detectron2.utils import comm
-from sam_d2.engine.array_pickle import load_array_pickle
+from sam_d2.engine.array_pickle import check_array_pickle
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in, write_whole
 from sam_d2.engine.fit_weights import fit_weights
@@ -181,15 +180,14 @@ class Checkpointer(DetectionCheckpointer):
 
         An installed Detectron2 reads ``.pkl`` by bare pickle, which runs what the file says.
         """
+        if filename.endswith(".pkl"):
+            check_array_pickle(filename)
+        else:
+            load_checkpoint_file(filename)
         try:
-            if filename.endswith(".pkl"):
-                with Path(filename).open("rb") as file:
-                    load_array_pickle(file, filename)
-            else:
-                load_checkpoint_file(filename)
             data = super()._load_file(filename)
             self._convert_ndarray_to_tensor(data["model"])
-        except (pickle.UnpicklingError, AssertionError, KeyError, AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # what a file holds in place of weights may fail anywhere
             raise UserError(f"{filename}: not a file of weights as Detectron2's zoo has them ({error}).") from error
         return {**data, "model": weights_in(data, filename)}
 

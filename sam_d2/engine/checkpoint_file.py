@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sam_d2.errors import UserError
 from sam_d2.faults import told
+from sam_d2.zip_limits import check_unpacked
 
 PARTIAL = ".partial"
 """Ends the name of a file that is being written."""
@@ -30,10 +31,15 @@ def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[st
         UserError: the file is damaged, is no checkpoint, or holds objects that only code could rebuild.
     """
     try:
-        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(filename))
+        zipped = is_zipfile(filename)
+        if zipped:
+            check_unpacked(filename, Path(filename).stat().st_size)  # torch compresses nothing
+        data = torch.load(filename, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+    except UserError:
+        raise
     except Exception as error:  # noise in the file makes the unpickler stumble over anything: an index, a type, a name
         # torch's own first line would have the user load it unsafely; what it could not read comes further below.
-        unpickler = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        unpickler = re.search(r"(?:WeightsUnpickler error:\s*|Trying to load )(.+?)(?:\.? Please |\n|$)", str(error))
         reason = (unpickler[1] if unpickler else str(error).strip().split("\n")[0] or type(error).__name__)[:200]
         raise UserError(
             f"{filename}: not a checkpoint that can be loaded safely ({reason}). It is damaged, truncated, or holds "
@@ -86,9 +92,18 @@ def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:
         filename: for the message.
 
     Raises:
-        UserError: they are not tensors by name.
+        UserError: they are not dense tensors by name, or a tensor is larger than the file.
     """
     state = data.get("model", data)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{filename}: its 'model' is not a dict of tensors; take another file.")
+    size = Path(filename).stat().st_size
+    for name, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        # One number in a file can be seen as a tensor of any size, which the first copy of it would make.
+        if not isinstance(name, str) or not plain or value.numel() * value.element_size() > size:
+            raise UserError(
+                f"{filename}: its {str(name)[:80]!r} is no weight that the file holds whole, as a dense tensor of "
+                "numbers; take another file."
+            )
     return state

@@ -19,14 +19,16 @@ _ENCODER = "image_encoder"
 FOLDER = "embedding_cache"
 
 
-def use_embedding_cache(cfg: DictConfig, model: Any, mapper: Any, images: int) -> EmbeddingCache | None:
+def use_embedding_cache(
+    cfg: DictConfig, model: Any, mapper: Any = None, images: int | None = None
+) -> EmbeddingCache | None:
     """Give a model the cache that ``train.cache_embeddings`` asks for.
 
     Args:
         cfg: of the run; reads of ``train``: ``cache_embeddings, embedding_cache, output_dir``.
-        model: to be trained.
-        mapper: of the training images.
-        images: number of those.
+        model: to be trained, or evaluated.
+        mapper: of the training images; None for an evaluation, which augments none.
+        images: number of the training images; None for an evaluation, which tells its progress itself.
 
     Returns:
         The cache, which the model now asks; None where there is to be none.
@@ -39,8 +41,9 @@ def use_embedding_cache(cfg: DictConfig, model: Any, mapper: Any, images: int) -
     _check_encoder(model)
     variants = _variants(mapper)
     options = cfg.train.embedding_cache
+    expected = None if images is None else images * variants
     folder = Path(options.folder or Path(cfg.train.output_dir).absolute().parent / FOLDER)
-    cache = EmbeddingCache(folder, dtype=options.dtype, max_gib=options.max_gib, expected=images * variants)
+    cache = EmbeddingCache(folder, dtype=options.dtype, max_gib=options.max_gib, expected=expected)
     logger.info("Embeddings of the frozen image encoder are kept in %s", folder)
     model.embedding_cache = cache
     return cache

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from detectron2.engine import HookBase
+from sam_d2.atomic import write_atomically
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.graceful_stop import how_to_go_on
 from sam_d2.engine.whole_checkpoint import last_checkpoint
-from sam_d2.evaluation.results import write_atomically
 
 
 def not_finite_text(

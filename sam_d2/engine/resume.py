@@ -22,6 +22,7 @@ from sam_d2.data.dataset_digest import dataset_digest
 from sam_d2.engine.checkpoint import FINAL, RECORD
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
 from sam_d2.engine.distributed import choose_device
+from sam_d2.engine.recorded import recorded_config, recorded_steps
 from sam_d2.engine.whole_checkpoint import whole_checkpoint
 from sam_d2.errors import UserError
 
@@ -209,9 +210,9 @@ def weights_text(file: str | Path, saved: dict[str, Any]) -> str:
         Such as ``model_final.pth, step 400 of 1300 (stopped early), average of the weights (EMA)``.
     """
     text = str(file)
-    config = OmegaConf.create(saved[RECORD]["config"]) if RECORD in saved else OmegaConf.create()
-    if "iteration" in saved:
-        steps, planned = saved["iteration"] + 1, OmegaConf.select(config, "train.max_iter", default=0)
+    config = recorded_config(file, saved)
+    steps, planned = recorded_steps(file, saved, config)
+    if steps:
         text += f", step {steps}"
         if steps < planned:
             text += f" of {planned}" + (" (stopped early)" if Path(file).stem == FINAL else "")

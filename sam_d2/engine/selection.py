@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sam_d2.engine.checkpoint import FINAL, RECORD
+from sam_d2.engine.recorded import recorded_config, recorded_steps
 
 
 def selected_on(file: str | Path, saved: dict[str, Any]) -> str:
@@ -24,11 +25,12 @@ def selected_on(file: str | Path, saved: dict[str, Any]) -> str:
     """
     if RECORD not in saved:
         return ""
-    config = OmegaConf.create(saved[RECORD]["config"])
+    config = recorded_config(file, saved)
+    steps, planned = recorded_steps(file, saved, config)
     stopped = (
         Path(file).stem == FINAL
         and OmegaConf.select(config, "train.early_stop.patience") is not None
-        and saved.get("iteration", 0) + 1 < OmegaConf.select(config, "train.max_iter", default=0)
+        and max(steps, 1) < planned
     )
     if not stopped and "best" not in saved:
         return ""

@@ -18,6 +18,7 @@ import sam_d2  # noqa: F401  (makes detectron2 importable)
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from sam_d2.atomic import write_atomically
 from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_metrics import Engine, Task, detection_limit, evaluate_detections, evaluate_rankings
 from sam_d2.evaluation.detections import ImageDetections, detections_to_coco
@@ -25,7 +26,7 @@ from sam_d2.evaluation.domains import domain_metrics
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth, image_id_of
 from sam_d2.evaluation.mean_iou import mean_iou
 from sam_d2.evaluation.reliability import Reliability, prediction_ious, reliabilities
-from sam_d2.evaluation.results import Result, write_atomically
+from sam_d2.evaluation.results import Result
 from sam_d2.modeling.calibration import Floats
 from sam_d2.modeling.scoring import SCORES, combine_scores, parse_score
 

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from sam_d2.atomic import write_atomically
 from sam_d2.data.image import read_image as read_rgb
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.evaluation.ground_truth import RLE, GroundTruth
 from sam_d2.evaluation.mean_iou import instance_ious
-from sam_d2.evaluation.report_text import clean
-from sam_d2.evaluation.results import PSEUDO, write_atomically
+from sam_d2.evaluation.results import PSEUDO
+from sam_d2.visible_text import clean
 
 MAX_IMAGES = 12
 LONG_SIDE = 640

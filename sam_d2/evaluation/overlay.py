@@ -12,7 +12,7 @@ import numpy.typing as npt
 import supervision as sv
 
 from detectron2.structures import Instances
-from sam_d2.evaluation.results import write_atomically
+from sam_d2.atomic import write_atomically
 
 _MASKS_AT_ONCE = 50
 

@@ -16,9 +16,9 @@ from sam_d2.evaluation.report_charts import METHOD_NAMES, Series, line_chart
 from sam_d2.evaluation.report_data import Run, flat_config
 from sam_d2.evaluation.report_html import breakable, chart_grid, escape, page, table
 from sam_d2.evaluation.report_tables import domain_section, metric_head, source_of
-from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import NO_PROMPT, Result, notes_text, pseudo_text
 from sam_d2.evaluation.table import counts_text, domains_table, grouped, metric_text
+from sam_d2.visible_text import clean
 
 _CURVES = (
     ("total_loss", "Loss in training", "weighted loss"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import zipfile
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,12 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from sam_d2.atomic import write_atomically
 from sam_d2.errors import UserError
 from sam_d2.evaluation.reliability import Reliability
-from sam_d2.evaluation.results import Result, read_report, write_atomically
+from sam_d2.evaluation.results import Result, read_report
 from sam_d2.run_folders import require_run
+from sam_d2.yaml_limits import check_yaml
+from sam_d2.zip_limits import check_unpacked
 
 VERSION = 1
+_MAX_UNPACKED = 1 << 30
+"""Bytes of an evaluation's file once unpacked: that of ten million instances with its images is smaller."""
+_LARGEST = 1e30
+"""Size of a value that a chart can show: the axis of larger ones has no room between its ticks."""
 _FLOATS = ("size", "iou", "score")
 _BASELINE = "baseline_"
 _OVERLAY, _PLAIN = "overlay_", "plain_"
@@ -178,6 +183,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     advice = "delete it, or evaluate again (--eval-only)"
     try:
+        check_unpacked(path, _MAX_UNPACKED)
         with np.load(path, allow_pickle=False) as archive:
             info = msgspec.json.decode(archive["info"].tobytes(), type=EvaluationInfo)
             columns = {name: np.asarray(archive[name], dtype=np.float32) for name in _FLOATS}
@@ -196,13 +202,17 @@ def read_evaluation(path: Path) -> Evaluation:
                     for index in range(len(info.tiles))
                 ],
             )
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damage in a compressed archive is found by whoever stumbles over it
         raise UserError(f"{path}: not an evaluation that can be read ({error}); {advice}") from None
     if info.version != VERSION:
         raise UserError(f"{path}: is of version {info.version}, and this sam_d2 reads version {VERSION}; {advice}")
     rows = [found.image, found.category, found.size, found.iou, found.score, *found.baselines.values()]
-    if any(row.shape != (len(found.iou),) for row in rows) or not (
-        _within(found.image, len(info.image_names)) and _within(found.category, len(info.class_names))
+    if (
+        found.iou.ndim != 1
+        or any(row.shape != found.iou.shape for row in rows)
+        or not (_within(found.image, len(info.image_names)) and _within(found.category, len(info.class_names)))
     ):
         raise UserError(f"{path}: its columns do not fit together; {advice}")
     return found
@@ -247,12 +257,14 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
             continue
+        if abs(record["iteration"]) > _LARGEST:
+            continue
         for name, value in record.items():
-            if name != "iteration" and isinstance(value, (int, float)) and math.isfinite(value):
+            if name != "iteration" and isinstance(value, (int, float)) and abs(value) <= _LARGEST:
                 points.setdefault(name, {})[record["iteration"]] = float(value)
     return {name: sorted(curve.items()) for name, curve in points.items()}
 
@@ -263,9 +275,10 @@ def flat_config(run: Run) -> dict[str, str]:
     Raises:
         UserError: It is not YAML.
     """
+    check_yaml(run.config, f"{run.folder}: its config")
     try:
         loaded = yaml.safe_load(run.config)
-    except yaml.YAMLError as error:
+    except Exception as error:  # what a tag does not fit makes PyYAML stumble over anything
         raise UserError(f"{run.folder}: its config is not YAML ({' '.join(str(error).split())})") from None
     flat: dict[str, str] = {}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from sam_d2.evaluation.report_charts import Chart
-from sam_d2.evaluation.report_text import clean
+from sam_d2.visible_text import clean
 
 _NUMBER = ' class="number"'
 

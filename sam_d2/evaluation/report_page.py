@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam_d2.atomic import write_atomically
 from sam_d2.evaluation.gallery import FILL, RISING
 from sam_d2.evaluation.report_charts import (
     METHOD_COLOURS,
@@ -20,7 +21,7 @@ from sam_d2.evaluation.report_data import Evaluation, Run, read_run
 from sam_d2.evaluation.report_html import breakable, chart_grid, data_uri, definitions, escape, escape_lines, page
 from sam_d2.evaluation.report_pair import pair_section
 from sam_d2.evaluation.report_tables import class_table, domain_section, method_table, score_table, source_of
-from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, prompts_text, write_atomically
+from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, prompts_text
 from sam_d2.evaluation.table import by_score, grouped, metric_text, shortfalls
 
 FILE_NAME = "report.html"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from sam_d2.atomic import write_atomically
 from sam_d2.data.findings import plural
 from sam_d2.errors import UserError
 
@@ -109,7 +109,10 @@ def notes_text(row: Result) -> str:
     """What to put behind a row's method: its split chose the weights, a model's truth, boxes left out; or nothing."""
     notes = ["selected on this split"] if row.selected else []
     notes += [PSEUDO] if row.pseudo_ground_truth else []
-    notes += [f"without {plural(count, 'box', 'boxes')} {LEFT_OUT[why]}" for why, count in row.prompts_left_out.items()]
+    notes += [
+        f"without {plural(count, 'box', 'boxes')} {LEFT_OUT.get(why, why)}"
+        for why, count in row.prompts_left_out.items()
+    ]
     return f" ({', '.join(notes)})" if notes else ""
 
 
@@ -132,7 +135,7 @@ def read_report(path: str | Path) -> list[Result]:
         report = msgspec.json.decode(path.read_bytes(), type=_Report)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a run writes it when it evaluates") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not a report that can be read ({error}); move it away and evaluate again") from None
     if report.version != VERSION:
         raise UserError(
@@ -157,19 +160,3 @@ def write_report(path: str | Path, results: Iterable[Result]) -> None:
     rows.update({row.key: row for row in results})
     document = msgspec.json.encode(_Report(VERSION, list(rows.values())))
     write_atomically(path, msgspec.json.format(document, indent=1))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Args:
-        path: Of the file; its folder is made where absent.
-        content: All of it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

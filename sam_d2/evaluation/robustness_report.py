@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from msgspec import Struct
 from rich.table import Table
 
+from sam_d2.atomic import write_atomically
 from sam_d2.evaluation.report_charts import SERIES
-from sam_d2.evaluation.results import truth_text, write_atomically
+from sam_d2.evaluation.results import truth_text
 
 VERSION = 1
 AXES = {"shift": "shift of the box, % of its side", "scale": "box longer or shorter, % of its side", "points": "points"}

@@ -36,11 +36,11 @@ from sam_d2.evaluation.report_images import MOST_BYTES, encode_within
 from sam_d2.evaluation.report_instances import evaluation_of
 from sam_d2.evaluation.report_page import write_page
 from sam_d2.evaluation.report_pair import gap_text
-from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import Result, prompts_text, read_report, write_report
 from sam_d2.evaluation.table import log_results
 from sam_d2.modeling.prompt_recipes import DETECTOR, GROUND_TRUTH
 from sam_d2.modeling.sam import PromptableSAM
+from sam_d2.visible_text import clean
 
 ZOOM_SIDE = 960
 """Pixels of the long side of the page's gallery images."""

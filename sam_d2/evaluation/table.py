@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sam_d2.evaluation.domains import PREFIX, Lines, domain_lines, table_words
-from sam_d2.evaluation.report_text import clean
 from sam_d2.evaluation.results import NO_PROMPT, PSEUDO, Result, notes_text, prompts_text, pseudo_text
 from sam_d2.evaluation.short_training import short_training_hint, training_losses
+from sam_d2.visible_text import clean
 
 SCORE_COLUMNS = ("AP", "AP50", "AP75", "ECE")
 """Of the table of the same masks ranked by several scores."""

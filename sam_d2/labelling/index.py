@@ -177,7 +177,7 @@ class _Builder:
                 self._check_annotations()
         except (IrregularJsonError, msgspec.DecodeError, UnicodeDecodeError, sqlite3.IntegrityError, OSError) as error:
             # All problems at once, each with its place: what reading the file whole is for.
-            raise_findings(inspect_dataset_file(self.source, image_roots, require_masks=False).findings)
+            raise_findings(inspect_dataset_file(self.source, image_roots, require_masks=False).findings, doctor=True)
             raise UserError(f"{self.source}: cannot be read record by record ({error}).") from error
         self.connection.execute("INSERT INTO facts VALUES (?)", (str(self._image_root(image_roots)),))
         self.connection.execute("CREATE INDEX annotations_of_image ON annotations (image)")

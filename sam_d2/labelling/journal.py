@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sam_d2.atomic import write_atomically
 from sam_d2.errors import UserError
-from sam_d2.evaluation.results import write_atomically
 from sam_d2.file_lock import FileLock
 
 SETTINGS = "settings.json"

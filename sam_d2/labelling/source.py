@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_d2.data.coco_2017 import NAME as COCO_2017
-from sam_d2.data.coco_2017 import find_coco_2017
-from sam_d2.data.folder_layouts import SplitFiles, find_splits
-from sam_d2.data.manifest import RESERVED_NAME, manifest_path, read_manifest
-from sam_d2.data.resolve import image_folders, manifest_files
+from sam_d2.data.dataset_files import find_files
+from sam_d2.data.manifest import manifest_path, read_manifest
 from sam_d2.errors import UserError
 
 
@@ -46,7 +43,7 @@ def find_source(
         UserError: nothing is known by that name, or it has no such split.
     """
     manifest = manifest_path(manifest)
-    splits = _splits(argument, manifest)
+    splits = find_files(argument, manifest, remedy="--dataset FILE.json --images DIR")
     name = split or ("train" if "train" in splits else next(iter(splits)))
     if name not in splits:
         raise UserError(f"--split {name}: the dataset {argument} has {', '.join(splits)}.")
@@ -60,30 +57,3 @@ def find_source(
     known = read_manifest(manifest).datasets
     classes = tuple(known[argument].classes) if argument in known else ()
     return Source(files.json_file.absolute(), roots, others, classes)
-
-
-def _splits(argument: str, manifest: Path) -> dict[str, SplitFiles]:
-    known = read_manifest(manifest).datasets
-    path = Path(argument).expanduser()
-    if argument in known:
-        return {name: manifest_files(item, manifest) for name, item in known[argument].splits.items()}
-    if argument == COCO_2017:
-        return find_coco_2017(manifest.parent)
-    if argument == RESERVED_NAME:
-        from sam_d2.data.scenes import ensure_quickstart
-
-        return find_splits(ensure_quickstart(manifest.parent / RESERVED_NAME))
-    if path.is_dir():
-        splits = find_splits(path.resolve())
-        if not splits:
-            raise UserError(
-                f"{path}: the layout of this folder is not known (docs/datasets.md lists those that are). "
-                "Name the file: --dataset FILE.json --images DIR"
-            )
-        return splits
-    if path.is_file():
-        return {"train": SplitFiles(path.resolve(), tuple(image_folders(path.resolve())))}
-    raise UserError(
-        f"Dataset {argument!r} is not known. Known: {', '.join([*known, RESERVED_NAME, COCO_2017])} (manifest "
-        f"{manifest}). Name the file: --dataset FILE.json --images DIR"
-    )

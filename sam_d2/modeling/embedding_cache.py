@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sam_d2.errors import UserError
 from sam_d2.modeling.embedding_store import EmbeddingStore
+from sam_d2.modeling.float32_precision import float32_precision
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ VARIANT = "cache_variant"
 """Key of a sample that says which form of the image file it holds."""
 DTYPES = ("float32", "bfloat16")
 _PROGRESS_SECONDS = 30
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class EmbeddingCache:
@@ -158,6 +160,7 @@ class EmbeddingCache:
             "input_format": model.input_format,
             "dtype": str(self.dtype),
             "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None,
+            "float32": float32_precision(),
             "compiled": getattr(encoder, "_compiled_call_impl", None) is not None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "torch": str(torch.__version__),
@@ -232,16 +235,24 @@ class _EntryNames:
 
 
 def module_digest(module: nn.Module) -> str:
-    """Return a sha256 of all that decides what a module computes: classes, settings, and weights to the bit."""
+    """Return a sha256 of classes, parameters and buffers to the bit, and of settings that are plain values.
+
+    Settings are attributes; of those that are objects of their own, such as functions, nothing is known but that the
+    class sets them.
+    """
     digest = hashlib.sha256()
     for name, part in module.named_modules():
         kind = f"{type(part).__module__}.{type(part).__qualname__}"
-        settings = {key: value for key, value in vars(part).items() if isinstance(value, _PLAIN) and key != "training"}
+        settings = {key: value for key, value in vars(part).items() if _is_plain(value) and key != "training"}
         digest.update(repr((name, kind, sorted(settings.items(), key=lambda item: item[0]))).encode())
-    for name, value in module.state_dict().items():
+    for name, value in chain(module.named_parameters(), module.named_buffers()):  # some are not in the state_dict
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, _PLAIN)
 
 
 def _is_named(sample: Mapping[str, Any]) -> bool:

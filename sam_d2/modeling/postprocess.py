@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.structures import Boxes, Instances
+from sam_d2.modeling.float32_precision import exact_products
 from sam_d2.modeling.scoring import STABILITY_OFFSET
 
 RLE = dict[str, Any]
@@ -25,6 +27,9 @@ RLE = dict[str, Any]
 
 PIXELS_AT_ONCE = 2**25
 """Pixels that masks which a GPU works out at once may have together, 128 MiB of logits; a single one may have more."""
+
+_MOST = 1e4
+"""Logits are cut to this: with an infinite one, 0 times infinity would be in every pixel of its row."""
 
 _BLOCK = 128
 """Pixels of an axis that are interpolated by one matrix product, from the few cells that they lie between."""
@@ -111,13 +116,17 @@ def encode_logits(logits: Tensor, canvas: int, resized: tuple[int, int], origina
         N masks; tensors on the device of the logits.
     """
     device = logits.device
+    if not len(logits):
+        none = torch.zeros(0, device=device)
+        return MaskCodes(original, [], none.long(), none.reshape(0, 4), stability=none, mean_probability=none)
+    logits = logits.clamp(-_MOST, _MOST)
     rows = _Axis.between(logits.shape[-2], canvas, resized[0], original[0], device)
     columns = _Axis.between(logits.shape[-1], canvas, resized[1], original[1], device)
     scan = _scan_on_cpu if device.type == "cpu" else _scan
     sums = torch.zeros((len(logits), 3), dtype=torch.float64, device=device)
     edges = [np.zeros((0, 2), dtype=np.int64)] * len(logits)
-    # In the lower precision that a training may have, masks would have other edges.
-    with torch.autocast(device.type, enabled=False):
+    # In the lower precisions that a training may have, masks would have other edges.
+    with torch.autocast(device.type, enabled=False), exact_products():
         for chosen, crop in _batches(_crops(logits, rows, columns), PIXELS_AT_ONCE if device.type != "cpu" else 1):
             index = torch.from_numpy(chosen).to(device)
             bottom, top = rows.cells(crop.y0, crop.y1)
@@ -158,6 +167,7 @@ class _Axis:
     end: npt.NDArray[np.int64]
 
     @staticmethod
+    @lru_cache(maxsize=8)  # the axes of some image sizes: of 4,000 pixels one has 4 MiB
     def between(cells: int, canvas: int, resized: int, original: int, device: torch.device) -> _Axis:
         weights = axis_weights(cells, canvas, resized, original)
         used = weights.numpy() != 0

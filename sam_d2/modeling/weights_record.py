@@ -67,6 +67,8 @@ class WeightsRecord:
         multimask, drawn = saved.pop(self.MULTIMASK, None), saved.pop(self.DRAW_BOXES, None)
         self.file, self.multimask_trained = file, multimask is not False
         calibrations = saved.pop(self.CALIBRATIONS, None) or {}
+        if not isinstance(calibrations, dict):
+            raise UserError(f"{file}: its calibrations of scores cannot be read; take another file.")
         self.calibrations = {name: ScoreCalibration.of_entry(one, file) for name, one in calibrations.items()}
         if begins:
             self.weights_change()

@@ -94,6 +94,18 @@ def test_a_resume_is_exact_on_a_full_and_on_an_empty_cache(train_net, cached_run
         assert found and all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
+def test_an_evaluation_by_itself_uses_it_and_its_figures_stay(train_net, cached_run, tmp_path, tiny_overrides):
+    folder = cached_run.parent / "embedding_cache"
+    checkpoint = f"train.init_checkpoint={cached_run / 'model_final.pth'}"
+    overrides = [*tiny_overrides, *FROZEN, checkpoint, f"train.embedding_cache.folder={folder}"]
+    reports = []
+    for number, options in enumerate(([], [CACHED])):
+        run = train_net(tmp_path / str(number), "--eval-only", overrides=[*overrides, *options])
+        reports.append([row["metrics"] for row in json.loads((run / "report.json").read_text())["results"]])
+    assert "4 read, 0 added" in (run / "log.txt").read_text(), "the training's last evaluation has added them"
+    assert reports[0] == reports[1]
+
+
 class Mapper:
     def __init__(self, *augmentations):
         self.augmentations = T.AugmentationList(augmentations)

@@ -36,7 +36,7 @@ from sam_d2.evaluation.report_data import (
 )
 from sam_d2.evaluation.report_images import encode_within
 from sam_d2.evaluation.report_page import run_page
-from sam_d2.evaluation.report_text import clean
+from sam_d2.visible_text import clean
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x00\x1b[31m\u202e$\\frac$'
 VOID = {"meta", "img", "br", "wbr", "link", "path", "use"}

@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import time
 
@@ -21,6 +22,10 @@ FROZEN = "model.freeze=[image_encoder,prompt_encoder]"
 
 def entries(folder):
     return sorted(folder.rglob("*.embedding"))
+
+
+def counted(folder):
+    return int((folder / ".bytes").read_text())
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def test_bfloat16_is_rounded_the_first_time_too(model, samples, make_cache, ask)
     assert encoded == 2, "float32 has entries of its own"
 
 
-@pytest.mark.parametrize("change", ["weight", "file", "variant", "size", "pixel_mean", "setting", "autocast"])
+@pytest.mark.parametrize("change", ["weight", "file", "variant", "size", "pixel_mean", "setting", "autocast", "tf32"])
 def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache, ask, tmp_path, change):
     ask(make_cache())
     if change == "weight":
@@ -98,8 +103,13 @@ def test_what_decides_an_embedding_decides_the_entry(model, samples, make_cache,
         model.pixel_mean += 1
     elif change == "setting":
         model.image_encoder.blocks[0].attn.scale *= 2
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
-        _, encoded = ask(make_cache())
+    elif change == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
+            _, encoded = ask(make_cache())
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert encoded == (1 if change in ("file", "variant", "size") else 2)
 
 
@@ -230,6 +240,60 @@ def test_the_limit_holds_for_all_encoders_of_a_folder(tmp_path):
     assert sum(file.stat().st_size for file in entries(tmp_path)) == 1000
 
 
+def test_what_is_written_again_counts_once_and_what_is_removed_not_at_all(tmp_path):
+    store = EmbeddingStore(tmp_path, "key", max_bytes=2 * 656)
+    for _ in range(3):
+        assert store.write("aa", torch.zeros(100))  # 256 + 400 bytes
+        assert counted(tmp_path) == 656
+    file = entries(tmp_path)[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"1")
+    assert store.read("aa") is None and counted(tmp_path) == 0
+    assert store.read("aa") is None and store.damaged == 1
+    assert store.write("aa", torch.zeros(100)) and store.write("bb", torch.ones(100)) and counted(tmp_path) == 1312
+    assert not store.write("cc", torch.zeros(1)) and len(entries(tmp_path)) == 2
+    assert store.write("aa", torch.ones(100)) and torch.equal(store.read("aa"), torch.ones(100)), "in place of another"
+
+
+@pytest.mark.parametrize("content", [b"", b"12x", b"\xff" * 20])
+def test_a_damaged_count_is_counted_again(tmp_path, content):
+    store = EmbeddingStore(tmp_path, "key", max_bytes=1000)
+    assert store.write("aa", torch.zeros(100))
+    (tmp_path / ".bytes").write_bytes(content)
+    assert not store.write("bb", torch.zeros(100)), "656 of 1000 are used"
+    assert store.write("cc", torch.zeros(22)) and counted(tmp_path) == 1000
+
+
+def test_the_count_is_never_shorter(tmp_path):
+    """A process that is killed while it counts leaves no file that reads as nothing."""
+    store = EmbeddingStore(tmp_path, "key", max_bytes=1000)
+    sizes = {(tmp_path / ".bytes").stat().st_size}
+    for number in range(3):
+        store.write(f"{number:02d}", torch.zeros(1))
+        sizes.add((tmp_path / ".bytes").stat().st_size)
+    assert sizes == {20}
+
+
+def test_a_folder_that_is_deleted_meanwhile_begins_again(tmp_path):
+    store = EmbeddingStore(tmp_path / "cache", "key", max_bytes=1000)
+    assert store.write("aa", torch.zeros(100))
+    shutil.rmtree(tmp_path / "cache")
+    assert store.read("aa") is None
+    assert store.write("bb", torch.zeros(100)) and counted(tmp_path / "cache") == 656
+    assert torch.equal(store.read("bb"), torch.zeros(100))
+
+
+def test_what_cannot_be_written_does_not_count(tmp_path, monkeypatch):
+    store = EmbeddingStore(tmp_path, "key", max_bytes=10_000)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        store.write("aa", torch.zeros(100))
+    assert counted(tmp_path) == 0 and not list(tmp_path.rglob("*aa.*"))
+
+
 def _write_for_ever(folder, started):
     store = EmbeddingStore(folder, "key", max_bytes=2**40)
     started.set()
@@ -282,8 +346,7 @@ def test_concurrent_processes_fill_one_cache(in_two_processes, build_model, batc
 
     first, second = in_two_processes(fill)
     assert torch.equal(first, second) and len(entries(tmp_path)) == 2
-    # Never less than what is there; more where both had reserved room for the same entry.
-    assert 2 * ENTRY <= int((tmp_path / "cache" / ".bytes").read_text()) <= 4 * ENTRY
+    assert counted(tmp_path / "cache") == 2 * ENTRY
 
 
 def test_losses_and_gradients_are_those_without_a_cache(model, samples, make_cache):
@@ -357,3 +420,18 @@ def test_digest_of_a_module_by_hand():
     assert digest != module_digest(torch.nn.LayerNorm(2, eps=0.25))
     assert digest != module_digest(torch.nn.LayerNorm(2, eps=0.5).bfloat16())
     assert digest != hashlib.sha256().hexdigest()
+
+
+class Part(torch.nn.Module):
+    def __init__(self, sizes, index, function=None):
+        super().__init__()
+        self.sizes = sizes
+        self.act = (torch.nn.functional.gelu, function)
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+
+
+def test_digest_of_lists_and_of_what_no_checkpoint_has():
+    digest = module_digest(Part([1, (2.0, "a")], 3))
+    assert digest == module_digest(Part([1, (2.0, "a")], 3, object())), "an object's address is nobody's setting"
+    assert digest != module_digest(Part([1, (2.5, "a")], 3))
+    assert digest != module_digest(Part([1, (2.0, "a")], 4))

@@ -10,6 +10,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 
 from sam_d2.modeling import postprocess
+from sam_d2.modeling.float32_precision import float32_precision
 from sam_d2.modeling.postprocess import MaskCodes, axis_weights, encode_logits, instances_of
 from sam_d2.modeling.scoring import SCORES
 
@@ -128,6 +129,46 @@ def test_a_lower_precision_around_it_changes_nothing():
     expected = encode_logits(logits, 64, (48, 64), (120, 160))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert encode_logits(logits, 64, (48, 64), (120, 160)).rles == expected.rles
+
+
+@pytest.mark.parametrize("older_torch", [False, True])
+def test_its_products_are_exact_where_a_run_allows_less(older_torch, monkeypatch):
+    """No CPU rounds them as a GPU does, so what torch is told is looked at."""
+    if older_torch:
+        monkeypatch.setattr("sam_d2.modeling.float32_precision._BACKENDS", ())
+    told, interpolate = [], postprocess._Axis.interpolate
+    monkeypatch.setattr(
+        postprocess._Axis, "interpolate", lambda *args: told.append(float32_precision()[:2]) or interpolate(*args)
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            settings = float32_precision()
+            encode_logits(random_logits(3), 64, (48, 64), (120, 160))
+            assert float32_precision() == settings and torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert told and {value for values in told for value in values} <= {"ieee", "none", "highest", True}
+
+
+@pytest.mark.usefixtures("scan")
+def test_an_infinite_logit_leaves_its_neighbours_alone():
+    logits = torch.full((2, 16, 16), -5.0)
+    logits[:, 4:9, 3:7] = 5.0
+    logits[0, 6, 5], logits[0, 0, 0] = float("inf"), -float("inf")
+    logits[1, 6, 5], logits[1, 0, 0] = 1e4, -1e4
+    codes = encode_logits(logits, 64, (64, 64), (64, 64))
+    assert codes.rles[0] == codes.rles[1] and codes.areas[0] > 300
+    assert 0.5 < codes.mean_probability[0] == codes.mean_probability[1] < 1
+
+
+def test_weights_of_an_image_size_are_made_once(monkeypatch):
+    frames = (64, (48, 64), (121, 163))
+    expected = encode_logits(random_logits(3), *frames)
+    monkeypatch.setattr(postprocess, "axis_weights", lambda *_: pytest.fail("made again"))
+    assert encode_logits(random_logits(3), *frames).rles == expected.rles
+    assert len(encode_logits(torch.zeros(0, 16, 16), 64, (48, 64), (999, 999))) == 0, "not at all without masks"
 
 
 def test_no_masks():

@@ -1,0 +1,66 @@
+"""Check boxes against masks: numbers that mean another form of box, and boxes far from run lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sam_d2.data.geometry import FAR_IOU, grown_iou, reach_outside
+from sam_d2.data.records import Rle
+from sam_d2.doctor.columns import Columns, read_boxes
+from sam_d2.doctor.parts import Part
+
+_FITS = 0.9  # IoU of a box and the bounds of its mask, each grown by 1 px, of boxes that were made from masks
+_MOST_OUTSIDE = 0.5
+_ENOUGH = 10  # boxes without masks on which a suspicion can rest
+_EXPLAINED = {"box-far", "box-empty", "box-and-mask-empty", "box-outside", "box-all-outside"}
+
+
+def check_boxes(part: Part, columns: Columns) -> None:
+    """Add findings on boxes whose four numbers are of the other form, and on those far from a run-length mask."""
+    others = read_boxes(columns.numbers, ~columns.as_xywh)
+    with np.errstate(invalid="ignore"):
+        sound = (others[:, 2:] > others[:, :2]).all(axis=1)
+        compared = columns.has_mask() & (columns.bounds[:, 2:] > columns.bounds[:, :2]).all(axis=1)
+        compared &= np.isfinite(columns.boxes).all(axis=1)
+        as_said = grown_iou(columns.boxes, columns.bounds)
+        as_other = grown_iou(others, columns.bounds)
+        fits = compared & sound & (as_other >= _FITS)
+        proven = fits & (as_said < FAR_IOU)
+    if proven.any() and fits[compared].all():  # every mask says so: then those that show it less are meant so too
+        proven = (fits | (~compared & sound)) & (others != columns.boxes).any(axis=1)
+    _report_form(part, columns, proven)
+    _report_far(part, columns, np.flatnonzero(compared & (as_said < FAR_IOU) & ~proven))
+    if not compared.any():
+        _suspect_form(part, columns, others, sound)
+
+
+def _report_form(part: Part, columns: Columns, proven: np.ndarray) -> None:
+    rows = np.flatnonzero(proven).tolist()
+    part.replace_findings(_EXPLAINED, set(rows))
+    for row in rows:
+        said, meant = ("XYWH", "XYXY") if columns.as_xywh[row] else ("XYXY", "XYWH")
+        found = f"{columns.numbers[row].tolist()} stands for {said}, but fits the mask as {meant}"
+        part.report_row(row, "warning", "bbox", found, f"write {said}", "box-form")
+
+
+def _report_far(part: Part, columns: Columns, rows: np.ndarray) -> None:
+    for row in rows.tolist():
+        if isinstance(part.table.annotations[row].segmentation, Rle):  # polygons were compared when they were read
+            found = (
+                f"[x1, y1, x2, y2] = {columns.boxes[row].tolist()}, but the mask's bounds are "
+                f"{columns.bounds[row].tolist()}"
+            )
+            part.report_row(row, "warning", "bbox", found, "the box is used as it is", "box-far")
+
+
+def _suspect_form(part: Part, columns: Columns, others: np.ndarray, sound: Any) -> None:
+    """Look at boxes without masks: as XYWH most reach outside of their images, as XYXY none does."""
+    given = np.isfinite(columns.boxes).all(axis=1) & columns.as_xywh
+    if given.sum() < _ENOUGH or not sound[given].all() or reach_outside(others[given], columns.sizes[given]).any():
+        return
+    outside = reach_outside(columns.boxes[given], columns.sizes[given])
+    if outside.mean() > _MOST_OUTSIDE:
+        found = f"{int(outside.sum())} of {int(given.sum())} boxes reach outside of their images, as XYXY none does"
+        part.report_file("warning", "bbox", found, "was XYXY written as XYWH? no mask can prove it", "box-form-likely")

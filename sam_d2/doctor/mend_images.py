@@ -1,0 +1,85 @@
+"""Mend the records of images and categories."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from msgspec import UNSET
+
+from sam_d2.data.geometry import OUTSIDE_TOLERANCE
+from sam_d2.data.records import Rle
+from sam_d2.doctor.images import ImageFacts
+from sam_d2.doctor.parts import Part
+
+_UPRIGHT = (0, 1)  # EXIF orientations that turn nothing
+
+
+def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts: Counter[str]) -> set[int]:
+    """Write sizes that the image files settle, and leave one of records that are the same.
+
+    Args:
+        part: the file, as it is checked.
+        document: the same as parsed JSON, changed in place.
+        facts: of the images, where they were read.
+        counts: of what was mended, by kind; added to.
+
+    Returns:
+        The rows of annotations that cannot be mended yet, because the size of their image is in doubt or was mended.
+    """
+    raws = raw_images(document)
+    raw_of = {id(record): raw for record, raw in zip(part.file_images, raws, strict=True)}
+    doubtful: set[int] = set()
+    for place, path in part.paths():
+        image = part.images[place]
+        fact = facts.get(path)
+        unknown = UNSET in (image.width, image.height)
+        if fact is None or fact.kind or not (unknown or place in part.kind_images["image-size"]):
+            continue
+        doubtful.add(id(image))
+        rows = [row for row, owner in enumerate(part.table.owners) if owner is image]
+        swapped = (image.height, image.width) == fact.size
+        if fact.orientation in _UPRIGHT and (unknown or swapped) and _fits(part, rows, fact.size):
+            raw = raw_of[id(image)]
+            kind = "image-size" if not unknown else "wrong-type" if {"width", "height"} <= raw.keys() else "missing-key"
+            raw["width"], raw["height"] = fact.size
+            counts[kind] += 1
+    if isinstance(document, dict):
+        for key, kind in (("images", "image-id-twice"), ("categories", "category-id-twice")):
+            if isinstance(document.get(key), list):
+                document[key] = _without_copies(document[key], kind, counts)
+    return {row for row, owner in enumerate(part.table.owners) if id(owner) in doubtful}
+
+
+def raw_images(document: Any) -> list[dict[str, Any]]:
+    """Return the objects that are read as images, in their order."""
+    images = document.get("images") if isinstance(document, dict) else document
+    return [raw for raw in images if isinstance(raw, dict)] if isinstance(images, list) else []
+
+
+def _fits(part: Part, rows: list[int], size: tuple[int, int]) -> bool:
+    """Tell whether all masks and boxes of an image lie in a size."""
+    columns = part.columns
+    assert columns is not None  # a file that is read has them
+    width, height = size
+    for row in rows:
+        mask = part.table.annotations[row].segmentation
+        if isinstance(mask, Rle) and list(mask.size) != [height, width]:
+            return False
+        for box in (columns.boxes[row], columns.bounds[row]):
+            if (box < -OUTSIDE_TOLERANCE).any() or (box > [side + OUTSIDE_TOLERANCE for side in size * 2]).any():
+                return False
+    return True
+
+
+def _without_copies(raws: list[Any], kind: str, counts: Counter[str]) -> list[Any]:
+    firsts: dict[Any, Any] = {}
+    kept = []
+    for raw in raws:
+        identity = raw.get("id") if isinstance(raw, dict) else None
+        if isinstance(identity, int) and firsts.setdefault(identity, raw) is not raw and firsts[identity] == raw:
+            counts[kind] += 1
+        else:
+            kept.append(raw)
+    return kept

@@ -1,0 +1,334 @@
+"""Each kind of finding in a file that is sound but for it."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_util
+
+from sam_d2.data import load_dataset_file
+from sam_d2.doctor.checkup import check_dataset
+from sam_d2.doctor.kinds import KINDS
+from sam_d2.doctor.mend import mend
+from sam_d2.doctor.parts import Source
+from sam_d2.errors import UserError
+
+NAN = float("nan")
+WIDTH, HEIGHT = 40, 30
+
+
+def put(*path_and_value):
+    """A change of a parsed file: the value at a path; the value `...` deletes."""
+    *path, key, value = path_and_value
+
+    def change(content):
+        for step in path:
+            content = content[step]
+        if value is ...:
+            del content[key]
+        else:
+            content[key] = value
+
+    return change
+
+
+def both(*changes):
+    def change(content):
+        for one in changes:
+            one(content)
+
+    return change
+
+
+def all_annotations(**fields):
+    return lambda content: [one.update(fields) for one in content["annotations"]]
+
+
+def rle(left, top, right, bottom, size=(HEIGHT, WIDTH)) -> dict[str, Any]:
+    mask = np.zeros(size, dtype=np.uint8)
+    mask[top:bottom, left:right] = 1
+    code = mask_util.encode(np.asfortranarray(mask))
+    return {"size": list(code["size"]), "counts": code["counts"].decode()}
+
+
+def as_xyxy(content):
+    for one in content["annotations"]:
+        x, y, width, height = one["bbox"]
+        one["bbox"] = [x, y, x + width, y + height]
+
+
+def boxes_as_xyxy_without_masks(content):
+    """As XYWH the boxes reach to x 45, 65 and y 35 and more, in images of 40 x 30; ten boxes are enough to tell."""
+    content["annotations"] = [
+        {"id": number, "image_id": 1, "category_id": 1 + number % 2, "bbox": [20, 15, 30, 25], "area": 100}
+        for number in range(1, 11)
+    ]
+
+
+FIRST = ("annotations", 0)  # annotation 1 of image 1, a square [5, 5] to [15, 15]
+ANNOTATION, IMAGE, FILE = (1, 1), (1, None), (None, None)  # the image's and the annotation's id
+BOW = [5, 5, 15, 15, 15, 5, 5, 15]  # two triangles of 10 x 5 / 2 = 25 px^2, pixel by pixel more or less
+# change, kind, ids, whether nothing of the kind is left in the mended copy
+COCO: dict[str, tuple[Any, str, tuple, bool]] = {
+    "images missing": (put("images", ...), "wrong-form", FILE, False),
+    "list is an object": (put("categories", {}), "wrong-form", FILE, False),
+    "key missing": (put("images", 0, "height", ...), "missing-key", IMAGE, False),
+    "annotation without id": (put(*FIRST, "id", ...), "missing-key", (1, "annotations[0]"), True),
+    "annotation without box": (put(*FIRST, "bbox", ...), "missing-key", ANNOTATION, True),
+    "annotation's id is a text": (put(*FIRST, "id", "one"), "wrong-type", (1, "one"), True),
+    "box of three numbers": (put(*FIRST, "bbox", [5, 5, 10]), "wrong-type", ANNOTATION, True),
+    "area is a text": (put(*FIRST, "area", "100"), "wrong-type", ANNOTATION, True),
+    "polygon in no list": (
+        put(*FIRST, "segmentation", [5, 5, 15, 5, 15, 15, 5, 15]), "wrong-type", ANNOTATION, True),
+    "polygon of texts": (put(*FIRST, "segmentation", [["5", 5, 15, 5, 15, 15]]), "wrong-type", ANNOTATION, False),
+    "no categories": (put("categories", []), "no-categories", FILE, False),
+    "image id twice": (put("images", 0, "id", 2), "image-id-twice", (2, None), False),
+    "image twice": (lambda c: c["images"].append(dict(c["images"][0])), "image-id-twice", IMAGE, True),
+    "annotation id twice": (put("annotations", 1, "id", 1), "annotation-id-twice", (None, 1), True),
+    "category twice": (
+        lambda c: c["categories"].append(dict(c["categories"][0])), "category-id-twice", FILE, True),
+    "unknown image": (put(*FIRST, "image_id", 9), "unknown-image", (9, 1), False),
+    "unknown category": (put(*FIRST, "category_id", 9), "unknown-category", ANNOTATION, False),
+    "categories shifted": (
+        both(put("categories", 0, "id", 2), put("categories", 1, "id", 3)), "category-ids-shifted", FILE, False),
+    "category name twice": (put("categories", 1, "name", "square"), "category-name-twice", FILE, False),
+    "category unused": (
+        lambda c: c["categories"].append({"id": 3, "name": "disc"}), "category-unused", FILE, False),
+    "exporter's parent": (
+        lambda c: c.update(categories=[
+            {"id": 0, "name": "shape", "supercategory": "none"},
+            *({**one, "supercategory": "shape"} for one in c["categories"])]),
+        "category-zero-unused", FILE, False),
+    "annotation id 0": (put(*FIRST, "id", 0), "annotation-id-zero", (1, 0), True),
+    "wide annotation id": (put(*FIRST, "id", 2**31), "id-above-32-bits", (1, 2**31), False),
+    "one file name": (put("images", 1, "file_name", "doctor_1.png"), "file-name-twice", (2, None), False),
+    "annotation twice": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}), "annotation-twice", (1, 9), True),
+    "boxes alone": (
+        lambda c: [one.pop("segmentation") for one in c["annotations"]], "no-masks", FILE, False),
+    "no mask": (put(*FIRST, "segmentation", []), "mask-absent", ANNOTATION, True),
+    # thinner than a pixel, between two columns of pixel centres
+    "mask without a pixel": (
+        both(put(*FIRST, "segmentation", [[5.1, 5, 5.3, 5, 5.3, 15, 5.1, 15]]), put(*FIRST, "bbox", [5.1, 5, 0.2, 10]),
+             put(*FIRST, "area", 2)), "mask-empty", ANNOTATION, False),
+    "RLE without a pixel": (
+        both(put(*FIRST, "segmentation", {"size": [30, 40], "counts": [1200]}), put(*FIRST, "area", 0)),
+        "mask-empty", ANNOTATION, False),
+    "odd polygon": (put(*FIRST, "segmentation", [[5, 5, 15, 5, 15, 15, 5]]), "polygon-odd", ANNOTATION, False),
+    "polygon with NaN": (put(*FIRST, "segmentation", 0, 2, NAN), "polygon-nan", ANNOTATION, False),
+    "polygon of another planet": (put(*FIRST, "segmentation", 0, 2, 1e9), "polygon-far", ANNOTATION, False),
+    "polygon of two points": (
+        lambda c: c["annotations"][0]["segmentation"].append([1, 1, 2, 2]), "polygon-short", ANNOTATION, True),
+    "polygon outside": (  # the box too: [30, 5, 20, 10] in an image that ends at 40
+        both(put(*FIRST, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]), put(*FIRST, "bbox", [30, 5, 10, 10])),
+        "polygon-outside", ANNOTATION, True),
+    "polygon all outside": (
+        both(put(*FIRST, "segmentation", [[50, 5, 60, 5, 60, 15, 50, 15]]), put(*FIRST, "bbox", [50, 5, 10, 10])),
+        "polygon-all-outside", ANNOTATION, False),
+    "outline that crosses itself": (
+        both(put(*FIRST, "segmentation", [BOW]), put(*FIRST, "area", 50)), "polygon-crossing", ANNOTATION, False),
+    "RLE of another size": (put(*FIRST, "segmentation", rle(5, 5, 15, 15, (40, 30))), "rle-size", ANNOTATION, False),
+    "RLE that does not sum": (
+        put(*FIRST, "segmentation", {"size": [30, 40], "counts": [100, 50]}), "rle-counts", ANNOTATION, False),
+    "box with NaN": (put(*FIRST, "bbox", [5, NAN, 10, 10]), "box-nan", ANNOTATION, True),
+    "boxes as XYXY": (as_xyxy, "box-form", ANNOTATION, True),
+    "one box as XYXY": (put(*FIRST, "bbox", [5, 5, 15, 15]), "box-form", ANNOTATION, True),
+    "boxes that may be XYXY": (boxes_as_xyxy_without_masks, "box-form-likely", FILE, False),
+    "box without area": (put(*FIRST, "bbox", [5, 5, 0, 10]), "box-empty", ANNOTATION, True),
+    "neither has an area": (
+        both(put(*FIRST, "bbox", [5, 5, 0, 0]), put(*FIRST, "segmentation", [[5, 5, 5, 5, 5, 5]])),
+        "box-and-mask-empty", ANNOTATION, False),
+    "box outside": (put(*FIRST, "bbox", [0, 5, 50, 10]), "box-outside", ANNOTATION, True),
+    "box all outside": (put(*FIRST, "bbox", [50, 5, 10, 10]), "box-all-outside", ANNOTATION, False),
+    "box far from a polygon": (put(*FIRST, "bbox", [25, 18, 10, 10]), "box-far", ANNOTATION, False),
+    "box far from an RLE": (
+        both(put(*FIRST, "segmentation", rle(5, 5, 15, 15)), put(*FIRST, "bbox", [25, 18, 10, 10])),
+        "box-far", ANNOTATION, False),
+    "no area": (put(*FIRST, "area", ...), "area-absent", ANNOTATION, True),
+    "negative area": (put(*FIRST, "area", -1), "area-negative", ANNOTATION, True),
+    "area NaN": (put(*FIRST, "area", NAN), "area-nan", ANNOTATION, True),
+    "area of the box": (put("annotations", 1, "area", 100), "area-of-box", (1, 2), True),
+    "another area": (put(*FIRST, "area", 60), "area-differs", ANNOTATION, True),
+    "image missing": (put("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
+    "path that leaves": (put("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
+    "no annotations": (put("annotations", []), "no-annotations", FILE, False),
+    "all crowd": (all_annotations(iscrowd=1), "all-crowd", FILE, False),
+}  # fmt: skip
+# Beside what a case is about, what follows from it.
+FOLLOWS = {
+    "image id twice": {"unknown-image"},
+    "image twice": {"file-name-twice"},
+    "category twice": {"category-name-twice"},
+    "categories shifted": {"unknown-category", "category-unused"},
+    "polygon all outside": {"box-all-outside"},
+    "boxes that may be XYXY": {"no-masks", "box-outside"},
+    "neither has an area": {"mask-empty", "area-differs"},
+    "box outside": {"box-far"},
+    "box all outside": {"box-far"},
+    "path that leaves": {"image-missing"},
+}
+
+
+def kinds_of(checkup) -> set[str]:
+    return {finding.kind for finding in checkup.findings}
+
+
+@pytest.mark.parametrize("case", COCO)
+def test_each_kind_is_found_with_its_ids_and_mended_where_it_can_be(case, coco, write):
+    change, kind, ids, is_mended = COCO[case]
+    change(coco)
+    file = write(coco)
+    before = file.read_bytes()
+    checkup = check_dataset([Source("", file)])
+    own = [finding for finding in checkup.findings if finding.kind == kind]
+    assert ids in [(finding.image_id, finding.annotation_id) for finding in own]
+    assert kinds_of(checkup) - {kind} == FOLLOWS.get(case, set())
+    assert all(finding.severity == KINDS[finding.kind].severity for finding in checkup.findings)
+    has_error = any(KINDS[one].severity == "error" for one in kinds_of(checkup))
+    assert checkup.exit_code == (2 if has_error else 1)
+
+    mended = mend(Source("", file), checkup)
+    assert (mended.counts[kind] >= len(own)) == is_mended
+    assert (kind not in kinds_of(mended.checkup)) == is_mended
+    assert file.read_bytes() == before
+    if is_mended:
+        assert KINDS[kind].mended
+    copy = write(mended.content(), "copy.json")
+    again = mend(Source("", copy), check_dataset([Source("", copy)]))
+    assert not again.counts and again.content() == copy.read_bytes()  # to mend twice is to mend once
+
+    # Training stops on what the doctor calls an error, and on nothing else.
+    if has_error:
+        with pytest.raises(UserError, match=r"python tools/check_dataset\.py .*dataset\.json"):
+            load_dataset_file(file)
+    else:
+        load_dataset_file(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "file-empty"),
+        (b"{", "cut-off"),
+        (b'{"images": [{"id": 1, "file_name": "a.p', "cut-off"),
+        (b"hello", "not-json"),
+        ('{"images": []}'.encode("utf-16"), "encoding"),
+        (b'{"images": "\xe9"}', "encoding"),
+        (b'"text"', "wrong-form"),
+        (b"{}", "wrong-form"),
+        (b'[{"image_id": 1, "category_id": 1, "score": 0.5}]', "wrong-form"),
+        (b"[]", "no-images"),
+    ],
+)
+def test_a_file_that_is_no_dataset(content, kind, tmp_path):
+    file = tmp_path / "bad.json"
+    file.write_bytes(content)
+    checkup = check_dataset([Source("", file)])
+    assert {finding.kind for finding in checkup.findings} - {"no-annotations"} == {kind}
+    assert checkup.exit_code == 2
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert kinds_of(check_dataset([Source("", tmp_path / "none.json")])) == {"file-unreadable"}
+
+
+DICTS: dict[str, tuple[Any, str, tuple, bool]] = {
+    "class 0 unused": (
+        lambda d: [one.update(category_id=one["category_id"] + 1) for image in d for one in image["annotations"]],
+        "class-zero-unused", FILE, False),
+    "class unused": (
+        put(0, "annotations", 0, "category_id", 3), "category-unused", FILE, False),
+    "box as XYWH": (put(0, "annotations", 1, "bbox", [20, 5, 10, 10]), "box-form", (1, "annotations[1]"), True),
+    "no mask": (put(0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), True),
+    "box missing": (put(0, "annotations", 0, "bbox", ...), "missing-key", (1, "annotations[0]"), True),
+    "polygon outside": (
+        both(put(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
+             put(0, "annotations", 0, "bbox", [30, 5, 40, 15])), "polygon-outside", (1, "annotations[0]"), True),
+    "image id twice": (put(1, "image_id", 1), "image-id-twice", IMAGE, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DICTS)
+def test_detectron2_dicts(case, dicts, write):
+    change, kind, ids, is_mended = DICTS[case]
+    change(dicts)
+    file = write(dicts)
+    checkup = check_dataset([Source("", file)])
+    assert ids in [(one.image_id, one.annotation_id) for one in checkup.findings if one.kind == kind]
+    mended = mend(Source("", file), checkup)
+    assert (kind not in kinds_of(mended.checkup)) == is_mended
+    copy = write(mended.content(), "copy.json")
+    assert mend(Source("", copy), check_dataset([Source("", copy)])).content() == copy.read_bytes()
+
+
+def test_a_sound_file_has_no_finding(coco, dicts, write):
+    for content in (coco, dicts):
+        checkup = check_dataset([Source("", write(content))], images=True)
+        assert checkup.findings == [] and checkup.exit_code == 0
+
+
+def test_what_is_written(coco, write):
+    """The values that the mended copy has, worked out by hand; what is not mended stands as it stood."""
+    coco["annotations"][0] |= {"bbox": [5, 5, 15, 15], "note": "kept"}  # XYXY of the square
+    coco["annotations"][1] |= {"area": 100, "id": 1}  # the box's; the id of the one before
+    # The polygon goes from x 30 to 50; inside of the image 30 to 40, height 10: an area of 100.
+    coco["annotations"][2] |= {"segmentation": [[30, 5, 50, 5, 50, 15, 30, 15]], "bbox": [30, 5, 20, 10], "area": 200}
+    coco["annotations"][3] |= {"segmentation": []}
+    file = write(coco)
+    mended = mend(Source("", file), check_dataset([Source("", file)]))
+    first, second, third = mended.document["annotations"]
+    assert first["bbox"] == [5, 5, 10, 10] and first["note"] == "kept"
+    assert (second["id"], second["area"]) == (5, 45)  # above the highest, 4
+    assert (third["bbox"], third["area"]) == ([30, 5, 10, 10], 100)
+    polygon = np.array(third["segmentation"]).reshape(-1, 2)
+    assert sorted(map(tuple, polygon.tolist())) == [(30, 5), (30, 15), (40, 5), (40, 15)]
+    assert mended.document["info"] == {"year": 2026} and mended.document["images"] == coco["images"]
+    assert mended.checkup.findings == []
+    assert json.loads(mended.content()) == mended.document
+
+
+def test_one_broken_record_hides_no_other(coco, write):
+    coco["annotations"][0]["bbox"] = "broken"  # the file is read record by record from here on
+    coco["annotations"][1]["area"] = 100
+    coco["annotations"][2]["segmentation"] = [[5, 5, 15, 15, 15, 5, 5, 15]]
+    coco["annotations"][3]["image_id"] = 77
+    checkup = check_dataset([Source("", write(coco))])
+    assert {(one.kind, one.annotation_id) for one in checkup.findings} == {
+        ("wrong-type", 1), ("area-of-box", 2), ("polygon-crossing", 3), ("area-of-box", 3), ("unknown-image", 4)
+    }  # fmt: skip
+
+
+def many_of(category: int, count: int, coco: dict) -> list[dict]:
+    """Squares of one class, each a pixel fraction further to the right, so that no two are the same."""
+    return [
+        {
+            **coco["annotations"][0],
+            "id": 10 + number,
+            "category_id": category,
+            "bbox": [5 + (number + 1) / 1000, 5, 10, 10],
+        }
+        for number in range(count)
+    ]
+
+
+def test_a_class_with_a_hundredth_of_the_other_s_instances(coco, write):
+    """The file has 2 of each class: with 197 squares more they are 199 to 2, with 198 they are 200 to 2."""
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 197, coco)}
+    assert kinds_of(check_dataset([Source("", write(content))])) == {"many-instances"}
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 198, coco)}
+    found = {one.kind: one for one in check_dataset([Source("", write(content))]).findings}
+    assert set(found) == {"many-instances", "class-imbalance"}
+    assert "square has 200 instances, 1 of 2 classes" in found["class-imbalance"].found
+    assert "(triangle 2)" in found["class-imbalance"].found
+
+
+def test_an_image_with_more_than_a_hundred_instances(coco, write):
+    """Image 1 has 2: with 98 more it has 100, which every default takes; crowd regions do not count."""
+    crowd = [{**one, "id": 900 + number, "iscrowd": 1} for number, one in enumerate(many_of(2, 5, coco))]
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 98, coco) + crowd}
+    assert check_dataset([Source("", write(content))]).findings == []
+    content = {**coco, "annotations": coco["annotations"] + many_of(1, 99, coco)}
+    (finding,) = check_dataset([Source("", write(content))]).findings
+    assert (finding.kind, finding.image_id, finding.found) == ("many-instances", 1, "101 instances")
+    assert "dataloader.train.mapper.max_instances" in finding.fix

@@ -1,0 +1,154 @@
+"""tools/check_dataset.py as a user runs it: exit codes, what is printed, what is written, what is refused."""
+
+import json
+import logging
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from sam_d2.data import resolve_dataset
+from sam_d2.doctor import report
+from sam_d2.doctor.kinds import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def doctor(monkeypatch, capsys, tmp_path):
+    """``doctor(*words)``: exit code, stdout and stderr."""
+    monkeypatch.setenv("SAM_D2_DATASETS", str(tmp_path / "datasets.json"))
+
+    def run(*words):
+        program = str(ROOT / "tools" / "check_dataset.py")
+        monkeypatch.setattr(sys, "argv", [program, *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(program, run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_exit_codes_and_the_last_line(doctor, coco, write):
+    code, out, err = doctor(write(coco), "--images")
+    assert (code, err) == (0, "") and out.splitlines()[-1] == "Nothing is wrong."
+    coco["annotations"][1]["area"] = 100
+    code, out, _ = doctor(write(coco))
+    assert code == 1 and out.splitlines()[-1] == "1 warning of 1 kind. The images were not read: --images does."
+    coco["annotations"][0]["category_id"] = 5
+    code, out, _ = doctor(write(coco))
+    assert code == 2 and out.splitlines()[-1].startswith("1 error of 1 kind and 1 warning of 1 kind.")
+
+
+def test_findings_are_grouped_with_examples(doctor, coco, write):
+    coco["annotations"] = [{**coco["annotations"][0], "id": 10 + number, "category_id": 5} for number in range(6)]
+    for number, one in enumerate(coco["annotations"]):  # no two are the same
+        one["bbox"] = [5 + number / 8, 5, 10, 10]
+    _, out, _ = doctor(write(coco))
+    lines = out.splitlines()
+    start = lines.index("error   an annotation is of a category that is not there  6 x  unknown-category")
+    assert lines[start + 1] == "  image 1, annotation 10, category_id: 5 is not among the file's categories"
+    assert lines[start + 4] == "  ... and 3 more"
+    assert lines[start + 5] == "  -> correct the id, or add the record"
+
+
+def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_path):
+    for part in ("train", "test"):
+        write(coco, f"dataset_{part}.json")
+    code, out, _ = doctor(tmp_path)
+    assert code == 1 and "an image is in two files, such as train and test  2 x" in out
+    assert "dataset_test.json, image 1, file_name: 'doctor_1.png' is the file of image 1 in dataset_train.json" in out
+
+
+def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST", 2)
+    for one in coco["annotations"]:
+        one.pop("area")
+    file = write(coco)
+    code, _, _ = doctor(file, "--json", tmp_path / "out" / "report.json")
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["exit_code"] == code == 1 and content["dataset"] == str(file)
+    assert content["files"] == [
+        {"split": "", "file": str(file), "form": "coco", "images": 2, "annotations": 4, "image_root": str(tmp_path)}
+    ]
+    (kind,) = content["kinds"]
+    assert (kind["kind"], kind["severity"], kind["count"], kind["listed"]) == ("area-absent", "warning", 4, 2)
+    assert [list(one) for one in content["findings"]] == [
+        ["kind", "severity", "file", "image_id", "annotation_id", "field", "found", "fix"]
+    ] * 2
+    assert (content["findings"][1]["image_id"], content["findings"][1]["annotation_id"]) == (1, 2)
+
+
+def test_a_mended_copy(doctor, coco, write, tmp_path):
+    coco["annotations"][1]["area"] = 100
+    file = write(coco)
+    before = file.read_bytes()
+    code, out, _ = doctor(file, "--fix", tmp_path / "mended.json")
+    assert code == 0 and file.read_bytes() == before  # what is left decides
+    assert out.splitlines()[-4:] == [
+        f"Mended in {tmp_path / 'mended.json'}:",
+        "        1 x  an area is that of the box: the mask's",
+        "Nothing is left.",
+        f"Wrote {tmp_path / 'mended.json'}",
+    ]
+    assert json.loads((tmp_path / "mended.json").read_text())["annotations"][1]["area"] == 45
+    assert doctor(tmp_path / "mended.json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "Dataset 'none' is not known"),
+        (["{file}", "--fix", "{file}"], "exists already, and nothing is overwritten"),
+        (["{file}", "--json", "{file}"], "is the dataset file itself"),
+        (["{file}", "--json", "{tmp}/x.json", "--fix", "{tmp}/x.json"], "--fix and --json both name"),
+        (["{file}", "--json", "{file}/x.json"], "is a file, not a folder"),
+        (["{file}", "--image-root", "{tmp}/none"], "no such folder"),
+        (["{tmp}", "--fix", "{tmp}/x.json"], "has several files. Mend one at a time:"),
+        (["{tmp}", "--image-root", "{tmp}"], "--image-root is that of one file"),
+        (["{tmp}/empty.json", "--fix", "{tmp}/x.json"], "cannot be read, so there is nothing to mend"),
+    ],
+)
+def test_what_is_refused(words, message, doctor, coco, write, tmp_path):
+    file = write(coco, "dataset_train.json")
+    write(coco, "dataset_test.json")
+    (tmp_path / "empty.json").touch()
+    code, _, err = doctor(*(word.format(file=file, tmp=tmp_path) for word in words))
+    assert code == 2 and err.startswith("error: ") and message in err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_wrong_option_is_code_2(doctor):
+    assert doctor("x", "--nothing")[0] == 2
+
+
+def test_names_from_the_file_cannot_colour_the_terminal(doctor, dicts, write):
+    dicts[0]["image_id"] = "\x1b[31m[bold]red\x07"
+    dicts[0]["annotations"][0]["segmentation"] = []
+    _, out, _ = doctor(write(dicts))
+    assert "\x1b" not in out and "\x07" not in out and "image \\x1b[31m[bold]red\\x07, annotation" in out
+
+
+def test_training_warns_of_images_in_both_parts(coco, write, tmp_path, catalogs, caplog):
+    for part in ("train", "test"):
+        write(coco, f"dataset_{part}.json")
+    with caplog.at_level(logging.WARNING):
+        resolve_dataset(str(tmp_path))
+    assert "2 images of " in caplog.text and "are trained on too" in caplog.text
+
+
+def test_every_kind_is_documented_as_it_is():
+    """A row of docs/check-dataset.md for each: name, severity, title and what --fix writes."""
+    text = (ROOT / "docs" / "check-dataset.md").read_text()
+    for name, kind in KINDS.items():
+        mended = f"{kind.mended} |" if kind.mended else "|"
+        assert f"| `{name}` | {kind.severity} | {kind.title} | {mended}" in text, name
+    assert text.count("\n| `") == len(KINDS)
+
+
+@pytest.mark.parametrize("part", ["train2017", "val2017"])
+def test_no_false_error_on_coco(part, real_data, doctor):
+    file = real_data / f"coco_tiny80/annotations/instances_{part}.json"
+    code, out, _ = doctor(file, "--images", "--image-root", real_data / f"coco_tiny80/images/{part}")
+    assert code == 1 and "error" not in out.replace("errors", "")

@@ -1,0 +1,159 @@
+"""The readers of foreign files, fed with mutated ones: a result or an error of ours, and nothing else.
+
+`make fuzz` feeds many more; these take seconds. hypothesis draws what the mutations decide, so that it can shorten what
+it finds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from fuzzing import FINDINGS, Target  # noqa: E402
+from fuzzing.harness import TARGETS, Harness  # noqa: E402
+
+from sam_d2.errors import UserError  # noqa: E402
+
+EXAMPLES = {
+    "dataset": 80,
+    "results": 60,
+    "checkpoint": 60,
+    "embedding": 60,
+    "overrides": 15,
+    "manifest": 15,
+    "yaml": 15,
+    "report": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def harness(request, tmp_path_factory):
+    """One of a target; what it switches off for speed is restored."""
+    import logging
+    import warnings
+
+    before, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
+    with warnings.catch_warnings():
+        yield Harness(request.param, tmp_path_factory.mktemp(request.param))
+    logging.disable(before)
+    sys.dont_write_bytecode = bytecode
+
+
+@pytest.mark.parametrize("harness", list(TARGETS), indirect=True)
+def test_mutated_inputs(harness):
+    @settings(
+        max_examples=EXAMPLES[harness.target.name],
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.randoms(use_true_random=False))
+    def inputs(random):
+        content = harness.target.make(random)
+        outcome, text = harness.run(content)
+        assert outcome not in FINDINGS, f"{content[:500]!r}: {text}"
+
+    inputs()
+
+
+@pytest.mark.parametrize("harness", ["dataset", "results", "manifest"], indirect=True)
+def test_the_seeds_are_sound(harness):
+    """Or most mutations would be refused for another reason than theirs."""
+    sound = [harness.run(json.dumps(seed).encode()) for seed in harness.target.seeds]
+    alone = [text for outcome, text in sound if outcome != "accepted"]
+    assert all("boxes alone" in text for text in alone) and len(alone) == (harness.target.name == "dataset")
+
+
+class Faulty(Target):
+    """A reader with every fault that a harness must see."""
+
+    name, share = "faulty", 1
+
+    def prepare(self, folder):
+        self.folder = folder
+
+    def make(self, random):
+        return random.choice([b"good", b"bad"])
+
+    def parses(self, content):
+        return content != b"garbage"
+
+    def read(self, content):
+        if content == b"traceback":
+            raise KeyError("x")
+        if content == b"hang":
+            time.sleep(5)
+        if content == b"write":
+            (Path(__file__).parent / "written").open("w").close()
+        if content == b"run":
+            subprocess.run(["true"], check=True)
+        if content == b"memory":
+            bytearray(os.urandom(1)) * (600 << 20)
+        if content in (b"refused", b"garbage"):
+            raise UserError("no")
+
+
+@pytest.mark.parametrize(
+    ("content", "outcome"),
+    [
+        ("good", "accepted"),
+        ("refused", "refused"),
+        ("garbage", "not parsed"),
+        ("traceback", "traceback"),
+        ("hang", "timeout"),
+        ("write", "escaped"),
+        ("run", "escaped"),
+        ("memory", "memory"),
+    ],
+)
+def test_the_harness_sees(content, outcome, tmp_path, monkeypatch):
+    monkeypatch.setitem(TARGETS, "faulty", Faulty)
+    monkeypatch.setattr("fuzzing.harness.SECONDS", 0.2)
+    runner = Harness("faulty", tmp_path)
+    try:
+        assert runner.run(content.encode())[0] == outcome
+    finally:
+        (Path(__file__).parent / "written").unlink(missing_ok=True)
+
+
+def test_the_same_seed_gives_the_same_inputs(tmp_path):
+    runner = Harness("embedding", tmp_path)
+    assert [runner.make(1, n) for n in range(5)] == [runner.make(1, n) for n in range(5)]
+    assert len({runner.make(seed, n) for seed in range(3) for n in range(5)}) == 15
+
+
+def fuzz(*words):
+    command = [sys.executable, str(ROOT / "tools" / "fuzz.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_tool(tmp_path):
+    words = ["--target", "embedding", "--inputs", 30, "--seed", 3, "--findings", tmp_path / "findings"]
+    done = fuzz(*words)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "30 inputs in" in done.stdout and not (tmp_path / "findings").exists()
+
+
+@pytest.mark.slow
+def test_a_kept_input_is_run_again(tmp_path):
+    file = tmp_path / "manifest-traceback-0000001.bin"
+    file.write_bytes(b"[")
+    done = fuzz("--repeat", file)
+    assert done.returncode == 0 and f"{file}: not parsed" in done.stdout and "Manifest" in done.stdout
+    file.write_bytes(b'{"version": 1}')
+    assert fuzz("--repeat", file).stdout.endswith(": accepted\n")
+
+
+def test_a_kept_input_that_is_not_there(tmp_path):
+    wrong = fuzz("--repeat", tmp_path / "x.bin")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --repeat ")

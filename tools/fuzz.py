@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Feed mutated files to the readers of sam_d2: each must end in a result or in one of our errors.
+
+An input that ends in another traceback, takes too long or too much memory, kills the process, or makes a reader start
+a program, connect or write outside of its folder is a finding: it is kept as a file that --repeat runs again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from fuzzing import FINDINGS, OUTCOMES
+from fuzzing.harness import SECONDS, TARGETS, harness, limit_memory
+from rich.console import Console
+from rich.table import Table
+
+from sam_d2.cli import run_main
+from sam_d2.errors import UserError
+
+EXAMPLE = """examples:
+  python tools/fuzz.py --inputs 100000
+  python tools/fuzz.py --target dataset --target results --inputs 2000 --seed 7
+  python tools/fuzz.py --repeat fuzz_findings/dataset-traceback-0000123.bin
+
+The same seed gives the same inputs. Exit code: 0 no finding, 1 findings, 2 the arguments do not fit."""
+_START = 120.0
+"""Seconds that a process may take to import and prepare."""
+_MOST_KEPT = 3
+"""Findings of one kind, by the last line of the traceback, that are kept as files."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inputs", type=int, default=1000, metavar="N", help="of all targets (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="other inputs (default %(default)s)")
+    parser.add_argument(
+        "--target",
+        action="append",
+        choices=list(TARGETS),
+        metavar="NAME",
+        help=f"{', '.join(TARGETS)}; may be given several times (default: all, each with its share)",
+    )
+    parser.add_argument(
+        "--findings", type=Path, default=Path("fuzz_findings"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("--repeat", type=Path, metavar="FILE", help="run one kept input again and show how it ends")
+    # The process of a target: TARGET FIRST END.
+    parser.add_argument("--process", nargs=3, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    if args.process:
+        return run_process(args.process[0], int(args.process[1]), int(args.process[2]), args.seed, args.findings)
+    if args.repeat:
+        return repeat(args.repeat)
+    if args.inputs < 1:
+        raise UserError(f"--inputs {args.inputs}: at least 1.")
+    names = args.target or list(TARGETS)
+    shares = {name: TARGETS[name].share for name in names}
+    begin = time.monotonic()
+    counts = {}
+    for name, share in shares.items():
+        inputs = max(1, round(args.inputs * share / sum(shares.values())))
+        counts[name] = run_target(name, inputs, args.seed, args.findings)
+        print(f"{name}: {dict(counts[name])}", file=sys.stderr, flush=True)
+    show(counts, time.monotonic() - begin)
+    found = sum(count[outcome] for count in counts.values() for outcome in FINDINGS)
+    if found:
+        print(f"{found} findings; the first of each kind are in {args.findings}, python tools/fuzz.py --repeat FILE")
+    return 1 if found else 0
+
+
+def run_target(name: str, inputs: int, seed: int, findings: Path) -> Counter[str]:
+    """Run the inputs of a target in a process, and in a new one behind each input that ended it."""
+    counts: Counter[str] = Counter()
+    first = 0
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+        current = Path(folder) / "current"
+        while first < inputs:
+            command = [sys.executable, __file__, "--seed", str(seed), "--findings", str(findings)]
+            command += ["--process", name, str(first), str(inputs)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()) as process:
+                first, outcome = _follow(process, counts, first)
+            if first < inputs:
+                if outcome == "no start":
+                    raise RuntimeError(f"the process of {name} does not start")
+                counts[outcome] += 1
+                with harness(name) as maker:  # in this process it is only made
+                    current.write_bytes(maker.make(seed, first))
+                keep(findings, f"{name}-{outcome}-{first:07d}", current.read_bytes(), f"exit code {process.returncode}")
+                first += 1
+    return counts
+
+
+def _follow(process: subprocess.Popen[str], counts: Counter[str], first: int) -> tuple[int, str]:
+    """Count what a process says of its inputs; returns the next one, and how the process ended."""
+    lines: queue.Queue[str] = queue.Queue()
+    assert process.stdout is not None
+
+    def read() -> None:
+        for line in process.stdout or ():
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    wait = _START
+    while True:
+        try:
+            line = lines.get(timeout=wait)
+        except queue.Empty:
+            process.kill()
+            return first, "no start" if wait == _START else "timeout"
+        if not line:
+            process.wait()
+            return first, "no start" if wait == _START and process.returncode else "died"
+        wait = 10 * SECONDS
+        if line.strip() in OUTCOMES:
+            counts[line.strip()] += 1
+            first += 1
+
+
+def run_process(name: str, first: int, end: int, seed: int, findings: Path) -> int:
+    """Run inputs here, saying the outcome of each in a line; the process may not survive it."""
+    kinds: Counter[str] = Counter()
+    with harness(name) as runner:
+        runner.run(runner.make(seed, 0))  # imports
+        limit_memory()
+        print("ready", flush=True)
+        for index in range(first, end):
+            content = runner.make(seed, index)
+            outcome, text = runner.run(content)
+            if outcome in FINDINGS:
+                kind = f"{outcome} {' '.join(re.findall(r'File .*', text)[-1:])}"
+                kinds[kind] += 1
+                if kinds[kind] <= _MOST_KEPT:
+                    keep(findings, f"{name}-{outcome}-{index:07d}", content, text)
+            print(outcome, flush=True)
+    return 0
+
+
+def keep(folder: Path, name: str, content: bytes, text: str) -> None:
+    """Write an input and what is known of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.bin").write_bytes(content)
+    (folder / f"{name}.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def repeat(file: Path) -> int:
+    name = file.name.partition("-")[0]
+    if name not in TARGETS or not file.is_file():
+        raise UserError(f"--repeat {file}: name a file TARGET-OUTCOME-NUMBER.bin of a folder of findings.")
+    with harness(name) as runner:
+        limit_memory()
+        outcome, text = runner.run(file.read_bytes())
+    print(text)
+    print(f"{file}: {outcome}")
+    return 1 if outcome in FINDINGS else 0
+
+
+def show(counts: dict[str, Counter[str]], seconds: float) -> None:
+    """Print a table with the inputs of each target by outcome."""
+    table = Table("target", *OUTCOMES, "inputs", "past the parser", box=None)
+    total: Counter[str] = sum(counts.values(), Counter())
+    for name, count in [*counts.items(), ("all", total)]:
+        parsed = 1 - count["not parsed"] / max(1, count.total())
+        table.add_row(name, *(f"{count[one]:,}" for one in OUTCOMES), f"{count.total():,}", f"{parsed:.0%}")
+    Console(width=max(130, shutil.get_terminal_size().columns)).print(table)
+    print(f"{total.total():,} inputs in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    run_main(main)
