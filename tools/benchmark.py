@@ -245,7 +245,7 @@ def plot(name: str, result: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.5)
     axes.margins(x=0.12)
-    axes.set_title(f"{name}: {result['hardware']}, {result['date']}; line: range, orange: asked for", fontsize=9)
+    figure.suptitle(f"{name}: {result['hardware']}, {result['date']}; line: range, orange: asked for", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     # No date, and no random names: the same figures make the same file.
     with rc_context({"svg.hashsalt": name}):
