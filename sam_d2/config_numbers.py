@@ -40,7 +40,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _are_tasks(value: Any) -> bool:
-    return value is None or (isinstance(value, ListConfig) and len(value) > 0 and set(value) <= set(_TASKS))
+    return value is None or (isinstance(value, ListConfig) and len(value) > 0 and all(task in _TASKS for task in value))
 
 
 _STEPS = "steps"
@@ -115,7 +115,8 @@ def _settings(cfg: DictConfig) -> Iterator[tuple[str, _Range]]:
     for key, allowed in _RANGES.items():
         if OmegaConf.select(cfg, key, default=missing) is not missing:
             yield key, allowed
-    for name, recipe in (OmegaConf.select(cfg, "model.prompts") or {}).items():
+    prompts: Any = OmegaConf.select(cfg, "model.prompts")
+    for name, recipe in prompts.items() if isinstance(prompts, DictConfig) else ():
         for kind in ("train_corrections", "test_corrections"):
             if isinstance(recipe, DictConfig) and kind in recipe:
-                yield f"model.prompts.{name}.{kind}", _CORRECTIONS
+                yield f"model.prompts.{name!s}.{kind}", _CORRECTIONS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,7 +32,9 @@ def recorded_config(file: str | Path, saved: dict[str, Any]) -> DictConfig:
         if isinstance(config, DictConfig) and isinstance(text, str):
             return config
         reason = "it is no group of keys"
-    except (TypeError, KeyError, AttributeError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what is no text makes both libraries stumble over anything
         reason = " ".join(str(error).split())[:200]
     raise UserError(f"{file}: the config of its run cannot be read ({reason}); take another checkpoint.")
 

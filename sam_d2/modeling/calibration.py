@@ -103,7 +103,7 @@ class ScoreCalibration:
             if not usable or not np.isfinite([*x, *y]).all():
                 raise ValueError("its knots are not rising finite numbers")
             return cls(str(entry["score"]), str(entry["dataset"]), int(entry["predictions"]), x, y)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{file}: its calibration of scores cannot be read ({error}); fit it again with "
                 "tools/calibrate_scores.py."
