@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import DEVICE, Benchmark, Measured, Ratio, device
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sam_d2.cli import check_output, run_main
 from sam_d2.errors import UserError
@@ -206,17 +206,28 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def show(name: str, result: dict[str, Any], console: Console) -> None:
     figures = list(next(iter(result["cases"].values())))
-    table = Table("case", *figures, title=f"{name}: median (range) of {result['repeats']} x {result['turns']}")
+    table = Table(
+        Column("case", no_wrap=True),
+        *figures,
+        title=f"{name}: median (range) of {result['repeats']} x {result['turns']}",
+    )
     for case, found in result["cases"].items():
-        cells = [f"{found[f]['median']:.4g} ({found[f]['min']:.4g}-{found[f]['max']:.4g})" for f in figures]
+        cells = [_with_range(found[figure]) for figure in figures]
         table.add_row(case, *cells)
     console.print(table)
     for ratio in result["ratios"]:
         bound = Ratio(*(ratio[field.name] for field in dataclasses.fields(Ratio))).bound
-        half = ", ".join(filter(None, [f"one half {ratio['quartile_1']:.3f}-{ratio['quartile_3']:.3f}", bound]))
+        half = ", ".join(filter(None, [f"middle half {ratio['quartile_1']:.3f}-{ratio['quartile_3']:.3f}", bound]))
         console.print(f"{ratio['figure']}: {ratio['name']} = {ratio['median']:.3f} ({half})")
     for failure in result["failures"]:
         console.print(f"does not hold: {failure}", style="bold red")
+
+
+def _with_range(figure: dict[str, float]) -> str:
+    """Return a median, and where there are several values the range below it, which a narrow terminal has room for."""
+    if figure["min"] == figure["max"]:
+        return f"{figure['median']:.4g}"
+    return f"{figure['median']:.4g}\n{figure['min']:.4g}-{figure['max']:.4g}"
 
 
 def plot(name: str, result: dict[str, Any], path: Path) -> None:
@@ -301,7 +312,7 @@ def markdown_table(folder: Path) -> str:
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         for ratio in result["ratios"]:
-            if ratio["at_least"] is None:
+            if ratio.get("at_least") is None:  # nothing is asked for, or a file of before has no such entry
                 continue
             found = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
             figure = {"seconds": "time", "cpu_seconds": "CPU time"}.get(ratio["figure"], "memory")
@@ -327,8 +338,10 @@ def main() -> int:
         require_gpu()
     console = Console()
     if args.list:
+        table = Table.grid(padding=(0, 2))
         for name in benchmark_names():
-            console.print(f"{name}: {load_benchmark(name)[1]}")
+            table.add_row(name, load_benchmark(name)[1].replace("``", ""))
+        console.print(table)
         return 0
     if args.table:
         print(markdown_table(args.output_dir))

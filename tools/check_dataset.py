@@ -43,6 +43,8 @@ def check_arguments(args: argparse.Namespace, files: list[Path]) -> None:
         check_output(args.json, "--json")
         if any(args.json.exists() and args.json.samefile(file) for file in files if file.exists()):
             raise UserError(f"--json {args.json}: is the dataset file itself. Name another file.")
+        if args.json.exists() and not is_report(args.json):
+            raise UserError(f"--json {args.json}: exists and is no report of this tool. Name another file.")
     if args.fix is None:
         return
     check_output(args.fix, "--fix")
@@ -95,6 +97,17 @@ def main() -> int:
             raise UserError(f"{path}: cannot be written ({error.strerror}). Name another place.") from error
         print(f"Wrote {path}")
     return code
+
+
+def is_report(file: Path) -> bool:
+    """Tell whether a file is what ``--json`` wrote before, which may be written again."""
+    from sam_d2.doctor.report import KEYS
+
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() == KEYS
 
 
 def json_bytes(report: object) -> bytes:

@@ -93,7 +93,8 @@ def run_target(name: str, inputs: int, seed: int, findings: Path) -> Counter[str
         while first < inputs:
             command = [sys.executable, __file__, "--seed", str(seed), "--findings", str(findings)]
             command += ["--process", name, str(first), str(inputs)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()) as process:
+            # In a session of its own: Ctrl-C is for this process, which ends that one.
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
                 first, outcome = _follow(process, counts, first)
             if first < inputs:
                 if outcome == "no start":
@@ -116,21 +117,25 @@ def _follow(process: subprocess.Popen[str], counts: Counter[str], first: int) ->
             lines.put(line)
         lines.put("")
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     wait = _START
-    while True:
-        try:
-            line = lines.get(timeout=wait)
-        except queue.Empty:
-            process.kill()
-            return first, "no start" if wait == _START else "timeout"
-        if not line:
-            process.wait()
-            return first, "no start" if wait == _START and process.returncode else "died"
-        wait = 10 * SECONDS
-        if line.strip() in OUTCOMES:
-            counts[line.strip()] += 1
-            first += 1
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=wait)
+            except queue.Empty:
+                return first, "no start" if wait == _START else "timeout"
+            if not line:
+                process.wait()
+                return first, "no start" if wait == _START and process.returncode else "died"
+            wait = 10 * SECONDS
+            if line.strip() in OUTCOMES:
+                counts[line.strip()] += 1
+                first += 1
+    finally:  # on Ctrl-C too; the pipe is closed when nobody reads it any more
+        process.kill()
+        reader.join()
 
 
 def run_process(name: str, first: int, end: int, seed: int, findings: Path) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sam_d2.data.findings import Finding, Severity
+from msgspec import UNSET
+
+from sam_d2.data.findings import Finding, RecordId, Severity
 from sam_d2.doctor.checkup import Checkup
 from sam_d2.doctor.kinds import KINDS
 
 VERSION = 1
+KEYS = {"version", "dataset", "exit_code", "images_read", "files", "kinds", "findings"}
+"""Of the report that ``--json`` writes."""
 MOST = 10_000
 """Findings of one kind that the JSON holds; their number is in it whatever it is."""
 
@@ -46,6 +50,16 @@ def group_findings(findings: Sequence[Finding]) -> list[Group]:
     return sorted(groups, key=lambda group: group.severity != "error")
 
 
+def image_names(checkup: Checkup) -> dict[tuple[Path, RecordId], str]:
+    """Return the names of image files by dataset file and image id: what a user looks an image up by."""
+    return {
+        (part.file, image.id): image.file_name
+        for part in checkup.parts
+        for image in part.images
+        if image.id is not UNSET and image.file_name is not UNSET
+    }
+
+
 def report_json(dataset: str, checkup: Checkup) -> dict[str, Any]:
     """Return the report that ``--json`` writes: ``kinds`` counts all findings, ``findings`` lists them.
 
@@ -54,6 +68,7 @@ def report_json(dataset: str, checkup: Checkup) -> dict[str, Any]:
         checkup: what was found.
     """
     groups = group_findings(checkup.findings)
+    names = image_names(checkup)
     return {
         "version": VERSION,
         "dataset": dataset,
@@ -81,11 +96,19 @@ def report_json(dataset: str, checkup: Checkup) -> dict[str, Any]:
             }
             for group in groups
         ],
-        "findings": [_entry(finding) for group in groups for finding in group.findings[:MOST]],
+        "findings": [_entry(finding, names) for group in groups for finding in group.findings[:MOST]],
     }
 
 
-def _entry(finding: Finding) -> dict[str, Any]:
-    names = ("kind", "severity", "file", "image_id", "annotation_id", "field", "found", "fix")
-    values = {item.name: getattr(finding, item.name) for item in dataclasses.fields(finding)}
-    return {name: str(values[name]) if name == "file" else values[name] for name in names}
+def _entry(finding: Finding, names: Mapping[tuple[Path, RecordId], str]) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "file": str(finding.file),
+        "image_id": finding.image_id,
+        "file_name": names.get((finding.file, finding.image_id)),
+        "annotation_id": finding.annotation_id,
+        "field": finding.field,
+        "found": finding.found,
+        "fix": finding.fix,
+    }

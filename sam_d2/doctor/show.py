@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 
 from rich.console import Console
 from rich.text import Text
 
-from sam_d2.data.findings import Finding, plural
+from sam_d2.data.findings import Finding, RecordId, plural
 from sam_d2.doctor.checkup import Checkup
 from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.mend import Mended
 from sam_d2.doctor.parts import Part
-from sam_d2.doctor.report import Group, group_findings
+from sam_d2.doctor.report import Group, group_findings, image_names
 
 EXAMPLES = 3
 _FIXES = 3
 _LONGEST = 220
+_NAME = 60
+_Names = Mapping[tuple[Path, RecordId], str]
 _STYLES = {"error": "bold red", "warning": "bold yellow"}
 
 
@@ -24,10 +27,10 @@ def show_checkup(console: Console, checkup: Checkup) -> None:
     """Print the files, the findings by kind with examples, and their number."""
     for part in checkup.parts:
         _line(console, _part_text(part))
-    groups = group_findings(checkup.findings)
+    groups, names = group_findings(checkup.findings), image_names(checkup)
     for group in groups:
         console.print()
-        _show_group(console, group, several=len(checkup.parts) > 1)
+        _show_group(console, group, names, several=len(checkup.parts) > 1)
     console.print()
     _line(console, summary(groups, checkup))
 
@@ -36,7 +39,10 @@ def show_mended(console: Console, mended: Mended, output: Path) -> None:
     """Print what was mended, and what is left."""
     console.print()
     if not mended.counts:
-        _line(console, Text(f"Nothing of it has one right answer: {_clean(output)} is a copy.", style="bold"))
+        _line(
+            console,
+            Text(f"Nothing to mend that has one right answer: {_clean(output)} has the same data.", style="bold"),
+        )
         return
     _line(console, Text(f"Mended in {_clean(output)}:", style="bold"))
     for kind, count in mended.counts.most_common():
@@ -74,13 +80,13 @@ def _part_text(part: Part) -> Text:
     return text
 
 
-def _show_group(console: Console, group: Group, *, several: bool) -> None:
+def _show_group(console: Console, group: Group, names: _Names, *, several: bool) -> None:
     kind = KINDS[group.kind]
     head = Text(f"{group.severity:<8}", style=_STYLES[group.severity])
     head.append(kind.title, style="bold").append(f"  {len(group.findings):,} x  {group.kind}", style="dim")
     _line(console, head)
     for finding in group.findings[:EXAMPLES]:
-        _line(console, Text("  " + _example(finding, several)))
+        _line(console, Text("  " + _example(finding, names, several)))
     if len(group.findings) > EXAMPLES:
         _line(console, Text(f"  ... and {len(group.findings) - EXAMPLES:,} more", style="dim"))
     for fix, count in group.fixes[:_FIXES]:
@@ -90,9 +96,11 @@ def _show_group(console: Console, group: Group, *, several: bool) -> None:
         _line(console, Text("  --fix writes: ", style="cyan").append(kind.mended, style="none"))
 
 
-def _example(finding: Finding, several: bool) -> str:
+def _example(finding: Finding, names: _Names, several: bool) -> str:
     place = [_clean(finding.file.name)] if several else []
-    place += [f"image {finding.image_id}"] if finding.image_id is not None else []
+    if finding.image_id is not None:
+        name = PurePath(names.get((finding.file, finding.image_id), "")).name
+        place.append(f"image {finding.image_id}" + (f" ({_shorten(name, _NAME)})" if name else ""))
     place += [f"annotation {finding.annotation_id}"] if finding.annotation_id is not None else []
     return f"{_clean(', '.join([*place, finding.field]))}: {_shorten(finding.found, _LONGEST)}"
 

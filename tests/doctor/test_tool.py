@@ -48,7 +48,7 @@ def test_findings_are_grouped_with_examples(doctor, coco, write):
     _, out, _ = doctor(write(coco))
     lines = out.splitlines()
     start = lines.index("error   an annotation is of a category that is not there  6 x  unknown-category")
-    assert lines[start + 1] == "  image 1, annotation 10, category_id: 5 is not among the file's categories"
+    assert lines[start + 1] == "  image 1 (doctor_1.png), annotation 10, category_id: 5 is not among the file's categories"
     assert lines[start + 4] == "  ... and 3 more"
     assert lines[start + 5] == "  -> correct the id, or add the record"
 
@@ -58,7 +58,7 @@ def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_p
         write(coco, f"dataset_{part}.json")
     code, out, _ = doctor(tmp_path)
     assert code == 1 and "an image is in two files, such as train and test  2 x" in out
-    assert "dataset_test.json, image 1, file_name: 'doctor_1.png' is the file of image 1 in dataset_train.json" in out
+    assert "dataset_test.json, image 1 (doctor_1.png), file_name: 'doctor_1.png' is the file of image 1 in dataset_train.json" in out
 
 
 def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
@@ -75,9 +75,11 @@ def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
     (kind,) = content["kinds"]
     assert (kind["kind"], kind["severity"], kind["count"], kind["listed"]) == ("area-absent", "warning", 4, 2)
     assert [list(one) for one in content["findings"]] == [
-        ["kind", "severity", "file", "image_id", "annotation_id", "field", "found", "fix"]
+        ["kind", "severity", "file", "image_id", "file_name", "annotation_id", "field", "found", "fix"]
     ] * 2
-    assert (content["findings"][1]["image_id"], content["findings"][1]["annotation_id"]) == (1, 2)
+    second = content["findings"][1]
+    assert (second["image_id"], second["file_name"], second["annotation_id"]) == (1, "doctor_1.png", 2)
+    assert doctor(file, "--json", tmp_path / "out" / "report.json")[0] == 1, "a report is written again"
 
 
 def test_a_mended_copy(doctor, coco, write, tmp_path):
@@ -103,6 +105,7 @@ def test_a_mended_copy(doctor, coco, write, tmp_path):
         (["{file}", "--fix", "{file}"], "exists already, and nothing is overwritten"),
         (["{file}", "--json", "{file}"], "is the dataset file itself"),
         (["{file}", "--json", "{tmp}/x.json", "--fix", "{tmp}/x.json"], "--fix and --json both name"),
+        (["{file}", "--json", "{tmp}/dataset_test.json"], "exists and is no report of this tool"),
         (["{file}", "--json", "{file}/x.json"], "is a file, not a folder"),
         (["{file}", "--image-root", "{tmp}/none"], "no such folder"),
         (["{tmp}", "--fix", "{tmp}/x.json"], "has several files. Mend one at a time:"),
@@ -127,7 +130,7 @@ def test_names_from_the_file_cannot_colour_the_terminal(doctor, dicts, write):
     dicts[0]["image_id"] = "\x1b[31m[bold]red\x07"
     dicts[0]["annotations"][0]["segmentation"] = []
     _, out, _ = doctor(write(dicts))
-    assert "\x1b" not in out and "\x07" not in out and "image \\x1b[31m[bold]red\\x07, annotation" in out
+    assert "\x1b" not in out and "\x07" not in out and "image \\x1b[31m[bold]red\\x07 (" in out
 
 
 def test_training_warns_of_images_in_both_parts(coco, write, tmp_path, catalogs, caplog):
