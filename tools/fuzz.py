@@ -93,8 +93,13 @@ def run_target(name: str, inputs: int, seed: int, findings: Path) -> Counter[str
         while first < inputs:
             command = [sys.executable, __file__, "--seed", str(seed), "--findings", str(findings)]
             command += ["--process", name, str(first), str(inputs)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()) as process:
-                first, outcome = _follow(process, counts, first)
+            # In a group of its own, so that a Ctrl-C is told by this process alone.
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+                try:
+                    first, outcome = _follow(process, counts, first)
+                except KeyboardInterrupt:
+                    process.kill()
+                    raise
             if first < inputs:
                 if outcome == "no start":
                     raise RuntimeError(f"the process of {name} does not start")
