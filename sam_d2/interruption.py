@@ -71,6 +71,7 @@ class StopRequests:
         taken = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
         before = [signal.signal(signum, self._handle) for signum in taken]
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)  # a program that starts this one may have held them back
             yield
         finally:
             for signum, handler in zip(taken, before, strict=True):

@@ -77,6 +77,13 @@ class TestStates:
             with pytest.raises(Interrupted):
                 send(signal.SIGINT)
 
+    def test_a_signal_that_came_before(self):
+        """Of the program that has started this one, which holds them back until they are handled."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        send(signal.SIGINT)
+        with pytest.raises(Interrupted), StopRequests().handled():
+            pytest.fail("it has come")
+
     def test_an_ignored_signal_stays_ignored(self):
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         requests = StopRequests()
