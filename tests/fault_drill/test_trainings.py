@@ -90,7 +90,8 @@ def test_a_signal_to_two_processes(train, require_whole, tmp_path, launcher):
         assert done > before
         iterations = [json.loads(row)["iteration"] for row in (folder / "metrics.json").read_text().splitlines()]
         assert iterations == list(range(done)), "every step once"
-    train(folder, f"train.max_iter={done + 2}", "train.eval_period=0", "--resume").require_done()
+    options = [f"train.max_iter={done + 2}", "train.eval_period=0", "--resume"]
+    train(folder, *options, *arguments, launcher=words).require_done()
 
 
 @pytest.fixture
