@@ -135,7 +135,7 @@ def test_a_disk_that_is_full_of_embeddings(train, require_whole, small_disk, who
     """It has room for so many files, each of which takes a page, and folders none; the run is on another disk."""
     folder = tmp_path / "run"
     options = [*SHORT, *CACHED, f"train.embedding_cache.folder={small_disk(pages * os.sysconf('SC_PAGE_SIZE')) / 'c'}"]
-    train(folder, *options).require_error(f"{small_disk.folder / 'c'}.*No space left on device")
+    train(folder, *options).require_error(f"embedding cache {small_disk.folder / 'c'}: .*No space left on device")
     require_whole(tmp_path)
     kept = len(list((small_disk.folder / "c").rglob("*.embedding")))
     small_disk.clear()
