@@ -1,6 +1,7 @@
 """The command line of training, and how a program ends; free of torch, so that ``--help`` is instant."""
 
 import argparse
+import atexit
 import os
 import signal
 import sys
@@ -166,6 +167,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
             raise
         print(f"error: {_printable(text)}", file=sys.stderr)
         code = 2
+    # All is done and said: a Ctrl-C while Python clears up would only show where.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -176,7 +179,7 @@ def _exit_code(main: Callable[[], int | None]) -> int:
             return main() or 0
     except KeyboardInterrupt as error:
         request = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        print("interrupted" if request.signum == signal.SIGINT else "terminated", file=sys.stderr)
+        print(request.told, file=sys.stderr)
         return request.exit_code
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else explained(error)

@@ -33,6 +33,11 @@ class Interrupted(KeyboardInterrupt):
         """What shells and schedulers expect: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signum
 
+    @property
+    def told(self) -> str:
+        """What the program says at its end."""
+        return "interrupted" if self.signum == signal.SIGINT else "terminated"
+
 
 class StopRequests:
     """The signals that have asked this process to end, and when that raises :class:`Interrupted`: at once or later.
@@ -50,11 +55,14 @@ class StopRequests:
         self._when = -math.inf
         self._notice: str | None = None
         self._finishing = False
+        self._has_work = False
 
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Let a signal raise :class:`Interrupted` inside the block; one that the process was told to ignore stays so.
 
+        While a module is loaded, outside of :meth:`deferred`, the signal ends the process instead, with the line and
+        the exit code that it would have had.
         Does nothing in another thread than the main one, where signals cannot be handled.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -63,6 +71,7 @@ class StopRequests:
         taken = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
         before = [signal.signal(signum, self._handle) for signum in taken]
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)  # a program that starts this one may have held them back
             yield
         finally:
             for signum, handler in zip(taken, before, strict=True):
@@ -76,11 +85,12 @@ class StopRequests:
         Args:
             notice: said on stderr when the first comes.
         """
-        self._notice, before = notice, self._notice
+        before = self._notice, self._has_work
+        self._notice, self._has_work = notice, True
         try:
             yield
         finally:
-            self._notice = before
+            self._notice, self._has_work = before
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -109,7 +119,7 @@ class StopRequests:
         finally:
             self._finishing = False
 
-    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.several and now - self._when < SECONDS_OF_ONE_REQUEST:
             return
@@ -121,7 +131,21 @@ class StopRequests:
             if self._notice:
                 os.write(2, f"\n{self._notice}\n".encode())  # print may be at work in the frame that this interrupts
             return
-        raise Interrupted(signum)
+        request = Interrupted(signum)
+        if not self._has_work and _is_importing(frame):
+            if not self.several:  # else the first process or their launcher says it
+                os.write(2, f"{request.told}\n".encode())
+            os._exit(request.exit_code)
+        raise request
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Tell whether a module is being loaded: those in C take an exception for a missing module, or crash by it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 stop_requests = StopRequests()

@@ -1,8 +1,11 @@
 """Ctrl-C and SIGTERM: what a signal does in each state of a program, and that a training loses nothing by it."""
 
+import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -74,6 +77,13 @@ class TestStates:
             with pytest.raises(Interrupted):
                 send(signal.SIGINT)
 
+    def test_a_signal_that_came_before(self):
+        """Of the program that has started this one, which holds them back until they are handled."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        send(signal.SIGINT)
+        with pytest.raises(Interrupted), StopRequests().handled():
+            pytest.fail("it has come")
+
     def test_an_ignored_signal_stays_ignored(self):
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         requests = StopRequests()
@@ -81,6 +91,26 @@ class TestStates:
             send(signal.SIGINT)
         signal.signal(signal.SIGINT, before)
         assert requests.received is None
+
+    @pytest.mark.parametrize(
+        ("signum", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    )
+    def test_while_a_module_is_loaded_the_process_ends(self, tmp_path, signum, code, line):
+        """A module in C would make another error of the exception, or crash."""
+        kill = f"os.kill(os.getpid(), {int(signum)})"
+        swallowed = f"import os\ntry:\n    {kill}\nexcept KeyboardInterrupt:\n    raise ImportError\n"
+        (tmp_path / "swallowing.py").write_text(swallowed)
+        program = "from sam_d2.cli import run_main; run_main(lambda: __import__('swallowing') and None)"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (code, f"{line}\n")
+
+    def test_while_a_training_loads_a_module_its_weights_are_saved(self, tmp_path, monkeypatch):
+        (tmp_path / "interrupted_module.py").write_text(f"import os\nos.kill(os.getpid(), {int(signal.SIGTERM)})\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        requests = StopRequests()
+        with requests.handled(), requests.deferred(), pytest.raises(Interrupted), requests.at_once():
+            importlib.import_module("interrupted_module")
 
     def test_a_program_that_is_terminated(self, capsys):
         with pytest.raises(SystemExit) as end:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,10 @@ def train_and_score(prompt: str, extra: list[str]) -> float:
     shown = " ".join(shlex.quote(part) for part in ["python", *command[1:]])
     print(f"{heading}\n$ {shown}", flush=True)
     start = time.perf_counter()
+    # Ctrl-C is for the training, which keeps a checkpoint before it ends; after that it is for this process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     code = subprocess.run(command, cwd=ROOT).returncode
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     if code:
         log = folder / "log.txt"
         where = f"its log is {log}" if log.is_file() else "it said why above"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,8 @@ class EmbeddingCache:
     def _computed(self, store: EmbeddingStore, name: str, model: Any, sample: Mapping[str, Any]) -> Tensor:
         start = time.perf_counter()
         embedding = model.encode(model.preprocess([sample]).tensor)[0].detach().to(self.dtype)
-        try:
+        with self._told():
             kept = store.write(name, embedding)
-        except OSError as error:
-            raise UserError(
-                f"embedding cache {self.folder}: cannot be written ({error.strerror}). Free some space, lower "
-                "train.embedding_cache.max_gib, or name another train.embedding_cache.folder."
-            ) from error
         self._seconds += time.perf_counter() - start
         self.added += kept
         if not kept:
@@ -141,6 +137,17 @@ class EmbeddingCache:
                 )
             self.left_out += 1
         return embedding
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say of a disk that is full or may not be written to which it is: the run's may be another."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"embedding cache {self.folder}: cannot be written ({error.strerror}). Free some space, lower "
+                "train.embedding_cache.max_gib, or name another train.embedding_cache.folder."
+            ) from error
 
     def _store(self, model: Any) -> EmbeddingStore:
         """Return the store of embeddings that this model computes on its device, as it is run at the moment."""
@@ -167,7 +174,8 @@ class EmbeddingCache:
         }
         key = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:32]
         if key not in self._stores:
-            self._stores[key] = EmbeddingStore(self.folder, key, max_bytes=self.max_bytes)
+            with self._told():
+                self._stores[key] = EmbeddingStore(self.folder, key, max_bytes=self.max_bytes)
         return self._stores[key]
 
     def _tell(self) -> None:

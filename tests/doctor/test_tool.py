@@ -48,7 +48,9 @@ def test_findings_are_grouped_with_examples(doctor, coco, write):
     _, out, _ = doctor(write(coco))
     lines = out.splitlines()
     start = lines.index("error   an annotation is of a category that is not there  6 x  unknown-category")
-    assert lines[start + 1] == "  image 1 (doctor_1.png), annotation 10, category_id: 5 is not among the file's categories"
+    assert (
+        lines[start + 1] == "  image 1 (doctor_1.png), annotation 10, category_id: 5 is not among the file's categories"
+    )
     assert lines[start + 4] == "  ... and 3 more"
     assert lines[start + 5] == "  -> correct the id, or add the record"
 
@@ -58,7 +60,10 @@ def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_p
         write(coco, f"dataset_{part}.json")
     code, out, _ = doctor(tmp_path)
     assert code == 1 and "an image is in two files, such as train and test  2 x" in out
-    assert "dataset_test.json, image 1 (doctor_1.png), file_name: 'doctor_1.png' is the file of image 1 in dataset_train.json" in out
+    assert (
+        "dataset_test.json, image 1 (doctor_1.png), file_name: 'doctor_1.png' is the file of image 1 in dataset_train.json"
+        in out
+    )
 
 
 def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
