@@ -165,7 +165,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         text = explained(error)
         if text is None:
             raise
-        print(f"error: {_printable(text)}", file=sys.stderr)
+        print(f"error: {printable(text)}", file=sys.stderr)
         code = 2
     # All is done and said: a Ctrl-C while Python clears up would only show where.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -185,11 +185,11 @@ def _exit_code(main: Callable[[], int | None]) -> int:
         text = str(error) if isinstance(error, UserError) else explained(error)
         if text is None:
             raise
-        print(f"error: {_printable(text)}", file=sys.stderr)
+        print(f"error: {printable(text)}", file=sys.stderr)
         return 2
 
 
-def _printable(message: str) -> str:
+def printable(message: str) -> str:
     """Spell out what a terminal would obey: a name in a file may hold the characters that move its cursor."""
     return "\n".join(clean(line) for line in message.split("\n"))
 

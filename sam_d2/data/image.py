@@ -14,6 +14,8 @@ MAX_PIXELS = 178_956_970
 """Of an image: half a gigabyte as RGB. A file of some kilobytes may say that it has more."""
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow's names of what is read. It would read EPS too, which is a program that it has Ghostscript run."""
+_BAND = 256
+"""Rows of an image that are scaled at once."""
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
@@ -76,10 +78,15 @@ def image_array(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
 
 
 def _scaled(image: Image.Image) -> np.ndarray:
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
-    grey = (
-        (values * (255.0 / max(values.max(), 1e-12))).round().astype(np.uint8)
-        if values.any()
-        else values.astype(np.uint8)
-    )
+    values = np.asarray(image)
+    # In bands: as float64 a large image would take many times its memory.
+    bands = [slice(row, row + _BAND) for row in range(0, len(values), _BAND)]
+    highest = max(_exact(values[band]).max() for band in bands)
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for band in bands:
+        grey[band] = (_exact(values[band]) * (255.0 / max(highest, 1e-12))).round()
     return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _exact(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64)).clip(min=0)

@@ -20,7 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
-from sam_d2.cli import default_dist_url
+from sam_d2.cli import default_dist_url, printable
 from sam_d2.engine.distributed import is_lost_connection
 from sam_d2.errors import BadImageError, UserError
 from sam_d2.interruption import Interrupted, stop_requests
@@ -137,7 +137,14 @@ def _run_in_started_process(main: Main, args: argparse.Namespace) -> None:
     stop_requests.several = True
     try:
         with stop_requests.handled():
-            _run_and_wait_for_the_culprit(main, args)
+            try:
+                _run_and_wait_for_the_culprit(main, args)
+            except UserError as error:
+                if stop_requests.received is None:
+                    raise
+                # The launcher, which was asked to end as well, waits for this end alone and takes no message.
+                print(f"error: {printable(str(error))}", file=sys.stderr)
+                raise SystemExit(2) from None
     except KeyboardInterrupt as request:
         raise SystemExit(_exit_code(request)) from None  # torch would report a fault
 
@@ -232,6 +239,9 @@ def _end_processes(request: KeyboardInterrupt) -> None:
 
     They may know already: Ctrl-C reaches them as well, but a scheduler's signal may be to this process alone. At a
     second request they have some seconds left.
+
+    Raises:
+        SystemExit: with 2, where one of them could not: its checkpoint found no space, for one, and it has said so.
     """
     processes = multiprocessing.active_children()
     _send(processes, request)
@@ -245,6 +255,8 @@ def _end_processes(request: KeyboardInterrupt) -> None:
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
         raise
+    if any(process.exitcode == 2 for process in processes):
+        raise SystemExit(2)
 
 
 def _send(processes: list[multiprocessing.process.BaseProcess], request: KeyboardInterrupt) -> None:

@@ -75,6 +75,13 @@ def test_sixteen_bit_is_scaled_by_its_maximum(tmp_path, values, expected):
         assert read_image(file).tolist() == [[[value] * 3 for value in expected]]
 
 
+def test_all_of_a_tall_image_has_one_scale(tmp_path):
+    values = np.zeros((600, 2), dtype=np.uint16)
+    values[[0, 300, 599], 1] = [100, 400, 2000]  # as above; the maximum is in the last rows
+    read = read_image(save(values, tmp_path / "a.png"))[:, :, 0]
+    assert read[[0, 300, 599], 1].tolist() == [13, 51, 255] and read.sum() == 13 + 51 + 255
+
+
 def test_float_and_wide_integers(tmp_path):
     # NaN and negative values count as 0; 255 / 0.5 x 0.1 = 51
     floats = np.array([[np.nan, -3, 0.1, 0.5]], dtype=np.float32)

@@ -20,6 +20,7 @@ from sam_d2.engine import launch as launching
 from sam_d2.engine.distributed import is_lost_connection
 from sam_d2.engine.launch import launch_main
 from sam_d2.errors import UserError
+from sam_d2.interruption import stop_requests
 
 
 def arguments(**options):
@@ -308,6 +309,23 @@ class TestUnderTorchrun:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
         with pytest.raises(UserError, match=r"RANK and WORLD_SIZE are set.*MASTER_ADDR expected.*unset the two"):
             launch_main(print, arguments())
+
+
+def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, monkeypatch):
+    """The launcher has left its wait for messages by then: a full disk would look like a clean stop."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(stop_requests, "several", False)
+
+    def stopped(args):
+        with stop_requests.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            while stop_requests.received is None:
+                time.sleep(0.01)
+            raise UserError("model_0000003.pth: no space is left")
+
+    with pytest.raises(SystemExit) as end:
+        launching._run_in_started_process(stopped, argparse.Namespace())
+    assert end.value.code == 2 and "error: model_0000003.pth: no space is left" in capsys.readouterr().err
 
 
 def test_what_is_a_lost_connection():
