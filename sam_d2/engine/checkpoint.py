@@ -14,7 +14,7 @@ from sam_d2.engine.array_pickle import check_array_pickle
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in, write_whole
 from sam_d2.engine.fit_weights import fit_weights
-from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, whole_checkpoint
+from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, tagged_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
 from sam_d2.modeling.lora import lora_keys
@@ -66,7 +66,8 @@ class Checkpointer(DetectionCheckpointer):
         weights_only = name in (FINAL, BEST) and bool(self.checkpointables)
         if name == FINAL and weights_only and "iteration" in kwargs:
             numbered = f"model_{kwargs['iteration']:07d}"
-            if not self.has_checkpoint() or Path(super().get_checkpoint_file()).stem != numbered:
+            tagged = tagged_checkpoint(Path(self.save_dir))
+            if tagged is None or tagged.stem != numbered:
                 self.save(numbered, **kwargs)
         data = self._model_data()
         if self.record is not None:
@@ -106,7 +107,7 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the newest whole checkpoint of the folder, or load the weights of ``path`` alone.
 
-        All processes take part, and load what the first one has found.
+        All processes take part, and load what the first one has found; ``last_checkpoint`` names it from then on.
 
         Raises:
             UserError: no checkpoint is whole, or it does not hold what a training needs to go on.
@@ -128,13 +129,23 @@ class Checkpointer(DetectionCheckpointer):
         found = problem = ""
         if comm.is_main_process():
             try:
-                found = str(whole_checkpoint(Path(self.save_dir))[0] or "")
+                found = str(self._whole_and_tagged() or "")
             except UserError as error:
                 problem = str(error)
+            except OSError as error:  # told to all processes, which wait for this one
+                problem = f"{Path(self.save_dir) / TAG}: the checkpoint to go on from cannot be named in it ({error})."
         found, problem = comm.all_gather((found, problem))[0]
         if problem:
             raise UserError(problem)
         return found
+
+    def _whole_and_tagged(self) -> Path | None:
+        folder = Path(self.save_dir)
+        file, _ = whole_checkpoint(folder)
+        # Where one was passed over, its step is still to be saved, and who asks for the last checkpoint means this one.
+        if file is not None and file != tagged_checkpoint(folder) and self.save_to_disk:
+            self.tag_last_checkpoint(file.name)
+        return file
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load as Detectron2 does; the model learns what the file says of its weights.

@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from sam_d2.engine.checkpoint import Checkpointer
-from sam_d2.engine.whole_checkpoint import last_checkpoint
+from sam_d2.engine.whole_checkpoint import last_checkpoint, tagged_checkpoint
 from sam_d2.interruption import Interrupted, stop_requests
 
 logger = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ def save_step(checkpointer: Checkpointer, iteration: int, **content: Any) -> Non
         **content: to be in the file too.
     """
     name = f"model_{iteration:07d}"
-    last = last_checkpoint(Path(checkpointer.save_dir))
-    if last is None or last.stem != name:
+    tagged = tagged_checkpoint(Path(checkpointer.save_dir))
+    if tagged is None or tagged.stem != name:
         checkpointer.save(name, iteration=iteration, **content)
 
 

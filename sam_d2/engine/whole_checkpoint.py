@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,24 +10,24 @@ from pathlib import Path
 
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
 from sam_d2.errors import UserError
+from sam_d2.zip_limits import check_unpacked
 
 TAG = "last_checkpoint"
 """File that names the newest checkpoint of a folder."""
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run folder, None where none was ever written.
+def tagged_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that ``last_checkpoint`` names, None where there is none or no such file."""
+    file = _named(folder)
+    return file if file is not None and _is_there(file) else None
 
-    Raises:
-        UserError: the file that ``last_checkpoint`` names is gone.
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run folder, None where none is there; whether it is whole is not looked at.
+
+    It is the one that ``last_checkpoint`` names, or else, where that is gone, the nearest before it.
     """
-    tag = folder / TAG
-    if not tag.is_file():
-        return None
-    file = folder / tag.read_text().strip()
-    if not file.is_file():
-        raise UserError(_gone(file))
-    return file
+    return next((file for file in _candidates(folder) if _is_there(file)), None)
 
 
 def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
@@ -54,47 +55,65 @@ def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
+def _named(folder: Path) -> Path | None:
     tag = folder / TAG
     if not tag.is_file():
+        return None
+    # A power failure in the moment in which it was written leaves it empty, full of zeros or with noise in it.
+    name = tag.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
+    return folder / name if name else None
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    if not (folder / TAG).is_file():
         return
-    named = tag.read_text(errors="replace").strip().strip("\0")
-    numbered = {_step(file): file for file in folder.glob("model_[0-9]*.pth") if file.stem[6:].isdigit()}
+    steps = {file: _step(file) for file in folder.glob("model_[0-9]*.pth")}
+    numbered = {step: file for file, step in steps.items() if step is not None}
     limit = max(numbered, default=0) + 1
-    if named:  # empty, where the power failed in the moment in which it was written
-        file = folder / named
+    if file := _named(folder):
         yield file
-        limit = _step(file) if file.stem[6:].isdigit() else limit
+        step = _step(file)
+        limit = limit if step is None else step
     for step in sorted(numbered, reverse=True):
         if step < limit:
             yield numbered[step]
 
 
-def _step(file: Path) -> int:
-    return int(file.stem[6:]) if file.stem[6:].isdigit() else -1
+def _step(file: Path) -> int | None:
+    number = re.fullmatch("model_([0-9]{1,18})", file.stem)
+    return int(number[1]) if number else None
 
 
 def _problem(file: Path) -> str | None:
-    if not file.is_file():
+    if not _is_there(file):
         return _gone(file)
     status = file.stat()
     return _damage(file, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _damage(file: Path, _size: int, _time: int) -> str | None:
+def _damage(file: Path, size: int, _time: int) -> str | None:
     """Return what is wrong with a file; it is read once per process, at the speed of the disk."""
     try:
-        if not zipfile.is_zipfile(file):
-            load_checkpoint_file(file)  # truncated, or of torch before 1.6
-            return None
-        with zipfile.ZipFile(file) as archive:
-            member = archive.testzip()
+        if zipfile.is_zipfile(file):
+            check_unpacked(file, size)  # before the checksums, which are of what the archive unpacks to
+            with zipfile.ZipFile(file) as archive:
+                member = archive.testzip()
+            if member:
+                return f"{file}: damaged ({member} has another checksum than when it was written)."
+        load_checkpoint_file(file, mmap=True)  # the checksums do not cover the archive's table of contents
     except UserError as error:
         return str(error)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
-        return f"{file}: damaged ({error})."
-    return f"{file}: damaged ({member} has another checksum than when it was written)." if member else None
+    except Exception as error:  # a flipped bit makes zipfile stumble over anything: an encoding, a password, a method
+        return f"{file}: damaged ({error or type(error).__name__})."
+    return None
 
 
 def _gone(file: Path) -> str:

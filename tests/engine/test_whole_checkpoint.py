@@ -2,11 +2,17 @@
 
 import re
 import shutil
+import zipfile
 
 import pytest
 import torch
+from torch import nn
 
-from sam_d2.engine.whole_checkpoint import whole_checkpoint
+from sam_d2.engine.checkpoint import FINAL, Checkpointer
+from sam_d2.engine.checkpoint_file import load_checkpoint_file
+from sam_d2.engine.graceful_stop import how_to_go_on, save_step
+from sam_d2.engine.not_finite import not_finite_text
+from sam_d2.engine.whole_checkpoint import last_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 
 
@@ -65,6 +71,106 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_taken(folder, damage, s
 def test_an_empty_tag_as_a_power_failure_leaves_it(folder):
     (folder / "last_checkpoint").write_bytes(b"\0" * 8)
     assert found(folder) == ("model_0000007.pth", [])
+
+
+IMPOSSIBLE = [b"\xff\xfe\x80noise", b"x" * 300, b"", b"\0" * 8, b"model\x00.pth", b"model_0000009.pth", b"."]
+
+
+@pytest.mark.parametrize("tag", IMPOSSIBLE)
+def test_a_tag_that_names_no_file_counts_as_gone(folder, tag):
+    (folder / "last_checkpoint").write_bytes(tag)
+    assert found(folder)[0] == "model_0000007.pth"
+    assert last_checkpoint(folder).name == "model_0000007.pth"
+    assert "model_0000007.pth is its last checkpoint" in how_to_go_on(folder)
+
+
+class Training:
+    """What a training holds of a run folder."""
+
+    def __init__(self, folder):
+        self.weights = nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.weights.parameters(), 0.1)
+        self.checkpointer = Checkpointer(self.weights, str(folder), optimizer=self.optimizer)
+
+    def not_finite_text(self):
+        return not_finite_text(6, {}, self.optimizer, None, [self], None)
+
+
+@pytest.fixture
+def resumed(request, tmp_path):
+    """A training that went on from step 3, because the file of step 5 was damaged as the parameter does it."""
+    before = Training(tmp_path).checkpointer
+    for step in (3, 5):
+        save_step(before, step)
+    request.param(tmp_path / "model_0000005.pth")
+    training = Training(tmp_path)
+    assert training.checkpointer.resume_or_load("")["iteration"] == 3
+    return training
+
+
+@pytest.mark.parametrize("resumed", [truncate, lambda file: file.unlink()], indirect=True)
+class TestAfterAResumeFromTheOneBefore:
+    def test_it_is_the_last_one(self, resumed, tmp_path):
+        assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+        assert "model_0000003.pth is its last checkpoint" in how_to_go_on(tmp_path)
+        assert re.search(r"goes on from .*model_0000003\.pth", resumed.not_finite_text())
+
+    @pytest.mark.parametrize("final", [False, True])
+    def test_the_step_of_the_damaged_one_is_written(self, resumed, tmp_path, final):
+        if final:
+            resumed.checkpointer.save(FINAL, iteration=5)
+        else:
+            save_step(resumed.checkpointer, 5)
+        assert found(tmp_path) == ("model_0000005.pth", [])
+        assert load_checkpoint_file(tmp_path / "model_0000005.pth")["iteration"] == 5
+
+
+@pytest.mark.parametrize("tag", IMPOSSIBLE)
+def test_a_step_is_written_though_the_tag_is_spoilt_meanwhile(tmp_path, tag):
+    checkpointer = Training(tmp_path).checkpointer
+    for step, save in ((1, save_step), (3, lambda checkpointer, step: checkpointer.save(FINAL, iteration=step))):
+        (tmp_path / "last_checkpoint").write_bytes(tag)
+        save(checkpointer, step)
+        assert (tmp_path / "last_checkpoint").read_text() == f"model_{step:07d}.pth"
+
+
+def test_a_process_that_does_not_write_leaves_the_tag(folder):
+    truncate(folder / "model_0000005.pth")
+    reader = Checkpointer(nn.ParameterDict({"w": torch.zeros(1000)}), str(folder), save_to_disk=False)
+    reader.resume_or_load("")
+    assert reader.model["w"][0] == 3 and (folder / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_a_bit_of_the_table_of_contents(tmp_path):
+    file = tmp_path / "whole.pth"
+    torch.save({"model": {"w": torch.ones(3)}}, file)
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        start = archive.start_dir
+    said = []
+    for bit in range(8 * start, 8 * len(whole), 3):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        file = tmp_path / f"{bit}.pth"  # a path is looked at once
+        file.write_bytes(content)
+        (tmp_path / "last_checkpoint").write_text(file.name)
+        try:
+            assert found(tmp_path) == (file.name, [])
+        except UserError as error:
+            said.append(str(error))
+        else:
+            assert load_checkpoint_file(file)["model"]["w"].tolist() == [1, 1, 1]
+        file.unlink()
+    assert said and all(re.search(r"/\d+\.pth: (damaged|not a checkpoint|it would unpack)", text) for text in said)
+
+
+def test_an_archive_that_unpacks_to_more_is_not_unpacked(folder, monkeypatch):
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("unpacked"))
+    with zipfile.ZipFile(folder / "model_0000005.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 20))
+    monkeypatch.setattr("sam_d2.engine.whole_checkpoint._candidates", lambda folder: [folder / "model_0000005.pth"])
+    with pytest.raises(UserError, match=r"model_0000005\.pth: it would unpack to 1048576 bytes"):
+        whole_checkpoint(folder)
 
 
 def test_a_file_of_torch_before_1_6(folder):
