@@ -62,5 +62,7 @@ class StepCounts:
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        vars(self).update(state)
+        """Go on from what :meth:`state_dict` returned; a file may hold more or less, of another version."""
+        self.bad_images = state.get("bad_images", self.bad_images)
+        self.not_finite = state.get("not_finite", self.not_finite)
+        self.in_a_row = state.get("in_a_row", self.in_a_row)

@@ -17,6 +17,7 @@ from sam_d2.data.loader import PositionSampler, sample_seed
 from sam_d2.engine.checkpoint import Checkpointer, PeriodicCheckpoint
 from sam_d2.engine.distributed import distribute
 from sam_d2.engine.not_finite import not_finite_text
+from sam_d2.engine.step_counts import StepCounts
 from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
 
@@ -99,6 +100,12 @@ class TestSkipped:
         again = Trainer(Sum(), [], torch.optim.SGD(Sum().parameters(), lr=0.5))
         again.counts.load_state_dict(state["counts"])
         assert vars(again.counts) == {"bad_images": 0, "not_finite": 1, "in_a_row": 0}
+
+    def test_counts_of_another_version(self):
+        counts = StepCounts()
+        counts.load_state_dict({"not_finite": 2, "report": 3, "of_later": 4})
+        assert vars(counts) == {"bad_images": 0, "not_finite": 2, "in_a_row": 0}
+        counts.report()
 
     def test_more_than_ten_in_a_row_are_the_weights_fault(self):
         assert trained([math.nan] * 10, on_not_finite="skip").counts.not_finite == 10
