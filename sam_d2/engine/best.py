@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 from sam_d2.engine.checkpoint import BEST, Checkpointer, load_checkpoint_file
+from sam_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,14 @@ class BestCheckpoint(HookBase):
     def before_train(self) -> None:
         """Read the best value so far, where the run has one."""
         file = Path(self.checkpointer.save_dir) / f"{BEST}.pth"
-        if file.is_file():
+        if not file.is_file():
+            return
+        try:
             saved = load_checkpoint_file(file, mmap=True).get("best", {})
-            self.best = saved.get(self.metric, self.best)
+        except UserError as error:  # the run's own state is in other files, which may be whole
+            logger.warning("%s Of the scores before it nothing is known: the next evaluation replaces the file.", error)
+            return
+        self.best = saved.get(self.metric, self.best)
 
     def after_step(self) -> None:
         """Compare after an evaluation within the training."""

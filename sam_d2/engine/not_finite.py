@@ -1,4 +1,4 @@
-"""A loss that is not a number: what to tell the user, and the images of the step, kept to look into it."""
+"""A loss or gradient that is not a number: what to tell the user, and the images of the step, kept to look into it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def not_finite_text(
     clip_gradient_norm: float | None,
     hooks: Iterable[HookBase],
     kept: Path | None = None,
+    *,
+    gradient: bool = False,
 ) -> str:
     """Return one line: the step, its losses, what usually causes it, and where to begin again.
 
@@ -35,10 +37,13 @@ def not_finite_text(
         clip_gradient_norm: of the training; None where gradients are not clipped.
         hooks: of the training; the run folder is that of their checkpointer.
         kept: file with the images of the step.
+        gradient: whether it is the gradient, and the losses of all processes are numbers.
     """
     values = {name: float(loss) for name, loss in losses.items()}
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not math.isfinite(value))
     elsewhere = "on another process" if values else "the region proposals hold values that are no numbers"
+    what = "gradient" if gradient else "loss"
+    details = "its losses are" if gradient else shown or elsewhere
     rate = max(group["lr"] for group in optimizer.param_groups)
     clipping = (
         "clip gradients (train.clip_gradient_norm=1.0)"
@@ -50,7 +55,7 @@ def not_finite_text(
     images = f"; {kept} has its images" if kept else ""
     again = f"--resume goes on from {last}" if last else "there is no checkpoint to go on from yet"
     return (
-        f"The loss of step {step} is not finite ({shown or elsewhere}); its step was not taken{images}. Take a "
+        f"The {what} of step {step} is not finite ({details}); its step was not taken{images}. Take a "
         f"lower optimizer.lr (the rate of this step is {rate:.3g}), or {clipping}, or leave such steps out "
         f"(train.on_not_finite=skip); {again}."
     )
@@ -80,7 +85,21 @@ def batch_record(losses: Mapping[str, Tensor], samples: Sequence[Mapping[str, An
     }
 
 
-def keep_batch(folder: Path, iteration: int, *, seed: int, rate: float, processes: Sequence[dict[str, Any]]) -> Path:
+def is_the_gradient(processes: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a step that is not finite has losses, all of them numbers, so that its gradient is at fault.
+
+    Args:
+        processes: :func:`batch_record` of each; one without losses gave up before them.
+    """
+    return all(
+        process["losses"] and all(math.isfinite(float(loss)) for loss in process["losses"].values())
+        for process in processes
+    )
+
+
+def keep_batch(
+    folder: Path, iteration: int, *, seed: int, rate: float, gradient: bool, processes: Sequence[dict[str, Any]]
+) -> Path:
     """Write ``not_finite_<iteration>.json`` with the images of a step, and return its path.
 
     Args:
@@ -88,6 +107,7 @@ def keep_batch(folder: Path, iteration: int, *, seed: int, rate: float, processe
         iteration: of the step, counted from 0, as in the names of the checkpoints.
         seed: of the run.
         rate: learning rate of the step.
+        gradient: whether it is the gradient that is not finite, not a loss.
         processes: :func:`batch_record` of each.
     """
     path = folder / f"not_finite_{iteration:07d}.json"
@@ -95,6 +115,7 @@ def keep_batch(folder: Path, iteration: int, *, seed: int, rate: float, processe
         "iteration": iteration,
         "seed": seed,
         "learning_rate": rate,
+        "not_finite": "gradient" if gradient else "loss",
         # A resume comes to the same step with the same images, augmentations and prompts.
         "replay": how_to_go_on(folder),
         "processes": list(processes),

@@ -19,7 +19,7 @@ class StepCounts:
 
     Attributes:
         bad_images: positions of the stream where another image was taken for one that could not be read.
-        not_finite: steps that were skipped because a loss was not a number.
+        not_finite: steps that were skipped because a loss or the gradient was not a number.
         in_a_row: of these the ones since the last step that was taken.
     """
 
@@ -33,7 +33,7 @@ class StepCounts:
 
         Args:
             bad_images: of all processes in this step.
-            not_finite: whether it is skipped for its loss.
+            not_finite: whether it is skipped for its loss or gradient.
         """
         self.bad_images += bad_images
         self.not_finite += not_finite
@@ -53,7 +53,7 @@ class StepCounts:
             )
         if self.not_finite:
             logger.warning(
-                "*** %s skipped for a loss that was not a number (train.on_not_finite=skip) ***",
+                "*** %s skipped for a loss or gradient that was not a number (train.on_not_finite=skip) ***",
                 plural(self.not_finite, "step was", "steps were"),
             )
 
@@ -62,5 +62,7 @@ class StepCounts:
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-        vars(self).update(state)
+        """Go on from what :meth:`state_dict` returned; a file may hold more or less, of another version."""
+        self.bad_images = state.get("bad_images", self.bad_images)
+        self.not_finite = state.get("not_finite", self.not_finite)
+        self.in_a_row = state.get("in_a_row", self.in_a_row)

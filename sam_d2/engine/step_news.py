@@ -15,7 +15,7 @@ class News(NamedTuple):
         interrupts: processes that Ctrl-C has reached.
         terminations: processes that SIGTERM has reached.
         bad_images: images that could not be read, with others in their places.
-        not_finite: processes with a loss that is not a number.
+        not_finite: processes with a loss or gradient that is not a number.
     """
 
     interrupts: int
@@ -50,7 +50,7 @@ class StepNews:
         Args:
             received: signal that has asked this process to stop.
             bad_images: of this process in this step.
-            not_finite: whether a loss of this process is not a number.
+            not_finite: whether a loss of this process, or its gradient, is not a number.
         """
         own = [received == signal.SIGINT, received == signal.SIGTERM, bad_images, not_finite]
         if self._group is None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.engine import SimpleTrainer
@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from sam_d2.data.loader import BAD_IMAGES, sample_seed
 from sam_d2.engine.distributed import is_lost_connection
-from sam_d2.engine.not_finite import batch_record, keep_batch, not_finite_text, run_folder
+from sam_d2.engine.not_finite import batch_record, is_the_gradient, keep_batch, not_finite_text, run_folder
 from sam_d2.engine.oom import Losses, OomRetry, running_statistics
 from sam_d2.engine.step_batches import StepBatches
 from sam_d2.engine.step_counts import MOST_IN_A_ROW, StepCounts
@@ -52,7 +52,8 @@ class Trainer(SimpleTrainer):
         seed: of the run. What a model draws by itself, such as the regions that a detector's losses are sampled from
             or the paths that are dropped, then depends on the step and the process alone, so a resume is exact.
         oom_retry: take a step that a GPU's memory does not suffice for in smaller parts, or else skip it.
-        on_not_finite: ``error`` ends the training at a loss that is not a number, ``skip`` leaves out its step.
+        on_not_finite: ``error`` ends the training at a loss or gradient that is not a number, ``skip`` leaves out
+            its step.
 
     Attributes:
         oom: counts such steps.
@@ -148,13 +149,15 @@ class Trainer(SimpleTrainer):
         """Take ``accumulate`` batches through forward and backward, then the optimizer's step.
 
         Raises:
-            UserError: a loss is infinite or NaN; no step is taken.
+            UserError: a loss or the gradient is infinite or NaN; no step is taken.
         """
         self.optimizer.zero_grad()
         batches = StepBatches(self._data_loader_iter, self.accumulate)
         statistics = [(b, b.clone()) for b in running_statistics(self.model)] if self.on_not_finite == "skip" else []
         means = self.oom.gradients(self.iter + 1, batches, partial(self._gradients, batches))
-        self._tell_and_hear(means, batches)
+        # A gradient scaler looks for itself: infinite gradients are how it finds its scale.
+        norm = None if means is None or self.grad_scaler.is_enabled() else self._gradient_norm()
+        self._tell_and_hear(means, norm, batches)
         if self.news.not_finite:
             self._meet_not_finite(means or {}, batches)
             for buffer, before in statistics:
@@ -165,8 +168,8 @@ class Trainer(SimpleTrainer):
             return
         if self.clip_gradient_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, self.clip_gradient_norm)
+            norm = self._gradient_norm() if norm is None else norm
+            torch.nn.utils.clip_grads_with_norm_(self._trained(), self.clip_gradient_norm, norm)
         self.after_backward()
         self.write_metrics(means, batches.seconds, self.iter)
         self.grad_scaler.step(self.optimizer)
@@ -174,13 +177,20 @@ class Trainer(SimpleTrainer):
         note_step(self.model)
         get_event_storage().put_scalar("images", batches.images * comm.get_world_size(), smoothing_hint=False)
 
-    def _tell_and_hear(self, means: Losses | None, batches: StepBatches) -> None:
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm over all parameters, once the processes have exchanged their gradients."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self._trained() if p.grad is not None])
+
+    def _tell_and_hear(self, means: Losses | None, norm: Tensor | None, batches: StepBatches) -> None:
         """Exchange with the other processes what has come up in this step, before it moves the weights."""
         bad = [sample[BAD_IMAGES] for sample in batches.samples if BAD_IMAGES in sample]
         self.news = self._step_news.exchange(
             received=stop_requests.received,
             bad_images=len(bad),
-            not_finite=self._gave_up or (means is not None and not _all_finite(means)),
+            not_finite=self._gave_up or (means is not None and not _all_finite(means, norm)),
         )
         for texts in bad:
             logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, " ".join(texts))
@@ -194,20 +204,23 @@ class Trainer(SimpleTrainer):
         skip = self.on_not_finite == "skip" and self.counts.in_a_row < MOST_IN_A_ROW
         kept = None
         records = comm.gather(batch_record(losses, batches.samples, process=comm.get_rank()))
+        gradient = is_the_gradient(records)
         folder = run_folder(self._hooks)
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         if comm.is_main_process() and folder is not None:
-            kept = keep_batch(folder, self.iter, seed=self.seed, rate=rate, processes=records)
+            kept = keep_batch(folder, self.iter, seed=self.seed, rate=rate, gradient=gradient, processes=records)
         if skip:
             self.optimizer.zero_grad()
             note_skip(self.model)
             logger.warning(
-                "Step %d: a loss is not finite%s. Skipped: the weights stay as they are (train.on_not_finite=skip)",
+                "Step %d: %s is not finite%s. Skipped: the weights stay as they are (train.on_not_finite=skip)",
                 self.iter + 1,
+                "the gradient" if gradient else "a loss",
                 f"; {kept} has its images" if kept else "",
             )
             return
-        text = not_finite_text(self.iter + 1, losses, self.optimizer, self.clip_gradient_norm, self._hooks, kept)
+        step, clip = self.iter + 1, self.clip_gradient_norm
+        text = not_finite_text(step, losses, self.optimizer, clip, self._hooks, kept, gradient=gradient)
         if self.on_not_finite == "skip":
             text += f" {MOST_IN_A_ROW} steps before it were skipped: the weights are at fault, not the images."
         raise UserError(comm.all_gather(text)[0])
@@ -264,8 +277,11 @@ class Trainer(SimpleTrainer):
             self.counts.load_state_dict(state_dict["counts"])
 
 
-def _all_finite(losses: Losses) -> bool:
-    return bool(torch.stack([loss.float() for loss in losses.values()]).isfinite().all()) if losses else True
+def _all_finite(losses: Losses, norm: Tensor | None) -> bool:
+    numbers = [loss.float() for loss in losses.values()]
+    if norm is not None and numbers:  # together, so that the GPU is waited for once
+        numbers.append(norm.to(numbers[0]))
+    return bool(torch.stack(numbers).isfinite().all()) if numbers else True
 
 
 def _is_fault_of_ours(record: logging.LogRecord) -> bool:

@@ -245,6 +245,14 @@ class TestBest:
         finished_again = self.run(tmp_path, [8.5], (10, 10))
         assert [value for value, _ in finished_again] == [8.5]
 
+    def test_a_damaged_file_does_not_stop_a_resume(self, tmp_path, caplog):
+        file = tmp_path / f"{BEST}.pth"
+        self.run(tmp_path, [5.0, 8.0], (0, 4))
+        file.write_bytes(file.read_bytes()[:100])
+        assert self.run(tmp_path, [6.0, 4.0], (4, 8)) == [(6.0, 5)]
+        assert f"{file}: not a checkpoint" in caplog.text and "Of the scores before it nothing is known" in caplog.text
+        assert load_checkpoint_file(file)["best"] == {"segm/AP": 6.0}
+
     def test_no_value_no_file(self, tmp_path):
         assert self.run(tmp_path, [math.nan] * 3, (0, 6)) == []
         trainer = Idle()

@@ -17,6 +17,7 @@ from sam_d2.data.loader import PositionSampler, sample_seed
 from sam_d2.engine.checkpoint import Checkpointer, PeriodicCheckpoint
 from sam_d2.engine.distributed import distribute
 from sam_d2.engine.not_finite import not_finite_text
+from sam_d2.engine.step_counts import StepCounts
 from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
 
@@ -92,13 +93,19 @@ class TestSkipped:
         torch.testing.assert_close(trainer.model.state_dict(), trained([1.0, 3.0]).model.state_dict())
         assert trainer.counts.not_finite == 2 and not trainer.step_taken
         assert "Step 2: a loss is not finite. Skipped" in caplog.text
-        assert "2 steps were skipped for a loss that was not a number" in caplog.text
+        assert "2 steps were skipped for a loss or gradient that was not a number" in caplog.text
 
     def test_the_count_goes_on_after_a_resume(self):
         state = trained([math.nan, 1.0], on_not_finite="skip").state_dict()
         again = Trainer(Sum(), [], torch.optim.SGD(Sum().parameters(), lr=0.5))
         again.counts.load_state_dict(state["counts"])
         assert vars(again.counts) == {"bad_images": 0, "not_finite": 1, "in_a_row": 0}
+
+    def test_counts_of_another_version(self):
+        counts = StepCounts()
+        counts.load_state_dict({"not_finite": 2, "report": 3, "of_later": 4})
+        assert vars(counts) == {"bad_images": 0, "not_finite": 2, "in_a_row": 0}
+        counts.report()
 
     def test_more_than_ten_in_a_row_are_the_weights_fault(self):
         assert trained([math.nan] * 10, on_not_finite="skip").counts.not_finite == 10
@@ -108,6 +115,60 @@ class TestSkipped:
     def test_a_word_that_is_neither(self):
         with pytest.raises(UserError, match=r"train\.on_not_finite=ignore: expected error or skip"):
             trained([1.0], on_not_finite="ignore")
+
+
+class Root(nn.Module):
+    """The loss is the root of the weight times each value: finite at 0, where the gradient is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        return {"loss": sum((self.weight * sample["value"]).sqrt().sum() for sample in batch)}
+
+
+def _trained_roots(values, model=None, folder=None, **options):
+    model = model or Root()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    trainer = Trainer(model, [[{"value": value}] for value in values], optimizer, **options)
+    if folder:
+        trainer.register_hooks([PeriodicCheckpoint(Checkpointer(model, str(folder)), period=10)])
+    trainer.train(0, len(values) // options.get("accumulate", 1))
+    return trainer
+
+
+class TestGradient:
+    @pytest.mark.parametrize("options", [{}, {"clip_gradient_norm": 1.0}, {"oom_retry": True}, {"accumulate": 2}])
+    def test_the_run_ends_and_its_file_says_why(self, tmp_path, options):
+        model = Root()
+        with pytest.raises(UserError, match=r"The gradient of step 1 is not finite \(its losses are\); .* not taken"):
+            _trained_roots([0.0, 1.0], model, tmp_path, **options)
+        assert model.weight.item() == 1.0
+        content = json.loads((tmp_path / "not_finite_0000000.json").read_text())
+        assert content["not_finite"] == "gradient" and len(content["processes"]) == 1
+
+    def test_skipped(self, caplog):
+        trainer = _trained_roots([0.0, 1.0], on_not_finite="skip")
+        assert trainer.model.weight.item() == 0.75  # a step of gradient 0.5
+        assert trainer.counts.not_finite == 1 and "Step 1: the gradient is not finite. Skipped" in caplog.text
+
+    def test_float16_is_left_to_the_scaler(self):
+        trainer = _trained_roots([0.0, 1.0], amp_dtype=torch.float16)
+        assert trainer.counts.not_finite == 0 and trainer.model.weight.item() == 0.75
+        assert trainer.grad_scaler.get_scale() == 2.0**15  # it began with twice that
+
+
+def _roots_in_two(how):
+    model = distribute(Root(), broadcast_buffers=False)
+    values = [1.0, float(comm.get_rank())]  # the other process's gradient is finite before they exchange
+    trainer = _trained_roots(values, model, oom_retry=how == "oom", on_not_finite="skip")
+    return model.module.weight.item(), trainer.counts.not_finite
+
+
+@pytest.mark.parametrize("how", ["ddp", "oom"])
+def test_the_gradient_of_one_of_two_processes(in_two_processes, how):
+    assert in_two_processes(_roots_in_two, (how,)) == [(0.75, 1), (0.75, 1)]
 
 
 def _trained_in_two(values):
