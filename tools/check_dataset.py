@@ -87,8 +87,8 @@ def main() -> int:
         written[args.json] = json_bytes(report_json(args.dataset, checkup))
     if args.fix is not None:
         mended = mend(next(iter(sources.values())), checkup)
+        written[args.fix] = mended.content()  # may be refused, before anything is said to be mended
         show_mended(console, mended, args.fix)
-        written[args.fix] = mended.content()
         code = mended.checkup.exit_code
     for path, content in written.items():
         try:

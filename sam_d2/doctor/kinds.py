@@ -53,7 +53,9 @@ KINDS: dict[str, Kind] = {
     "annotation-id-zero": Kind("warning", "an annotation has the id 0", "a new id"),
     "id-above-32-bits": Kind("warning", "an id does not fit into 32 bits"),
     "file-name-twice": Kind("warning", "two images have one file name"),
-    "annotation-twice": Kind("warning", "an annotation is there twice", "the first of them"),
+    "annotation-twice": Kind(
+        "warning", "an annotation is there twice", "the first of those that differ in their id alone"
+    ),
     # masks
     "no-masks": Kind("error", "no annotation has a mask"),
     "mask-absent": Kind("warning", "an annotation has no mask", "the annotation is left out"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import count
@@ -90,11 +91,30 @@ class _Mender:
         boxes_alone = any(finding.kind == "no-masks" for finding in self.part.findings)
         kinds = ("annotation-twice",) if boxes_alone else ("mask-absent", "annotation-twice")
         dropped = set()
+        copies = self._copies()
         for row, kind in self.rows(kinds):
+            if kind == "annotation-twice" and row not in copies:
+                continue  # which of two track ids, say, is right is not for a program to choose
             self.counts[kind] += 1
             self.waiting.add(row)
             dropped.add(id(self.raws[row]))
         return dropped
+
+    def _copies(self) -> set[int]:
+        """Return the rows of annotations whose object, with all its keys but ``id``, is that of one before."""
+        table = self.part.table
+        twins = table.kind_rows["annotation-twice"]
+        images = {table.image_ids[row] for row in twins}
+        seen: set[tuple[Any, str]] = set()
+        copies = set()
+        for row, raw in enumerate(self.raws):
+            if (image := table.image_ids[row]) not in images:
+                continue
+            said = image, json.dumps({key: value for key, value in raw.items() if key != "id"}, sort_keys=True)
+            if row in twins and said in seen:
+                copies.add(row)
+            seen.add(said)
+        return copies
 
     def masks(self) -> None:
         """Leave out polygons of under 3 points, and clip those that reach outside."""

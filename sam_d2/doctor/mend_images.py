@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts
     """
     raws = raw_images(document)
     raw_of = {id(record): raw for record, raw in zip(part.file_images, raws, strict=True)}
+    rows_of: defaultdict[int, list[int]] = defaultdict(list)
+    for row, owner in enumerate(part.table.owners):
+        rows_of[id(owner)].append(row)
     doubtful: set[int] = set()
     for place, path in part.paths():
         image = part.images[place]
@@ -38,9 +41,11 @@ def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts
         if fact is None or fact.kind or not (unknown or place in part.kind_images["image-size"]):
             continue
         doubtful.add(id(image))
-        rows = [row for row, owner in enumerate(part.table.owners) if owner is image]
+        rows = rows_of.get(id(image), [])
         swapped = (image.height, image.width) == fact.size
-        if fact.orientation in _UPRIGHT and (unknown or swapped) and _fits(part, rows, fact.size):
+        # What fits both sizes tells nothing: the file beside the records may be another image, or one that was turned.
+        told = unknown or (swapped and not _fits(part, rows, (image.width, image.height)))
+        if fact.orientation in _UPRIGHT and told and _fits(part, rows, fact.size):
             raw = raw_of[id(image)]
             kind = "image-size" if not unknown else "wrong-type" if {"width", "height"} <= raw.keys() else "missing-key"
             raw["width"], raw["height"] = fact.size
@@ -49,7 +54,7 @@ def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts
         for key, kind in (("images", "image-id-twice"), ("categories", "category-id-twice")):
             if isinstance(document.get(key), list):
                 document[key] = _without_copies(document[key], kind, counts)
-    return {row for row, owner in enumerate(part.table.owners) if id(owner) in doubtful}
+    return {row for image_id in doubtful for row in rows_of.get(image_id, [])}
 
 
 def raw_images(document: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """Images that cannot be read, that are not what the file says, and that are in two places."""
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +10,7 @@ from PIL import Image
 from sam_d2.doctor.checkup import check_dataset
 from sam_d2.doctor.images import read_images
 from sam_d2.doctor.mend import mend
+from sam_d2.doctor.mend_images import mend_images
 from sam_d2.doctor.parts import Source
 
 HEIGHT, WIDTH = 30, 40
@@ -79,7 +83,8 @@ def test_an_image_beyond_the_pixel_limit(coco, write, monkeypatch):
 
 
 def test_a_swapped_size_is_mended_and_one_of_a_resized_image_is_not(coco, write, tmp_path):
-    coco["annotations"] = coco["annotations"][:1] + coco["annotations"][2:]  # a square at 5 to 15 fits either way
+    polygon = [25, 5, 35, 5, 35, 15, 25, 15]  # reaches beyond the 30 px that are recorded as the width
+    coco["annotations"][0] |= {"segmentation": [polygon], "bbox": [25, 5, 10, 10]}
     coco["images"][0] |= {"width": HEIGHT, "height": WIDTH}
     file = write(coco)
     save(tmp_path, noise(60, 80, 3), "doctor_2.png")
@@ -88,6 +93,37 @@ def test_a_swapped_size_is_mended_and_one_of_a_resized_image_is_not(coco, write,
     assert (first["width"], first["height"]) == (WIDTH, HEIGHT)
     assert (second["width"], second["height"]) == (WIDTH, HEIGHT)
     assert [(one.kind, one.image_id) for one in mended.checkup.findings] == [("image-size", 2)]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_swapped_size_is_left_where_the_annotations_fit_either(count, coco, write):
+    """The squares and triangles end at 30, 15; the file may have been turned after they were drawn."""
+    coco["annotations"] = coco["annotations"][:count] + coco["annotations"][2:]
+    coco["images"][0] |= {"width": HEIGHT, "height": WIDTH}
+    file = write(coco)
+    mended = mend(Source("", file), check_dataset([Source("", file)], images=True))
+    assert mended.document["images"][0] == coco["images"][0] and not mended.counts
+    assert [(one.kind, one.image_id) for one in mended.checkup.findings] == [("image-size", 1)]
+
+
+def test_images_of_doubtful_size_are_mended_in_time_that_grows_with_the_file(coco, write, monkeypatch):
+    """The owners of the annotations are gone through a fixed number of times, however many images are looked at."""
+    for image in coco["images"]:
+        del image["width"]
+    file = write(coco)
+    checkup = check_dataset([Source("", file)], images=True)
+    passes = []
+
+    class Owners(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    part = checkup.parts[0]
+    part.table.owners = Owners(part.table.owners)
+    counts = Counter()
+    assert mend_images(part, json.loads(file.read_bytes()), checkup.facts, counts) == {0, 1, 2, 3}
+    assert counts == {"missing-key": 2} and len(passes) == 1
 
 
 def test_a_size_that_the_exif_orientation_swaps_is_left(coco, write, tmp_path):

@@ -105,6 +105,9 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "one file name": (put("images", 1, "file_name", "doctor_1.png"), "file-name-twice", (2, None), False),
     "annotation twice": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}), "annotation-twice", (1, 9), True),
+    "annotation twice with other keys": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "id": 9, "track_id": 4}),
+        "annotation-twice", (1, 9), False),
     "boxes alone": (
         lambda c: [one.pop("segmentation") for one in c["annotations"]], "no-masks", FILE, False),
     "no mask": (put(*FIRST, "segmentation", []), "mask-absent", ANNOTATION, True),
@@ -286,6 +289,18 @@ def test_what_is_written(coco, write):
     assert mended.document["info"] == {"year": 2026} and mended.document["images"] == coco["images"]
     assert mended.checkup.findings == []
     assert json.loads(mended.content()) == mended.document
+
+
+def test_of_annotations_that_are_there_twice_copies_alone_are_left_out(coco, write):
+    """Keys that the doctor does not know tell annotations apart; their order does not."""
+    first = coco["annotations"][0]
+    tracked = {**first, "track_id": 4}
+    coco["annotations"] += [{**tracked, "id": 5}, {"track_id": 4, **first, "id": 6}, {**first, "id": 7}]
+    file = write(coco)
+    mended = mend(Source("", file), check_dataset([Source("", file)]))
+    assert [one["id"] for one in mended.document["annotations"]] == [1, 2, 3, 4, 5]
+    assert mended.counts == {"annotation-twice": 2}
+    assert [(one.kind, one.annotation_id) for one in mended.checkup.findings] == [("annotation-twice", 5)]
 
 
 def test_one_broken_record_hides_no_other(coco, write):

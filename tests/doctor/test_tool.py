@@ -125,6 +125,38 @@ def test_what_is_refused(words, message, doctor, coco, write, tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("9" * 5000, "in a value that sam_d2 does not read"),
+        ("1e400", "too large for a 64-bit float"),
+        ("[NaN, 1e400]", "too large for a 64-bit float"),
+        ("[" * 800 + "]" * 800, "nested too deeply"),
+    ],
+)
+def test_a_value_that_a_copy_cannot_hold_is_refused(value, message, doctor, coco, write, tmp_path, monkeypatch):
+    coco["annotations"][1]["area"] = 100  # which could be mended
+    file = write(json.dumps({**coco, "extra": "VALUE"}).replace('"VALUE"', value).encode())
+    if message == "nested too deeply":
+        loads = json.loads
+
+        def shallow(content, **options):  # how deep json.loads goes depends on Python's version
+            if b"[" * 800 in content:
+                raise RecursionError
+            return loads(content, **options)
+
+        monkeypatch.setattr(json, "loads", shallow)
+    code, out, err = doctor(file, "--fix", tmp_path / "mended.json")
+    assert code == 2 and err.startswith(f"error: {file}: cannot be mended (--fix): ") and message in err
+    assert "Mended" not in out and not (tmp_path / "mended.json").exists()
+
+
+def test_a_nan_that_the_file_spells_stays(doctor, coco, write, tmp_path):
+    coco["annotations"][1] |= {"area": 100, "score": float("nan")}
+    assert doctor(write(coco), "--fix", tmp_path / "mended.json")[0] == 0
+    assert '"score": NaN' in (tmp_path / "mended.json").read_text()
+
+
 def test_a_wrong_option_is_code_2(doctor):
     assert doctor("x", "--nothing")[0] == 2
 
