@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from sam_d2.engine.gradient_exchange import GradientExchange, talks_in_forward
 from sam_d2.engine.step_batches import StepBatches
 from sam_d2.modeling.weights_record import note_skip
+from sam_d2.visible_text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ def _way(at_once: int | None, largest: int, *, saving: bool) -> str:
 def _shown(samples: list[Any]) -> str:
     """Name the image that a part consists of."""
     sample = samples[0] if samples and isinstance(samples[0], dict) else {}
-    text = str(sample.get("file_name", "an image"))
+    text = clean(sample.get("file_name", "an image"))
     size = "{2} x {1} pixels".format(*sample["image"].shape) if "image" in sample else ""
     count = f"{len(sample['instances'])} instances" if "instances" in sample else ""
     details = ", ".join(filter(None, (size, count)))

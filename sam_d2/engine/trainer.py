@@ -26,6 +26,7 @@ from sam_d2.errors import UserError
 from sam_d2.faults import explained
 from sam_d2.interruption import stop_requests
 from sam_d2.modeling.weights_record import note_skip, note_step
+from sam_d2.visible_text import clean
 
 logger = logging.getLogger(__name__)
 
