@@ -194,7 +194,7 @@ class Trainer(SimpleTrainer):
             not_finite=self._gave_up or (means is not None and not _all_finite(means, norm)),
         )
         for texts in bad:
-            logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, " ".join(texts))
+            logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, clean(" ".join(texts)))
 
     def _meet_not_finite(self, losses: Losses, batches: StepBatches) -> None:
         """Skip the step, or end the training and keep its images; all processes together.
