@@ -33,7 +33,7 @@ def crossing_polygons(columns: Columns) -> dict[int, tuple[float, float]]:
 
     Sides that touch, as where an outline comes back to a corner, do not cross. The sides of all polygons are sorted by
     their left ends; a side is compared with those after it that begin before it ends, all sides with their first
-    neighbour, then with their second, and so on.
+    neighbour, then with their second, and so on, until their polygon has crossed.
     """
     count = len(columns.owners)
     found: dict[int, tuple[float, float]] = {}
@@ -55,11 +55,15 @@ def crossing_polygons(columns: Columns) -> dict[int, tuple[float, float]]:
 
 
 def _crossing_sides(starts: np.ndarray, ends: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """Return the sides, from (n, 2) to (n, 2), that cross a later one of their polygon (n,), ascending."""
+    """Return the sides, from (n, 2) to (n, 2), that cross a later one of their polygon (n,), ascending.
+
+    Of each polygon that crosses itself those that cross their nearest neighbours: one is enough to tell.
+    """
     left, right = np.minimum(starts, ends), np.maximum(starts, ends)
     order = np.lexsort((left[:, 0], polygon))
     starts, ends, left, right, polygon = (array[order] for array in (starts, ends, left, right, polygon))
     crossed: list[np.ndarray] = []
+    done = np.zeros(polygon[-1] - polygon[0] + 1, dtype=bool)
     active = np.arange(len(starts) - 1)
     step = 1
     while len(active):
@@ -70,7 +74,11 @@ def _crossing_sides(starts: np.ndarray, ends: np.ndarray, polygon: np.ndarray) -
         overlap = (left[other, 1] <= right[active, 1]) & (left[active, 1] <= right[other, 1])
         one, two = active[overlap], other[overlap]
         first, second = (starts[one], ends[one]), (starts[two], ends[two])
-        crossed.append(order[one[_apart(first, second) & _apart(second, first)]])
+        crossing = one[_apart(first, second) & _apart(second, first)]
+        crossed.append(order[crossing])
+        if len(crossing):  # a zigzag's sides, all as wide as it, would be compared each with each
+            done[polygon[crossing] - polygon[0]] = True
+            active = active[~done[polygon[active] - polygon[0]]]
         step += 1
     return np.unique(np.concatenate(crossed)) if crossed else np.empty(0, dtype=np.int64)
 

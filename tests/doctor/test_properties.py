@@ -8,6 +8,7 @@ import pytest
 from pycocotools import mask as mask_util
 
 from sam_d2.data.scenes import write_scenes
+from sam_d2.doctor import masks
 from sam_d2.doctor.checkup import check_dataset
 from sam_d2.doctor.clip import clip_polygon
 from sam_d2.doctor.columns import make_columns
@@ -125,6 +126,17 @@ def test_crossing_outlines_are_those_that_comparing_every_two_sides_finds(tmp_pa
     expected = [number for number, one in enumerate(polygons) if crosses(np.array(one, dtype=float))]
     assert sorted(found) == expected
     assert 50 < len(expected) < 290 and not set(expected) & set(range(300, 360))  # convex ones cross nowhere
+
+
+def test_a_polygon_that_has_crossed_is_not_looked_at_further(monkeypatch):
+    """A zigzag of 2,000 sides that all overlap and cross, which each with each are 2 million pairs of sides."""
+    y = np.random.default_rng(2).permutation(2000).astype(float)
+    starts = np.stack((np.tile([0.0, 100.0], 1000), y), axis=1)
+    compared = []
+    apart = masks._apart
+    monkeypatch.setattr(masks, "_apart", lambda line, side: (compared.append(len(line[0])), apart(line, side))[1])
+    crossing = masks._crossing_sides(starts, np.roll(starts, -1, axis=0), np.full(2000, 3))
+    assert len(crossing) and sum(compared) < 10 * 2000
 
 
 def test_a_clipped_polygon_is_what_of_it_lies_in_the_image():
