@@ -147,6 +147,7 @@ def fuzz(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_tool(tmp_path):
     words = ["--target", "embedding", "--inputs", 30, "--seed", 3, "--findings", tmp_path / "findings"]
     done = fuzz(*words)
