@@ -34,8 +34,41 @@ _GLOBALS = [
 ]
 
 
-class Checkpoint(Target):
-    """``.pth`` files of torch's two forms and ``.pkl`` of Detectron2's zoo; the first byte of an input says which."""
+class CheckpointTarget(Target):
+    """A reader of checkpoints; the first byte of an input says what it is."""
+
+    def changed(self, seed: Any, random: Random, *, pkl: bool = False) -> bytes:
+        """Change the content and write it well, or write it well and change the pickle in it or any byte."""
+        how = random.random()
+        if how < 0.6:
+            seed = mutated_tree(seed, random)
+            if random.random() < 0.5:
+                _mutate_tensor(seed, random)
+        content = pickle.dumps(seed, random.randrange(2, 6)) if pkl else _saved(seed, random)
+        if how >= 0.6:
+            if how < 0.8 and not pkl and content[:2] == b"PK":
+                content = _with_other_pickle(content, random)
+            else:
+                content = (_mutated_pickle if how < 0.8 else mutated_bytes)(content, random)
+        return content
+
+    def parses(self, content: bytes) -> bool:
+        """Whether the zip archive is whole, and the pickle of known operations."""
+        content = content[1:]
+        try:
+            if content[:2] == b"PK":
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                    content = archive.read(name)
+            for _ in pickletools.genops(content):
+                pass
+        except Exception:
+            return False
+        return True
+
+
+class Checkpoint(CheckpointTarget):
+    """``.pth`` files of torch's two forms and ``.pkl`` of Detectron2's zoo, of which the input's first byte tells."""
 
     name = "checkpoint"
     share = 20
@@ -82,60 +115,10 @@ class Checkpoint(Target):
         self.zoo: list[dict[str, Any]] = [{"model": arrays, "__author__": "someone"}, {"blobs": arrays}, arrays]
 
     def make(self, random: Random) -> bytes:
-        """Change the content and write it well, or write it well and change the pickle in it or any byte."""
+        """Change a file of weights."""
         pkl = random.random() < 0.3
         seed = random.choice(self.zoo if pkl else self.seeds)
-        how = random.random()
-        if how < 0.6:
-            seed = mutated_tree(seed, random)
-            if random.random() < 0.5:
-                self._mutate_tensor(seed, random)
-        content = pickle.dumps(seed, random.randrange(2, 6)) if pkl else self._saved(seed, random)
-        if how >= 0.6:
-            if how < 0.8 and not pkl and content[:2] == b"PK":
-                content = _with_other_pickle(content, random)
-            else:
-                content = (_mutated_pickle if how < 0.8 else mutated_bytes)(content, random)
-        return (b"P" if pkl else b"T") + content
-
-    def _saved(self, seed: Any, random: Random) -> bytes:
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save(seed, buffer, _use_new_zipfile_serialization=random.random() < 0.8)
-        return buffer.getvalue()
-
-    def _mutate_tensor(self, tree: Any, random: Random) -> None:
-        """Put a tensor or array of another kind in place of a weight."""
-        import torch
-
-        node = tree.get("model", tree) if isinstance(tree, dict) else tree
-        if not isinstance(node, dict) or not node:
-            return
-        shape = [random.choice([0, 1, 2, 3, 7]) for _ in range(random.randrange(5))]
-        tensor = random.choice(
-            [
-                lambda: torch.zeros(shape),
-                lambda: torch.zeros(shape, dtype=torch.complex64),
-                lambda: torch.full(shape, float("nan")),
-                lambda: torch.zeros(shape, dtype=torch.bool),
-                lambda: torch.zeros(shape, dtype=torch.float64),
-                lambda: torch.zeros(shape, dtype=torch.int64),
-                lambda: torch.zeros(1).expand(10**6, 10**6),
-                lambda: torch.zeros(2, 3).to_sparse(),
-                lambda: torch.empty(shape, device="meta"),
-                lambda: torch.nn.Parameter(torch.zeros(2)),
-                lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
-                lambda: torch.zeros(4)[::2],
-            ]
-        )()
-        arrays = any(isinstance(value, np.ndarray) for value in node.values())
-        try:  # numpy would write each of the numbers
-            node[random.choice(list(node))] = (
-                tensor.contiguous().numpy() if arrays and tensor.numel() < 10**6 else tensor
-            )
-        except (TypeError, RuntimeError):
-            node[random.choice(list(node))] = np.array(["text"], dtype=random.choice([object, None]))
+        return (b"P" if pkl else b"T") + self.changed(seed, random, pkl=pkl)
 
     def read(self, content: bytes) -> None:
         """Load it as the weights that a training begins with, and as those that are scored."""
@@ -151,20 +134,6 @@ class Checkpoint(Target):
             self.checkpointer.resume_or_load(str(file), resume=False)
         finally:
             file.unlink()
-
-    def parses(self, content: bytes) -> bool:
-        """Whether the zip archive is whole, and the pickle of known operations."""
-        content = content[1:]
-        try:
-            if content[:2] == b"PK":
-                with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                    content = archive.read(name)
-            for _ in pickletools.genops(content):
-                pass
-        except Exception:
-            return False
-        return True
 
 
 class Embedding(Target):
@@ -214,6 +183,45 @@ class Embedding(Target):
         except (ValueError, RecursionError):
             return False
         return True
+
+
+def _saved(seed: Any, random: Random) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(seed, buffer, _use_new_zipfile_serialization=random.random() < 0.8)
+    return buffer.getvalue()
+
+
+def _mutate_tensor(tree: Any, random: Random) -> None:
+    """Put a tensor or array of another kind in place of a weight."""
+    import torch
+
+    node = tree.get("model", tree) if isinstance(tree, dict) else tree
+    if not isinstance(node, dict) or not node:
+        return
+    shape = [random.choice([0, 1, 2, 3, 7]) for _ in range(random.randrange(5))]
+    tensor = random.choice(
+        [
+            lambda: torch.zeros(shape),
+            lambda: torch.zeros(shape, dtype=torch.complex64),
+            lambda: torch.full(shape, float("nan")),
+            lambda: torch.zeros(shape, dtype=torch.bool),
+            lambda: torch.zeros(shape, dtype=torch.float64),
+            lambda: torch.zeros(shape, dtype=torch.int64),
+            lambda: torch.zeros(1).expand(10**6, 10**6),
+            lambda: torch.zeros(2, 3).to_sparse(),
+            lambda: torch.empty(shape, device="meta"),
+            lambda: torch.nn.Parameter(torch.zeros(2)),
+            lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
+            lambda: torch.zeros(4)[::2],
+        ]
+    )()
+    arrays = any(isinstance(value, np.ndarray) for value in node.values())
+    try:  # numpy would write each of the numbers
+        node[random.choice(list(node))] = tensor.contiguous().numpy() if arrays and tensor.numel() < 10**6 else tensor
+    except (TypeError, RuntimeError):
+        node[random.choice(list(node))] = np.array(["text"], dtype=random.choice([object, None]))
 
 
 def _with_other_pickle(content: bytes, random: Random) -> bytes:
