@@ -248,7 +248,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     if comm.is_main_process():  # after the weights are found to fit: a start that fails leaves no file of a run
         trainer.register_hooks([hooks.PeriodicWriter(curve_writers(cfg, output), period=cfg.train.log_period)])
     start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
-    catch_up.due = start > 0 and bool(saved.get(EVALUATION_DUE))
+    catch_up.due = start > 0 and saved.get(EVALUATION_DUE) is True
     loader.start_iteration = start * cfg.train.accumulate
     if 0 < start < cfg.train.max_iter:
         apply_options(optimizer, multiplier, options)

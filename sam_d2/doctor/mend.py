@@ -20,6 +20,7 @@ from sam_d2.errors import UserError
 
 _MOST_PASSES = 8
 _CONSTANTS = (b"NaN", b"Infinity")
+_TOO_DEEP = "its lists or objects are nested too deeply"
 _TOO_LARGE = "it holds a number too large for a 64-bit float, which would be infinite in the copy"
 
 
@@ -45,10 +46,12 @@ class Mended:
         """Return the copy as JSON. NaN, where one is left, stays as it stood.
 
         Raises:
-            UserError: a number of the file is too large to be written again.
+            UserError: a number of the file is too large to be written again, or its lists are nested too deeply.
         """
         try:
             return _encode(self.document, allow_nan=self.has_constants) + b"\n"
+        except RecursionError as error:
+            raise _refusal(self.file, _TOO_DEEP) from error
         except ValueError as error:
             raise _refusal(self.file, _TOO_LARGE) from error
 
@@ -65,6 +68,13 @@ def mend(source: Source, checkup: Checkup) -> Mended:
     """
     if checkup.parts[0].form is None:
         raise UserError(f"{source.json_file}: cannot be read, so there is nothing to mend (--fix).")
+    try:
+        return _mend(source, checkup)
+    except RecursionError as error:
+        raise _refusal(source.json_file, _TOO_DEEP) from error
+
+
+def _mend(source: Source, checkup: Checkup) -> Mended:
     original = source.json_file.read_bytes().removeprefix(UTF8_BOM)
     has_constants = any(constant in original for constant in _CONSTANTS)
     document = _decode(source.json_file, original, has_constants)
@@ -81,6 +91,8 @@ def mend(source: Source, checkup: Checkup) -> Mended:
         checkup = check_dataset(
             [source], images=checkup.images_read, facts=checkup.facts, contents={source.json_file: content}
         )
+        if checkup.parts[0].form is None:  # Python's stack held the file, and does not hold its copy
+            raise _refusal(source.json_file, _TOO_DEEP)
     return Mended(document, counts, checkup, source.json_file, has_constants)
 
 
@@ -91,8 +103,6 @@ def _decode(file: Path, content: bytes, has_constants: bool) -> Any:
         return json.loads(content, parse_float=_finite if has_constants else None)
     except OverflowError as error:
         raise _refusal(file, _TOO_LARGE) from error
-    except RecursionError as error:
-        raise _refusal(file, "its lists or objects are nested too deeply") from error
     except ValueError as error:
         raise _refusal(file, f"in a value that sam_d2 does not read: {error}") from error
 

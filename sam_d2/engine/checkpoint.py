@@ -14,6 +14,7 @@ from sam_d2.engine.array_pickle import check_array_pickle
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in, write_whole
 from sam_d2.engine.fit_weights import fit_weights
+from sam_d2.engine.saved_state import load_state
 from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, tagged_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
@@ -151,13 +152,17 @@ class Checkpointer(DetectionCheckpointer):
         """Load as Detectron2 does; the model learns what the file says of its weights.
 
         Raises:
-            UserError: the weights do not fit the model, or were trained to be asked otherwise than it asks.
+            UserError: the weights do not fit the model, or were trained to be asked otherwise than it asks; or what
+                else is to be loaded is no state to go on from.
         """
         if not path:
             self.logger.info("The model begins with random weights: train.init_checkpoint is empty")
             if any(type(module).__name__ == "FrozenBatchNorm2d" for module in self.model.modules()):
                 self.logger.warning(_FROZEN)
-        rest = super().load(path, checkpointables)
+        rest = super().load(path, [])
+        for name in self.checkpointables if checkpointables is None else checkpointables:
+            if name in rest:
+                load_state(path, name, self.checkpointables[name], rest.pop(name))
         if path and self._weights_record is not None:
             self._weights_record.came_from(str(path), rest, begins=self._begins)
         return rest

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from detectron2.engine import HookBase
 from sam_d2.engine.checkpoint import Checkpointer
+from sam_d2.engine.saved_state import is_dense
 from sam_d2.errors import UserError
 
 
@@ -72,13 +73,17 @@ class WeightAverage(HookBase):
 
         Raises:
             UserError: other parameters were averaged.
+            ValueError: it is no average of these parameters.
         """
-        if state["weights"].keys() != self.parameters.keys():
+        weights = state["weights"]
+        if weights.keys() != self.parameters.keys():
             raise UserError(
                 "The checkpoint holds an average of other parameters than this training's. Go on with the run's own "
                 "config (config.yaml in its folder); train.ema and model.freeze must stay as they were."
             )
-        self._others = {name: state["weights"][name].to(p.device) for name, p in self.parameters.items()}
+        if wrong := [name for name, p in self.parameters.items() if not is_dense(weights[name], tuple(p.shape))]:
+            raise ValueError(f"the average of {wrong[0]} is no tensor of {tuple(self.parameters[wrong[0]].shape)}")
+        self._others = {name: weights[name].to(p.device) for name, p in self.parameters.items()}
         if state["model_is_average"]:
             self._swap()
             self._model_is_average = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detectron2.config import instantiate
 from detectron2.solver import LRMultiplier
@@ -110,7 +111,8 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
     file, damaged = whole_checkpoint(folder)
     if file is None:
         return []
-    record = load_checkpoint_file(file, mmap=True).get(RECORD)
+    saved = load_checkpoint_file(file, mmap=True)
+    record = saved.get(RECORD)
     if record is None:
         return [
             *damaged,
@@ -119,7 +121,10 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
         ]
     current = run_record(cfg, instantiate(cfg.dataloader.train.dataset))
     # An earlier sam_d2 recorded less.
-    before, now = _settings(record), _settings({name: value for name, value in current.items() if name in record})
+    before = _recorded_settings(file, saved)
+    now = _settings(
+        {name: value for name, value in current.items() if name in record}, OmegaConf.create(current["config"])
+    )
     pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now}}
     changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
     prompt = str(OmegaConf.select(cfg, "model.prompt"))
@@ -147,7 +152,24 @@ def _decides(key: str, prompt: str) -> bool:
     return key.startswith(_REFUSED) and not key.startswith((*_FREE, *_MEMORY))
 
 
-def _settings(record: dict[str, Any]) -> dict[str, _Setting]:
+def _recorded_settings(file: Path, saved: dict[str, Any]) -> dict[str, _Setting]:
+    """Return the settings in a checkpoint, which may be one from anywhere.
+
+    Raises:
+        UserError: it records something else.
+    """
+    config = recorded_config(file, saved)
+    record = saved[RECORD]
+    if wrong := [name for name in _FACTS if not isinstance(record.get(name, ""), int | str)]:
+        raise UserError(f"{file}: what it says of its run cannot be read ({wrong[0]}); take another checkpoint.")
+    try:
+        return _settings(record, config)
+    except (OmegaConfBaseException, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: the config of its run cannot be read ({reason}); take another checkpoint.") from error
+
+
+def _settings(record: dict[str, Any], cfg: DictConfig) -> dict[str, _Setting]:
     """Return facts and config values of a record by dotted key; a list is one value.
 
     Each stands as written and as it comes out: a value that is taken from another one, such as the loader's seed from
@@ -161,7 +183,6 @@ def _settings(record: dict[str, Any]) -> dict[str, _Setting]:
         else:
             yield key, (written, value)
 
-    cfg = OmegaConf.create(record["config"])
     settings = {name: (record[name], record[name]) for name in _FACTS if name in record}
     for group in _GROUPS:
         written, value = (OmegaConf.to_container(OmegaConf.select(cfg, group), resolve=r) for r in (False, True))

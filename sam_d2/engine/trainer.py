@@ -19,6 +19,7 @@ from sam_d2.data.loader import BAD_IMAGES, sample_seed
 from sam_d2.engine.distributed import is_lost_connection
 from sam_d2.engine.not_finite import batch_record, is_the_gradient, keep_batch, not_finite_text, run_folder
 from sam_d2.engine.oom import Losses, OomRetry, running_statistics
+from sam_d2.engine.saved_state import check_iteration, check_optimizer
 from sam_d2.engine.step_batches import StepBatches
 from sam_d2.engine.step_counts import MOST_IN_A_ROW, StepCounts
 from sam_d2.engine.step_news import News, StepNews
@@ -267,7 +268,13 @@ class Trainer(SimpleTrainer):
         return {**state, "grad_scaler": self.grad_scaler.state_dict(), **counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it is no state of this training; nothing of it is taken.
+        """
+        check_iteration(state_dict["iteration"])
+        check_optimizer(self.optimizer, state_dict["optimizer"])
         super().load_state_dict(state_dict)
         # The run may have begun in another precision, without a scaler.
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:

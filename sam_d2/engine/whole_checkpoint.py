@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ TAG = "last_checkpoint"
 def tagged_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint that ``last_checkpoint`` names, None where there is none or no such file."""
     file = _named(folder)
-    return file if file is not None and _is_there(file) else None
+    return file if file is not None and _is_there(file, folder) else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -27,7 +28,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
     It is the one that ``last_checkpoint`` names, or else, where that is gone, the nearest before it.
     """
-    return next((file for file in _candidates(folder) if _is_there(file)), None)
+    return next((file for file in _candidates(folder) if _is_there(file, folder)), None)
 
 
 def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
@@ -46,7 +47,7 @@ def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """
     problems: list[str] = []
     for file in _candidates(folder):
-        problem = _problem(file)
+        problem = _problem(file, folder)
         if problem is None:
             return file, [f"*** {text} Going on from the one before it, {file.name} ***" for text in problems]
         problems.append(problem)
@@ -64,11 +65,17 @@ def _named(folder: Path) -> Path | None:
     return folder / name if name else None
 
 
-def _is_there(file: Path) -> bool:
+def _is_there(file: Path, folder: Path) -> bool:
+    """Tell whether a checkpoint is there and in the folder: what names it may come with the run, from anywhere."""
     try:
-        return file.is_file()
+        return _is_in(file, folder) and file.is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def _is_in(file: Path, folder: Path) -> bool:
+    # As the names say: a folder may be a link, and a link in it is its owner's.
+    return os.path.dirname(os.path.abspath(file)) == os.path.abspath(folder)  # noqa: PTH100, PTH120
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -91,9 +98,9 @@ def _step(file: Path) -> int | None:
     return int(number[1]) if number else None
 
 
-def _problem(file: Path) -> str | None:
-    if not _is_there(file):
-        return _gone(file)
+def _problem(file: Path, folder: Path) -> str | None:
+    if not _is_there(file, folder):
+        return _gone(file, folder)
     status = file.stat()
     return _damage(file, status.st_size, status.st_mtime_ns)
 
@@ -116,8 +123,9 @@ def _damage(file: Path, size: int, _time: int) -> str | None:
     return None
 
 
-def _gone(file: Path) -> str:
+def _gone(file: Path, folder: Path) -> str:
+    state = "does not exist" if _is_in(file, folder) else "is not in the folder of the run"
     return (
-        f"{file} does not exist, but {file.parent / TAG} names it as the one to go on from. Write the name of another "
-        "model_*.pth of that folder into it, or delete it to begin anew."
+        f"{file} {state}, but {folder / TAG} names it as the one to go on from. Write the name of another model_*.pth "
+        "of that folder into it, or delete it to begin anew."
     )

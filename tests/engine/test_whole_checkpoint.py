@@ -84,6 +84,24 @@ def test_a_tag_that_names_no_file_counts_as_gone(folder, tag):
     assert "model_0000007.pth is its last checkpoint" in how_to_go_on(folder)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_tag_that_leads_out_of_the_folder(folder, absolute):
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(folder / "model_0000007.pth", elsewhere / "model_0000009.pth")
+    other = elsewhere / "model_0000009.pth" if absolute else "elsewhere/model_0000009.pth"
+    (folder / "last_checkpoint").write_text(str(other))
+    name, problems = found(folder)
+    assert name == "model_0000007.pth" and len(problems) == 1
+    assert f"{elsewhere / 'model_0000009.pth'} is not in the folder of the run, but" in problems[0]
+    assert last_checkpoint(folder).name == "model_0000007.pth"
+
+
+def test_a_tag_may_spell_the_folder_out(folder):
+    (folder / "last_checkpoint").write_text(str(folder / "model_0000005.pth"))
+    assert found(folder) == ("model_0000005.pth", [])
+
+
 class Training:
     """What a training holds of a run folder."""
 

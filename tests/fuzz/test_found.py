@@ -1,5 +1,6 @@
 """Inputs that the fuzzer has found to end in another traceback, or to take too much: each in its smallest form."""
 
+import bisect
 import copy
 import json
 import pickle
@@ -140,6 +141,90 @@ def test_zoo_pickle_of_something_else(run):
     for content in (5, [], {"model": 5}, {"model": {"a": {}}}, {"model": {5: np.zeros(3)}}):
         outcome, text = run("checkpoint", b"P" + pickle.dumps(content, 4))
         assert outcome == "refused" and "input.pkl" in text
+
+
+def test_mend_of_what_python_reads_and_may_not_write_again(run):
+    """At some depth the stack has room for reading the file and none for its copy."""
+
+    def mended(depth):
+        text = json.dumps({**COCO, "info": "DEEP"}).replace('"DEEP"', "[" * depth + "]" * depth)
+        outcome, words = run("mend", text.encode())
+        assert outcome in ("accepted", "refused", "not parsed"), words
+        return outcome == "accepted"
+
+    deepest = bisect.bisect(range(1100), 0, key=lambda depth: not mended(depth)) - 1
+    assert deepest > 500 and not any(mended(deepest + more) for more in range(1, 12))
+
+
+FOREIGN = "../outside/model_0000099.pth"
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """Run one input of a run's folder: (outcome, message); with the content of its newest checkpoint."""
+    import logging
+
+    before, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
+    harness = Harness("resume", tmp_path_factory.mktemp("resume"))
+    yield harness
+    logging.disable(before)
+    sys.dont_write_bytecode = bytecode
+
+
+def test_the_run_is_gone_on_with(resumed):
+    assert resumed.run(saved(resumed.target.seed)) == ("accepted", "")
+
+
+@pytest.mark.parametrize("name", [FOREIGN, "{outside}/model_0000099.pth", f"model_0000007.pth/../{FOREIGN}"])
+def test_a_checkpoint_elsewhere_is_not_even_opened(name, resumed):
+    assert resumed.run(b"L" + name.encode()) == ("accepted", "")
+
+
+MOMENTS = ["trainer", "optimizer", "state", 0]
+AVERAGE = ["trainer", "hooks", "WeightAverage", "weights", "bias"]
+OTHER_STATES = {
+    "no group": (["trainer"], 5, "trainer is no group"),
+    "an iteration of text": (["trainer", "iteration"], "7", "trainer.iteration is no number"),
+    "an iteration before the first": (["trainer", "iteration"], -3, "iteration is no number of a step"),
+    "hooks of a list": (["trainer", "hooks"], [], "trainer.hooks is no group"),
+    "other rates": (["trainer", "hooks", "LRScheduler", "base_lrs"], [], "base_lrs is no list of 1"),
+    "a rate of text": (["trainer", "hooks", "LRScheduler", "base_lrs", 0], "0.1", "base_lrs.0 is no number"),
+    "an average of lists": (AVERAGE, [1.0], "of bias is no tensor of (3,)"),
+    "an average of another shape": (AVERAGE, torch.zeros(4), "of bias is no tensor of (3,)"),
+    "no groups of parameters": (["trainer", "optimizer", "param_groups"], [{}], "it has no 'params'"),
+    "another order": (["trainer", "optimizer", "param_groups", 0, "params"], [1, 0], "groups of parameters are others"),
+    "no rate": (["trainer", "optimizer", "param_groups", 0], {"params": [0, 1]}, "groups of parameters are others"),
+    "a moment of another shape": ([*MOMENTS, "exp_avg"], torch.zeros(2, 3), "exp_avg is no tensor of (3, 2)"),
+    "a moment of a list": ([*MOMENTS, "exp_avg_sq"], [1.0], "exp_avg_sq is no tensor of (3, 2)"),
+    "a moment of truth values": ([*MOMENTS, "exp_avg"], torch.zeros(3, 2) > 0, "exp_avg is no tensor"),
+    "half of the moments": (MOMENTS, {"step": 1.0, "exp_avg": torch.zeros(3, 2)}, "lacks exp_avg_sq"),
+    "a step before the first": ([*MOMENTS, "step"], torch.tensor(-1.0), "step is no count"),
+    "a step of text": ([*MOMENTS, "step"], "1", "step is no count"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_STATES)
+def test_resume_from_another_state(name, resumed):
+    path, value, words = OTHER_STATES[name]
+    outcome, text = resumed.run(saved(changed(resumed.target.seed, *path, value)))
+    assert outcome == "refused" and words in text and "model_0000007.pth" in text and "last_checkpoint" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["run"], []),
+        (["run"], {"world size": 1}),
+        (["run", "config"], "a: &a [*a]"),
+        (["run", "config"], "train: {}"),
+        (["run", "config"], "model: 5"),
+        (["run", "config"], "model: {a: '${x}'}\ndataloader: {train: {}}\noptimizer: {}\nlr_multiplier: {}\ntrain: {}"),
+        (["run", "world size"], torch.zeros(2)),
+    ],
+)
+def test_resume_from_a_run_of_something_else(path, value, resumed):
+    outcome, text = resumed.run(saved(changed(resumed.target.seed, *path, value)))
+    assert (outcome == "refused" and "of its run cannot be read" in text) or "more than 100000 values" in text, text
 
 
 @pytest.mark.parametrize("column", [np.array(5), np.zeros(0), np.array(["a"] * 4), np.zeros((4, 1))], ids=str)

@@ -25,9 +25,11 @@ from fuzzing.harness import TARGETS, Harness  # noqa: E402
 from sam_d2.errors import UserError  # noqa: E402
 
 EXAMPLES = {
-    "dataset": 80,
-    "results": 60,
-    "checkpoint": 60,
+    "dataset": 70,
+    "mend": 20,
+    "results": 50,
+    "checkpoint": 50,
+    "resume": 8,
     "embedding": 60,
     "overrides": 15,
     "manifest": 15,
@@ -67,6 +69,10 @@ def test_mutated_inputs(harness):
     inputs()
 
 
+def test_the_shares_are_percent():
+    assert sum(target.share for target in TARGETS.values()) == 100
+
+
 @pytest.mark.parametrize("harness", ["dataset", "results", "manifest"], indirect=True)
 def test_the_seeds_are_sound(harness):
     """Or most mutations would be refused for another reason than theirs."""
@@ -82,6 +88,7 @@ class Faulty(Target):
 
     def prepare(self, folder):
         self.folder = folder
+        self.not_to_open = frozenset([folder / "secret"])
 
     def make(self, random):
         return random.choice([b"good", b"bad"])
@@ -96,6 +103,8 @@ class Faulty(Target):
             time.sleep(5)
         if content == b"write":
             (Path(__file__).parent / "written").open("w").close()
+        if content == b"read":
+            (self.folder / "secret").open().close()
         if content == b"run":
             subprocess.run(["true"], check=True)
         if content == b"memory":
@@ -118,6 +127,7 @@ def most_since():
         ("traceback", "traceback"),
         ("hang", "timeout"),
         ("write", "escaped"),
+        ("read", "escaped"),
         ("run", "escaped"),
         ("memory", "memory"),
     ],
@@ -129,6 +139,7 @@ def test_the_harness_sees(content, outcome, tmp_path, monkeypatch):
     if outcome == "memory":  # other tests of this process may have taken more: their peak is not to count
         Path("/proc/self/clear_refs").write_text("5")
         monkeypatch.setattr("fuzzing.harness._most_resident", most_since)
+    (tmp_path / "secret").touch()
     runner = Harness("faulty", tmp_path)
     try:
         assert runner.run(content.encode())[0] == outcome

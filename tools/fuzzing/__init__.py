@@ -9,7 +9,7 @@ from random import Random
 OUTCOMES = ("accepted", "refused", "not parsed", "traceback", "escaped", "timeout", "memory", "died")
 """What becomes of an input; from the fourth on they are findings. ``refused`` and ``not parsed`` are our own error, the
 latter where a parser alone (of JSON, YAML, zip, overrides) would have refused it; ``escaped`` is a program started, a
-connection, or a file written elsewhere than in the reader's folder."""
+connection, a file written elsewhere than in the reader's folder, or one read that is not the reader's."""
 FINDINGS = OUTCOMES[3:]
 
 
@@ -19,10 +19,12 @@ class Target(ABC):
     Attributes:
         name: as ``--target`` takes it.
         share: of all inputs, in percent.
+        not_to_open: files outside of the reader's folder that it must not even read, made by :meth:`prepare`.
     """
 
     name: str
     share: int
+    not_to_open: frozenset[Path] = frozenset()
 
     @abstractmethod
     def prepare(self, folder: Path) -> None:

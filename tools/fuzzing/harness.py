@@ -19,13 +19,14 @@ from typing import Any
 
 from fuzzing import Target
 from fuzzing.configs import Overrides, YamlConfig
-from fuzzing.data import Dataset, ManifestFile, Results
+from fuzzing.data import Dataset, ManifestFile, Mend, Results
 from fuzzing.report import Report
+from fuzzing.resume import Resume
 from fuzzing.weights import Checkpoint, Embedding
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target
-    for target in (Dataset, Results, ManifestFile, Checkpoint, Embedding, Overrides, YamlConfig, Report)
+    for target in (Dataset, Mend, Results, ManifestFile, Checkpoint, Resume, Embedding, Overrides, YamlConfig, Report)
 }
 SECONDS = 10.0
 """For an input: a thousand times what one takes."""
@@ -120,7 +121,10 @@ class Harness:
             writes = any(letter in str(mode or "") for letter in "wax+") or bool(
                 (flags or 0) & (os.O_WRONLY | os.O_RDWR)
             )
-            if not writes or isinstance(path, int) or Path(os.fsdecode(path)).resolve().is_relative_to(self.folder):
+            if isinstance(path, int) or not (writes or self.target.not_to_open):
+                return
+            file = Path(os.fsdecode(path)).resolve()
+            if file not in self.target.not_to_open and not (writes and not file.is_relative_to(self.folder)):
                 return
         elif not event.startswith(_FORBIDDEN):
             return

@@ -103,9 +103,11 @@ def mutated_tree(tree: Any, random: Random) -> Any:
 def json_bytes(tree: Any, random: Random) -> bytes:
     """Return a value as JSON text, now and then in another spelling or encoding."""
     text = json.dumps(tree, ensure_ascii=random.random() < 0.8, indent=random.choice([None, None, 1]))
-    if random.random() < 0.01:  # deeper than Python's own stack
-        depth = random.choice([900, 3000, 100_000])
-        text = text.replace("1", "[" * depth + "]" * depth, 1)
+    if random.random() < 0.02:  # as deep as Python's own stack, and deeper
+        depth = random.choice([900, random.randint(930, 1000), 3000, 100_000])
+        places = [place for place, letter in enumerate(text) if letter == "1"] or [0]
+        place = random.choice(places)
+        text = text[:place] + "[" * depth + "]" * depth + text[place + 1 :]
     content = text.encode("utf-8", "surrogatepass")
     if random.random() < 0.03:
         return b"\xef\xbb\xbf" + content

@@ -71,7 +71,7 @@ class Checkpoint(CheckpointTarget):
     """``.pth`` files of torch's two forms and ``.pkl`` of Detectron2's zoo, of which the input's first byte tells."""
 
     name = "checkpoint"
-    share = 20
+    share = 17
 
     def prepare(self, folder: Path) -> None:
         """Make a small model, whole files of it, and the base that a small checkpoint names."""
