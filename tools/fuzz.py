@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from fuzzing import FINDINGS, OUTCOMES
-from fuzzing.harness import SECONDS, TARGETS, harness, limit_memory
+from fuzzing.harness import GROWTH, MEMORY, SECONDS, TARGETS, harness, limit_memory
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +41,7 @@ _MOST_KEPT = 3
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=f"{_columns()}\n\n{EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inputs", type=int, default=1000, metavar="N", help="of all targets (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other inputs (default %(default)s)")
@@ -61,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _columns() -> str:
+    """Explain the columns of the table."""
+    limits = {"seconds": SECONDS, "growth": GROWTH >> 20, "limit": MEMORY >> 20}
+    columns = {name: text.format(**limits) + (" *" if name in FINDINGS else "") for name, text in OUTCOMES.items()}
+    columns["past the parser"] = "share of the inputs that are not 'not parsed'"
+    return "columns of the table (* a finding):\n" + "\n".join(f"  {name:<17}{text}" for name, text in columns.items())
+
+
 def main() -> int:
     args = build_parser().parse_args()
     if args.process:
@@ -76,12 +84,19 @@ def main() -> int:
     for name, share in shares.items():
         inputs = max(1, round(args.inputs * share / sum(shares.values())))
         counts[name] = run_target(name, inputs, args.seed, args.findings)
-        print(f"{name}: {dict(counts[name])}", file=sys.stderr, flush=True)
+        passed = time.monotonic() - begin
+        print(f"{name}: {_said(counts[name])}; {passed:.0f} s since the start", file=sys.stderr, flush=True)
     show(counts, time.monotonic() - begin)
     found = sum(count[outcome] for count in counts.values() for outcome in FINDINGS)
     if found:
         print(f"{found} findings; the first of each kind are in {args.findings}, python tools/fuzz.py --repeat FILE")
     return 1 if found else 0
+
+
+def _said(count: Counter[str]) -> str:
+    """Say in a line what became of a target's inputs."""
+    outcomes = ", ".join(f"{count[outcome]:,} {outcome}" for outcome in OUTCOMES if count[outcome])
+    return f"{count.total():,} inputs: {outcomes}"
 
 
 def run_target(name: str, inputs: int, seed: int, findings: Path) -> Counter[str]:
@@ -184,7 +199,7 @@ def show(counts: dict[str, Counter[str]], seconds: float) -> None:
         parsed = 1 - count["not parsed"] / max(1, count.total())
         table.add_row(name, *(f"{count[one]:,}" for one in OUTCOMES), f"{count.total():,}", f"{parsed:.0%}")
     Console(width=max(130, shutil.get_terminal_size().columns)).print(table)
-    print(f"{total.total():,} inputs in {seconds:.0f} s")
+    print(f"{total.total():,} inputs in {seconds:.0f} s. --help explains the columns.")
 
 
 if __name__ == "__main__":

@@ -101,17 +101,15 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     if numbers != list(range(len(parameters))) or any("lr" not in group for group in state["param_groups"]):
         raise ValueError("its groups of parameters are others")
     kept = next((names for kind, names in _MOMENTS if isinstance(optimizer, kind)), None)
-    for number, moments in state["state"].items():
+    for number, moments in state["state"].items() if kept is not None else ():
         shape = tuple(parameters[number].shape)
-        if kept is not None and moments and not kept <= moments.keys():
+        if moments and not kept <= moments.keys():
             raise ValueError(f"of parameter {number} it lacks {', '.join(sorted(kept - moments.keys()))}")
         for name, value in moments.items():
             if name == "step":
                 sound = isinstance(value, int | float | Tensor) and math.isfinite(value) and value >= 0
-            elif kept is not None:
-                sound = is_dense(value, shape) or (value is None and name == "momentum_buffer")
             else:
-                sound = isinstance(value, int | float | Tensor | None)
+                sound = is_dense(value, shape) or (value is None and name == "momentum_buffer")
             if not sound:
                 expected = "count" if name == "step" else f"tensor of {shape}"
                 raise ValueError(f"of parameter {number} {name} is no {expected}")

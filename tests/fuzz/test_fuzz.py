@@ -163,6 +163,7 @@ def test_the_tool(tmp_path):
     words = ["--target", "embedding", "--inputs", 30, "--seed", 3, "--findings", tmp_path / "findings"]
     done = fuzz(*words)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert re.fullmatch(r"embedding: 30 inputs: [1-9]\d* accepted, .*; \d+ s since the start\n", done.stderr)
     assert "30 inputs in" in done.stdout and not (tmp_path / "findings").exists()
 
 

@@ -6,11 +6,18 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from random import Random
 
-OUTCOMES = ("accepted", "refused", "not parsed", "traceback", "escaped", "timeout", "memory", "died")
-"""What becomes of an input; from the fourth on they are findings. ``refused`` and ``not parsed`` are our own error, the
-latter where a parser alone (of JSON, YAML, zip, overrides) would have refused it; ``escaped`` is a program started, a
-connection, a file written elsewhere than in the reader's folder, or one read that is not the reader's."""
-FINDINGS = OUTCOMES[3:]
+OUTCOMES = {
+    "accepted": "a result",
+    "refused": "an error of ours, of a file that is well-formed",
+    "not parsed": "an error of ours, of a file that any parser (of JSON, YAML, zip, overrides) would refuse",
+    "traceback": "another error",
+    "escaped": "a program started, a connection, a file written outside of the reader's folder, or another's read",
+    "timeout": "over {seconds:.0f} s",
+    "memory": "over {growth} MiB more than before, or {limit} MiB at once",
+    "died": "the process ended",
+}
+"""What becomes of an input, and what that means."""
+FINDINGS = tuple(OUTCOMES)[3:]
 
 
 class Target(ABC):
