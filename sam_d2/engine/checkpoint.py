@@ -15,7 +15,7 @@ from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, w
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in, write_whole
 from sam_d2.engine.fit_weights import fit_weights
 from sam_d2.engine.saved_state import load_state
-from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, tagged_checkpoint, whole_checkpoint
+from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, step_of, tagged_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
 from sam_d2.modeling.lora import lora_keys
@@ -229,5 +229,7 @@ class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
         """Find the checkpoints that the run has written up to where it goes on."""
         super().before_train()
         files = sorted(Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_[0-9]*.pth"))
-        steps = {str(file): int(file.stem.rpartition("_")[2]) for file in files}
-        self.recent_checkpoints = [file for file, step in steps.items() if step < self.trainer.start_iter]
+        steps = {str(file): step_of(file) for file in files}
+        self.recent_checkpoints = [
+            file for file, step in steps.items() if step is not None and step < self.trainer.start_iter
+        ]

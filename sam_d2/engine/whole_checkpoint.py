@@ -81,19 +81,20 @@ def _is_in(file: Path, folder: Path) -> bool:
 def _candidates(folder: Path) -> Iterator[Path]:
     if not (folder / TAG).is_file():
         return
-    steps = {file: _step(file) for file in folder.glob("model_[0-9]*.pth")}
+    steps = {file: step_of(file) for file in folder.glob("model_[0-9]*.pth")}
     numbered = {step: file for file, step in steps.items() if step is not None}
     limit = max(numbered, default=0) + 1
     if file := _named(folder):
         yield file
-        step = _step(file)
+        step = step_of(file)
         limit = limit if step is None else step
     for step in sorted(numbered, reverse=True):
         if step < limit:
             yield numbered[step]
 
 
-def _step(file: Path) -> int | None:
+def step_of(file: Path) -> int | None:
+    """Return the step in a checkpoint's name, None where it has none: the final one, or a user's copy."""
     number = re.fullmatch("model_([0-9]{1,18})", file.stem)
     return int(number[1]) if number else None
 

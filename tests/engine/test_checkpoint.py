@@ -107,6 +107,15 @@ class TestSaving:
         assert train(3, 5, 9) == ["model_0000003.pth", "model_0000004.pth"]
         assert train(5, 6, 6) == ["model_0000004.pth", "model_0000005.pth", "model_final.pth"]
 
+    def test_a_copy_that_a_user_keeps_is_not_counted(self, tmp_path, checkpointer):
+        for name in ("model_0000001.pth", "model_0000001_copy.pth"):
+            (tmp_path / name).touch()
+        trainer = Idle()
+        trainer.register_hooks([PeriodicCheckpoint(checkpointer, period=1, max_to_keep=1)])
+        trainer.train(2, 4)
+        left = sorted(file.name for file in tmp_path.glob("*.pth"))
+        assert left == ["model_0000001_copy.pth", "model_0000003.pth", "model_final.pth"]
+
     def test_a_last_checkpoint_that_is_gone(self, tmp_path, checkpointer):
         checkpointer.save("model_0000001")
         (tmp_path / "model_0000001.pth").unlink()
