@@ -67,6 +67,7 @@ KINDS: dict[str, Kind] = {
     "polygon-outside": Kind("warning", "a polygon reaches outside of its image", "what lies inside"),
     "polygon-all-outside": Kind("warning", "polygons lie outside of their image"),
     "polygon-crossing": Kind("warning", "an outline crosses itself"),
+    "polygon-unchecked": Kind("warning", "an outline is too intricate to look for crossings"),
     "rle-size": Kind("error", "an RLE has another size than its image"),
     "rle-counts": Kind("error", "the counts of an RLE do not sum to its size"),
     # boxes and areas
