@@ -69,7 +69,7 @@ def main() -> int:
     from sam_d2.doctor.report import report_json
     from sam_d2.doctor.show import show_checkup, show_mended
 
-    remedy = "python tools/check_dataset.py FILE.json --image-root DIR"
+    remedy = "python tools/check_dataset.py {file} --image-root {images}"
     found = find_files(args.dataset, manifest_path(), remedy=remedy)
     roots = () if args.image_root is None else (args.image_root.absolute(),)
     lone = Path(args.dataset).expanduser().is_file()  # of which no part is known

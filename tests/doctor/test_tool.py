@@ -64,6 +64,19 @@ def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_p
     assert f"dataset_test.json, image 1 (doctor_1.png), {found}" in out
 
 
+def test_a_folder_of_unknown_layout_has_its_files_named(doctor, coco, write, tmp_path):
+    (tmp_path / "my cells" / "images").mkdir(parents=True)
+    for name in ("a.json", "images/b.json"):
+        write(coco, f"my cells/{name}")
+    code, _, err = doctor(tmp_path / "my cells")
+    folder = tmp_path / "my cells"
+    assert code == 2 and err.splitlines()[1:] == [
+        f"  python tools/check_dataset.py '{folder}/a.json' --image-root '{folder}/images'",
+        f"  python tools/check_dataset.py '{folder}/images/b.json' --image-root '{folder}/images'",
+    ]
+    assert doctor("none")[2].endswith(" python tools/check_dataset.py FILE.json --image-root DIR\n")
+
+
 def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST", 2)
     for one in coco["annotations"]:
