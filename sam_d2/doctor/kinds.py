@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sam_d2.data.findings import Severity
+if TYPE_CHECKING:  # findings are described with these titles
+    from sam_d2.data.findings import Severity
 
 
 class Kind(NamedTuple):
