@@ -38,7 +38,8 @@ class Source:
     """A file to check.
 
     Attributes:
-        split: ``train``, ``val`` or ``test``; "" of a lone file.
+        split: ``train``, ``val``, ``test``, or of a file that is divided both, such as ``train and test``; "" of a lone
+            file.
         json_file: absolute path.
         image_roots: folders of its images, to try first.
     """

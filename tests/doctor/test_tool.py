@@ -64,6 +64,21 @@ def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_p
     assert f"dataset_test.json, image 1 (doctor_1.png), {found}" in out
 
 
+def test_a_file_that_is_divided_is_said_to_be_both_parts(doctor, coco, write, tmp_path, monkeypatch):
+    """Registered with one image folder for the training part and another for the test part; it is checked once."""
+    file = write(coco, "trainval.json")
+    splits = {
+        part: {"json": "trainval.json", "images": images, "split": {"part": part, "fraction": 0.5, "seed": 0}}
+        for part, images in (("test", "none"), ("train", "."))
+    }
+    manifest = {"version": 1, "datasets": {"cells": {"classes": ["square", "triangle"], "splits": splits}}}
+    (tmp_path / "datasets.json").write_text(json.dumps(manifest))
+    code, out, _ = doctor("cells", "--json", tmp_path / "report.json")
+    assert code == 0 and out.splitlines()[0].startswith(f"train and test: {file}  COCO, 2 images, ")
+    (described,) = json.loads((tmp_path / "report.json").read_text())["files"]
+    assert described["split"] == "train and test" and described["image_root"] == str(tmp_path)
+
+
 def test_a_folder_of_unknown_layout_has_its_files_named(doctor, coco, write, tmp_path):
     (tmp_path / "my cells" / "images").mkdir(parents=True)
     for name in ("a.json", "images/b.json"):
