@@ -105,6 +105,11 @@ class Part:
         identity = known(self.images[place].id)
         return f"images[{place}]" if identity is None else identity
 
+    def without_annotations(self) -> list[int]:
+        """Return the places of images that have none: negatives, or forgotten, which the file does not tell."""
+        owners = set(map(id, self.table.owners))
+        return [place for place, image in enumerate(self.images) if id(image) not in owners]
+
     def paths(self) -> Iterator[tuple[int, Path]]:
         """Return the place and the path of each image that is there."""
         if self.root is None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sam_d2.data.findings import Finding, RecordId, plural
+from sam_d2.data.records import known
 from sam_d2.doctor.checkup import Checkup
 from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.mend import Mended
@@ -73,7 +74,12 @@ def _part_text(part: Part) -> Text:
     text.append(_clean(part.file), style="none")
     if part.form is not None:
         form = "COCO" if part.form == "coco" else "Detectron2's list of dicts"
-        counts = [plural(len(part.images), "image"), plural(len(part.table.annotations), "annotation")]
+        images = plural(len(part.images), "image")
+        if without := part.without_annotations():
+            name = PurePath(known(part.images[without[0]].file_name) or "").name
+            name = _shorten(name, _NAME) or f"image {_clean(part.image_label(without[0]))}"
+            images += f" ({len(without):,} without annotations, such as {name})"
+        counts = [images, plural(len(part.table.annotations), "annotation")]
         if part.form == "coco":
             counts.append(plural(len(part.categories), "category", "categories"))
         text.append(f"  {form}, {', '.join(counts)}", style="dim")

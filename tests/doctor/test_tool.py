@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sam_d2.data import resolve_dataset
 from sam_d2.doctor import report
@@ -39,6 +40,24 @@ def test_exit_codes_and_the_last_line(doctor, coco, write):
     coco["annotations"][0]["category_id"] = 5
     code, out, _ = doctor(write(coco))
     assert code == 2 and out.splitlines()[-1].startswith("1 error of 1 kind and 1 warning of 1 kind.")
+
+
+@pytest.mark.parametrize("form", ["coco", "dicts"])
+def test_images_without_annotations_are_counted_and_no_finding(form, doctor, request, write, tmp_path):
+    """Two of four: a forgotten image looks like one that is a negative."""
+    content, folder = request.getfixturevalue(form), tmp_path / "images"
+    images, key = (content["images"], "id") if form == "coco" else (content, "image_id")
+    folder.mkdir()
+    for number in (7, 8):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"doctor_{number}.png")
+        images.append({**images[0], key: number, "file_name": f"images/doctor_{number}.png"})
+        if form == "dicts":
+            images[-1]["annotations"] = []
+    code, out, _ = doctor(write(content), "--images", "--json", tmp_path / "report.json")
+    assert code == 0 and out.splitlines()[-2] == "Nothing is wrong."
+    assert ", 4 images (2 without annotations, such as doctor_7.png), 4 annotations" in out.splitlines()[0]
+    (described,) = json.loads((tmp_path / "report.json").read_text())["files"]
+    assert (described["images_without_annotations"], described["without_annotations"]) == (2, [7, 8])
 
 
 def test_findings_are_grouped_with_examples(doctor, coco, write):
@@ -101,7 +120,16 @@ def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert content["exit_code"] == code == 1 and content["dataset"] == str(file)
     assert content["files"] == [
-        {"split": "", "file": str(file), "form": "coco", "images": 2, "annotations": 4, "image_root": str(tmp_path)}
+        {
+            "split": "",
+            "file": str(file),
+            "form": "coco",
+            "images": 2,
+            "images_without_annotations": 0,
+            "without_annotations": [],
+            "annotations": 4,
+            "image_root": str(tmp_path),
+        }
     ]
     (kind,) = content["kinds"]
     assert (kind["kind"], kind["severity"], kind["count"], kind["listed"]) == ("area-absent", "warning", 4, 2)
