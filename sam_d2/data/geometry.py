@@ -230,8 +230,7 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
     empty = (bounds[:, 2:] <= bounds[:, :2]).any(axis=1)
     for row in np.flatnonzero(far & ~flat & empty).tolist():
         found = f"the polygons' bounds {bounds[row].tolist()} have no area"
-        fix = "the mask has no area; the box is used as it is"
-        table.report(row, "warning", "segmentation", found, fix, "mask-empty")
+        table.report(row, "warning", "segmentation", found, "the box is used as it is", "mask-empty")
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
         fix = "the box is used as it is; was XYXY written as XYWH?"

@@ -172,7 +172,7 @@ WARNINGS = {
         put(*ANNOTATION, "bbox", [4, 5, 2, 3]), "bbox", "the box is used as it is; was"),
     # the box of 2 x 3 px has the point as its corner: each grown by 1 px, the IoU is 4 / 20
     "mask without area": (
-        put(*ANNOTATION, "segmentation", [[1, 1, 1, 1, 1, 1]]), "segmentation", "the mask has no area; the box is"),
+        put(*ANNOTATION, "segmentation", [[1, 1, 1, 1, 1, 1]]), "segmentation", "the box is used as it is"),
     "polygon of two points": (
         put(*ANNOTATION, "segmentation", [[1, 1, 3, 1, 3, 4, 1, 4], [1, 1, 2, 2]]), "segmentation",
         "polygons of under 3 points are left out"),
