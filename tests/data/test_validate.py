@@ -73,6 +73,9 @@ COCO_ERRORS = {
         (*ANNOTATION, "segmentation", 0, 3, NAN), 10, 0, "segmentation", "a polygon has NaN or infinity"),
     "polygon of another planet": (
         (*ANNOTATION, "segmentation", 0, 3, 1e30), 10, 0, "segmentation", "polygons reach over"),
+    "outline of a small country": (
+        (*ANNOTATION, "segmentation", [[0, 0, 50001, 0, 50001, 1]]), 10, 0, "segmentation",
+        "an outline is 100,003 px long, in an image of "),
     "polygon with null": ((*ANNOTATION, "segmentation", 0, 3, None), 10, 0, "segmentation", "got `null`"),
     "RLE without size": (
         (*CROWD, "segmentation", "size", ...), 20, 2, "segmentation", "missing required field `size`"),
@@ -322,3 +325,13 @@ def test_decoded_runs_of_masks():
     assert runs.tolist() == [run for text in strings for run in read_runs(text)]
     assert places.tolist() == [place for text in strings for place in range(len(read_runs(text)))]
     assert [len(found) for found in decoded_runs([])] == [0, 0]
+
+
+@pytest.mark.parametrize(("points", "kinds"), [(4000, set()), (4002, {"polygon-long"})])
+def test_an_outline_may_come_by_each_pixel_of_its_image_four_times(points, kinds, coco, write):
+    """Sides of 1,000 px to and fro in 1000 x 1000 px, the last one back to the first point."""
+    coco["images"][0].update(width=1000, height=1000)
+    zigzag = [number for point in range(points) for number in (1000 * (point % 2), point / 5)]
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "segmentation": [zigzag]}]
+    found = inspect_dataset_file(write(coco)).findings
+    assert {one.kind for one in found if one.severity == "error"} == kinds

@@ -98,6 +98,9 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "odd polygon": ((*FIRST, "segmentation", [[5, 5, 15, 5, 15, 15, 5]]), "polygon-odd", ANNOTATION, False),
     "polygon with NaN": ((*FIRST, "segmentation", 0, 2, NAN), "polygon-nan", ANNOTATION, False),
     "polygon of another planet": ((*FIRST, "segmentation", 0, 2, 1e9), "polygon-far", ANNOTATION, False),
+    # 4 x 40,000 px: more than the 100,000 that any image may have
+    "outline of a small country": (
+        (*FIRST, "segmentation", [[0, 0, 40000, 10, 0, 20, 40000, 30]]), "polygon-long", ANNOTATION, False),
     "polygon of two points": (
         lambda c: c["annotations"][0]["segmentation"].append([1, 1, 2, 2]), "polygon-short", ANNOTATION, True),
     "polygon outside": (  # the box too: [30, 5, 20, 10] in an image that ends at 40
