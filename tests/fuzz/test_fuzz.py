@@ -189,7 +189,7 @@ class TestGuided:
 
     def test_without_atheris(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "atheris", None)
-        with pytest.raises(UserError, match=r"--guided needs atheris .*pip install atheris"):
+        with pytest.raises(UserError, match=r"--guided needs atheris .*pip install -e '\.\[fuzz\]'"):
             import_atheris()
 
     @pytest.mark.slow

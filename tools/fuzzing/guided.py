@@ -22,7 +22,7 @@ def import_atheris() -> Any:
         import atheris
     except ImportError as error:
         raise UserError(
-            f"--guided needs atheris ({error}): python -m pip install atheris. There is no wheel for some systems."
+            f"--guided needs atheris ({error}): pip install -e '.[fuzz]'. There is no wheel for some systems."
         ) from error
     return atheris
 
