@@ -40,6 +40,7 @@ EXTRAS_REQUIRE = {
     # What an installed Detectron2 imports beyond the above; pkg_resources left setuptools with version 81.
     "parity": ["yacs>=0.1.8", "packaging", "setuptools<81", "timm>=1.0"],  # timm: two layers of the real MViT
     "benchmarks": ["transformers>=5.0"],  # a peer of tools/benchmark.py; the oldest that was tried
+    "fuzz": ["atheris>=3.0.0"],  # tools/fuzz.py --guided; the oldest that was tried; no wheel for every system
     "dev": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.11", "setuptools>=70.1", "hypothesis>=6.100"],
 }
 

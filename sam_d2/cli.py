@@ -14,7 +14,10 @@ from typing import NoReturn
 from sam_d2.errors import UserError
 from sam_d2.faults import explained
 from sam_d2.interruption import Interrupted, stop_requests
-from sam_d2.visible_text import clean
+from sam_d2.visible_text import printable
+
+OUR_FAULT = 70
+"""Exit code of a program that ends with a traceback; Python's own, 1, is what tools say of warnings and differences."""
 
 EXAMPLES = """
 examples:
@@ -152,8 +155,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
     Raises:
         SystemExit: always; with 2 after a :class:`~sam_d2.errors.UserError`, whose message alone is printed, or a
-            fault of the machine that :mod:`sam_d2.faults` knows, with 130 after Ctrl-C and 143 after SIGTERM. Any
-            other exception passes through with its traceback: it is a fault of ours.
+            fault of the machine that :mod:`sam_d2.faults` knows, with 130 after Ctrl-C and 143 after SIGTERM, and with
+            :data:`OUR_FAULT` after the traceback of any other exception.
     """
     # Raised by libraries at import, before every message of ours, and nothing that a user could change.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
@@ -162,11 +165,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         code = _exit_code(main)
     except RuntimeError as error:
         # Of a loader's worker that died torch may tell a second time, in whatever is done about the first.
-        text = explained(error)
-        if text is None:
-            raise
-        print(f"error: {printable(text)}", file=sys.stderr)
-        code = 2
+        code = _told(error)
     # All is done and said: a Ctrl-C while Python clears up would only show where.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
@@ -182,16 +181,17 @@ def _exit_code(main: Callable[[], int | None]) -> int:
         print(request.told, file=sys.stderr)
         return request.exit_code
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else explained(error)
-        if text is None:
-            raise
-        print(f"error: {printable(text)}", file=sys.stderr)
-        return 2
+        return _told(error)
 
 
-def printable(message: str) -> str:
-    """Spell out what a terminal would obey: a name in a file may hold the characters that move its cursor."""
-    return "\n".join(clean(line) for line in message.split("\n"))
+def _told(error: Exception) -> int:
+    """Print what an error says to the user, or its traceback where it is a fault of ours; return the exit code."""
+    text = str(error) if isinstance(error, UserError) else explained(error)
+    if text is None:
+        sys.excepthook(type(error), error, error.__traceback__)  # W&B's, for one, notes that its run has failed
+        return OUR_FAULT
+    print(f"error: {printable(text)}", file=sys.stderr)
+    return 2
 
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:

@@ -5,9 +5,14 @@ class UserError(Exception):
     """Bad input: the message names the file, the id and the fix, and no traceback is shown.
 
     Command-line tools catch it in :func:`sam_d2.cli.run_main`, print it to stderr and exit with code 2.
+
+    Args:
+        message: what is shown.
+        of_all: whether all processes of the run raise the same, so that one of them suffices to say it.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, of_all: bool = False) -> None:
+        self.of_all = of_all
         # torch makes the exception of a loader's worker anew, with the worker's whole traceback as its message.
         name = type(self).__name__
         if message.startswith(f"Caught {name} in "):

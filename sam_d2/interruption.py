@@ -76,7 +76,7 @@ class StopRequests:
         finally:
             for signum, handler in zip(taken, before, strict=True):
                 signal.signal(signum, handler)
-            self.received = None
+            self.received, self._when = None, -math.inf
 
     @contextmanager
     def deferred(self, notice: str = "") -> Iterator[None]:

@@ -13,6 +13,11 @@ def clean(text: object) -> str:
     return "".join(_visible(character) for character in str(text))
 
 
+def printable(message: str) -> str:
+    """:func:`clean` for each line: a name in a file may hold the characters that move a terminal's cursor."""
+    return "\n".join(clean(line) for line in message.split("\n"))
+
+
 def _visible(character: str) -> str:
     code = ord(character)
     if code < 0x20:

@@ -72,6 +72,31 @@ def files_are_apart() -> Iterator[None]:
         yield
 
 
+def _edit(content: Any, change: Any) -> None:
+    if callable(change):
+        change(content)
+    elif isinstance(change, list):
+        for one in change:
+            _edit(content, one)
+    else:
+        *path, key, value = change
+        for step in path:
+            content = content[step]
+        if value is ...:
+            del content[key]
+        else:
+            content[key] = value
+
+
+@pytest.fixture(scope="session")
+def edit() -> Callable[[Any, Any], None]:
+    """``edit(content, change)``: a parsed file becomes another, as a case of a test says.
+
+    A change is a path with the value that is put there, where `...` deletes; a function of the file; or a list of them.
+    """
+    return _edit
+
+
 @pytest.fixture(scope="session")
 def with_random_weights() -> Callable[[Callable[[], Any], float], Any]:
     """``with_random_weights(build, scale)``: a SAM whose every parameter has a value, also those that begin with zeros.

@@ -99,9 +99,13 @@ def test_run_main_ends_the_process(main, code, message, capsys):
     assert capsys.readouterr().err == message
 
 
-def test_run_main_lets_our_own_faults_through():
-    with pytest.raises(ZeroDivisionError):
+def test_a_fault_of_ours_shows_where_and_is_no_code_of_a_result(capsys):
+    with pytest.raises(SystemExit) as end:
         run_main(lambda: 1 // 0)
+    assert end.value.code == 70
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback") and error.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+    assert "lambda: 1 // 0" in error
 
 
 def test_importing_the_command_line_and_configs_loads_no_torch():

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: what a signal does in each state of a program, and that a training loses nothing by it."""
 
+import errno
 import importlib
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ import torch
 from detectron2.engine import hooks
 from sam_d2 import interruption
 from sam_d2.cli import run_main
-from sam_d2.engine.graceful_stop import EVALUATION_DUE
+from sam_d2.engine.graceful_stop import EVALUATION_DUE, GracefulStop
 from sam_d2.engine.step_news import News
 from sam_d2.engine.trainer import Trainer
+from sam_d2.errors import UserError
 from sam_d2.evaluation.run import PromptedEvaluation
 from sam_d2.interruption import Interrupted, StopRequests, stop_requests
 
@@ -258,3 +261,21 @@ def test_all_processes_stop_after_the_same_step(in_two_processes, train_net, tmp
     assert in_two_processes(train, folder) == [(143, None), (143, signal.SIGTERM)]
     assert sorted(file.name for file in folder.glob("*.pth")) == ["model_0000001.pth"]
     assert torch.load(folder / "model_0000001.pth", weights_only=True)["iteration"] == 1
+
+
+def test_where_the_checkpoint_finds_no_room_all_processes_end_with_the_same_message(in_two_processes, tmp_path):
+    class Full:
+        save_dir = str(tmp_path)
+
+        def save(self, name, iteration):
+            assert torch.distributed.get_rank() == 0
+            raise OSError(errno.ENOSPC, "No space left on device", f"{name}.pth")
+
+    def stop():
+        hook = GracefulStop(Full())
+        hook.trainer = SimpleNamespace(news=News(0, 1, 0, 0), iter=3, max_iter=9)
+        with pytest.raises(UserError) as caught:
+            hook.after_step()
+        return str(caught.value).split(" (")[0]
+
+    assert in_two_processes(stop) == ["model_0000003.pth: no room to write"] * 2

@@ -69,24 +69,27 @@ def main() -> int:
     from sam_d2.doctor.report import report_json
     from sam_d2.doctor.show import show_checkup, show_mended
 
-    remedy = "python tools/check_dataset.py FILE.json --image-root DIR"
+    remedy = "python tools/check_dataset.py {file} --image-root {images}"
     found = find_files(args.dataset, manifest_path(), remedy=remedy)
     roots = () if args.image_root is None else (args.image_root.absolute(),)
     lone = Path(args.dataset).expanduser().is_file()  # of which no part is known
-    sources = {
-        found[split].json_file: Source("" if lone else split, found[split].json_file, roots or found[split].image_roots)
-        for split in sorted(found, key=_ORDER.index)
-    }
-    check_arguments(args, list(sources))
+    splits: dict[Path, list[str]] = {}  # one file may be divided into two
+    for split in sorted(found, key=_ORDER.index):
+        splits.setdefault(found[split].json_file, []).append(split)
+    sources = []
+    for file, names in splits.items():
+        own = tuple(dict.fromkeys(root for name in names for root in found[name].image_roots))
+        sources.append(Source("" if lone else " and ".join(names), file, roots or own))
+    check_arguments(args, list(splits))
     console = Console()
-    checkup = check_dataset(list(sources.values()), images=args.images)
+    checkup = check_dataset(sources, images=args.images)
     show_checkup(console, checkup)
     code = checkup.exit_code
     written = {}
     if args.json is not None:
         written[args.json] = json_bytes(report_json(args.dataset, checkup))
     if args.fix is not None:
-        mended = mend(next(iter(sources.values())), checkup)
+        mended = mend(sources[0], checkup)
         written[args.fix] = mended.content()  # may be refused, before anything is said to be mended
         show_mended(console, mended, args.fix)
         code = mended.checkup.exit_code

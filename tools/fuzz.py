@@ -8,6 +8,9 @@ a program, connect or write outside of its folder is a finding: it is kept as a 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import queue
 import re
 import shutil
@@ -18,9 +21,11 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 from fuzzing import FINDINGS, OUTCOMES
-from fuzzing.harness import GROWTH, MEMORY, SECONDS, TARGETS, harness, limit_memory
+from fuzzing.guided import follow_coverage, import_atheris, instrumented
+from fuzzing.harness import GROWTH, MEMORY, SECONDS, TARGETS, Harness, harness, limit_memory
 from rich.console import Console
 from rich.table import Table
 
@@ -56,8 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--findings", type=Path, default=Path("fuzz_findings"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--repeat", type=Path, metavar="FILE", help="run one kept input again and show how it ends")
-    # The process of a target: TARGET FIRST END.
-    parser.add_argument("--process", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--guided", action="store_true", help="let libFuzzer look for inputs that reach new code (needs atheris)"
+    )
+    # The process of a target: TARGET FIRST END FILE; the file has the input that it is at, where it is guided.
+    parser.add_argument("--process", nargs=4, help=argparse.SUPPRESS)
     return parser
 
 
@@ -72,18 +80,22 @@ def _columns() -> str:
 def main() -> int:
     args = build_parser().parse_args()
     if args.process:
-        return run_process(args.process[0], int(args.process[1]), int(args.process[2]), args.seed, args.findings)
+        name, first, end, current = args.process
+        process = Process(name, int(first), int(end), args.seed, args.findings)
+        return process.guided(Path(current)) if args.guided else process.drawn()
     if args.repeat:
         return repeat(args.repeat)
     if args.inputs < 1:
         raise UserError(f"--inputs {args.inputs}: at least 1.")
+    if args.guided:
+        import_atheris()
     names = args.target or list(TARGETS)
     shares = {name: TARGETS[name].share for name in names}
     begin = time.monotonic()
     counts = {}
     for name, share in shares.items():
         inputs = max(1, round(args.inputs * share / sum(shares.values())))
-        counts[name] = run_target(name, inputs, args.seed, args.findings)
+        counts[name] = run_target(name, inputs, args.seed, args.findings, guided=args.guided)
         passed = time.monotonic() - begin
         print(f"{name}: {_said(counts[name])}; {passed:.0f} s since the start", file=sys.stderr, flush=True)
     show(counts, time.monotonic() - begin)
@@ -99,7 +111,7 @@ def _said(count: Counter[str]) -> str:
     return f"{count.total():,} inputs: {outcomes}"
 
 
-def run_target(name: str, inputs: int, seed: int, findings: Path) -> Counter[str]:
+def run_target(name: str, inputs: int, seed: int, findings: Path, *, guided: bool) -> Counter[str]:
     """Run the inputs of a target in a process, and in a new one behind each input that ended it."""
     counts: Counter[str] = Counter()
     first = 0
@@ -107,16 +119,19 @@ def run_target(name: str, inputs: int, seed: int, findings: Path) -> Counter[str
         current = Path(folder) / "current"
         while first < inputs:
             command = [sys.executable, __file__, "--seed", str(seed), "--findings", str(findings)]
-            command += ["--process", name, str(first), str(inputs)]
-            # In a session of its own: Ctrl-C is for this process, which ends that one.
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+            command += ["--process", name, str(first), str(inputs), str(current), *["--guided"] * guided]
+            # In a session of its own: Ctrl-C is for this process, which ends that one, and removes its files.
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "TMPDIR": folder}
+            ) as process:
                 first, outcome = _follow(process, counts, first)
             if first < inputs:
                 if outcome == "no start":
                     raise RuntimeError(f"the process of {name} does not start")
                 counts[outcome] += 1
-                with harness(name) as maker:  # in this process it is only made
-                    current.write_bytes(maker.make(seed, first))
+                if not guided:
+                    with harness(name) as maker:  # in this process it is only made
+                        current.write_bytes(maker.make(seed, first))
                 keep(findings, f"{name}-{outcome}-{first:07d}", current.read_bytes(), f"exit code {process.returncode}")
                 first += 1
     return counts
@@ -153,23 +168,64 @@ def _follow(process: subprocess.Popen[str], counts: Counter[str], first: int) ->
         reader.join()
 
 
-def run_process(name: str, first: int, end: int, seed: int, findings: Path) -> int:
-    """Run inputs here, saying the outcome of each in a line; the process may not survive it."""
-    kinds: Counter[str] = Counter()
-    with harness(name) as runner:
-        runner.run(runner.make(seed, 0))  # imports
+class Process:
+    """Runs inputs of a target here, saying the outcome of each in a line; it may not survive one.
+
+    Args:
+        name: of the target.
+        first: number of the first input.
+        end: one more than that of the last.
+        seed: other inputs.
+        findings: folder where they are kept.
+    """
+
+    def __init__(self, name: str, first: int, end: int, seed: int, findings: Path) -> None:
+        self.name, self.index, self.end, self.seed, self.findings = name, first, end, seed, findings
+        self._kinds: Counter[str] = Counter()
+
+    def drawn(self) -> int:
+        """Run the inputs that the seed gives."""
+        with harness(self.name) as runner:
+            self._begin(runner)
+            while self.index < self.end:
+                self._run(runner, runner.make(self.seed, self.index))
+        return 0
+
+    def guided(self, current: Path) -> int:
+        """Run inputs that libFuzzer looks for; the process ends with the last one.
+
+        Args:
+            current: file for the input that is being read.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.redirect_stderr(io.StringIO()), instrumented():  # each module would be a line
+                runner = stack.enter_context(harness(self.name))
+                self._begin(runner)
+
+            def one(random: Random) -> None:
+                content = runner.target.make(random)
+                current.write_bytes(content)
+                self._run(runner, content)
+                if self.index == self.end:
+                    os._exit(0)
+
+            follow_coverage(one, self.seed + self.index)
+        return 0
+
+    def _begin(self, runner: Harness) -> None:
+        runner.run(runner.make(self.seed, 0))  # imports
         limit_memory()
         print("ready", flush=True)
-        for index in range(first, end):
-            content = runner.make(seed, index)
-            outcome, text = runner.run(content)
-            if outcome in FINDINGS:
-                kind = f"{outcome} {' '.join(re.findall(r'File .*', text)[-1:])}"
-                kinds[kind] += 1
-                if kinds[kind] <= _MOST_KEPT:
-                    keep(findings, f"{name}-{outcome}-{index:07d}", content, text)
-            print(outcome, flush=True)
-    return 0
+
+    def _run(self, runner: Harness, content: bytes) -> None:
+        outcome, text = runner.run(content)
+        if outcome in FINDINGS:
+            kind = f"{outcome} {' '.join(re.findall(r'File .*', text)[-1:])}"
+            self._kinds[kind] += 1
+            if self._kinds[kind] <= _MOST_KEPT:
+                keep(self.findings, f"{self.name}-{outcome}-{self.index:07d}", content, text)
+        self.index += 1
+        print(outcome, flush=True)
 
 
 def keep(folder: Path, name: str, content: bytes, text: str) -> None:

@@ -187,6 +187,7 @@ def work(args: argparse.Namespace) -> int:
     import torch
 
     from detectron2.utils import comm
+    from sam_d2.engine.console import quiet_console
     from sam_d2.labelling.index import DatasetIndex, build_index
     from sam_d2.labelling.journal import Journal
     from sam_d2.labelling.labeller import BoxLabeller
@@ -197,6 +198,7 @@ def work(args: argparse.Namespace) -> int:
     from sam_d2.predictor import Predictor
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    quiet_console()
     first, processes = comm.is_main_process(), Processes()
     if not first:
         processes.wait()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sam_d2.data.coco_2017 import NAME as COCO_2017
 from sam_d2.data.coco_2017 import find_coco_2017
-from sam_d2.data.folder_layouts import SplitFiles, find_splits
+from sam_d2.data.folder_layouts import SplitFiles, find_splits, suggest_lines
 from sam_d2.data.manifest import RESERVED_NAME, read_manifest
 from sam_d2.data.resolve import image_folders, manifest_files
 from sam_d2.errors import UserError
@@ -19,7 +19,7 @@ def find_files(argument: str, manifest: Path, *, remedy: str) -> dict[str, Split
         argument: a name of the manifest, ``quickstart`` or ``coco_2017``, a folder in one of the layouts that
             :func:`sam_d2.data.resolve_dataset` knows, or a file.
         manifest: the file.
-        remedy: what to write where this is not found.
+        remedy: what to write where this is not found, with the fields ``{file}`` and ``{images}``.
 
     Raises:
         UserError: nothing is known by that name, or the folder has another layout.
@@ -39,12 +39,12 @@ def find_files(argument: str, manifest: Path, *, remedy: str) -> dict[str, Split
         if not splits:
             raise UserError(
                 f"{path}: the layout of this folder is not known (docs/datasets.md lists those that are). "
-                f"Name the file: {remedy}"
+                f"Name a file, for example:\n{suggest_lines(path.resolve(), remedy)}"
             )
         return splits
     if path.is_file():
         return {"train": SplitFiles(path.resolve(), tuple(image_folders(path.resolve())))}
     raise UserError(
         f"Dataset {argument!r} is not known. Known: {', '.join([*known, RESERVED_NAME, COCO_2017])} (manifest "
-        f"{manifest}). Name the file: {remedy}"
+        f"{manifest}). Name the file: {remedy.format(file='FILE.json', images='DIR')}"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from sam_d2.doctor.kinds import KINDS
 from sam_d2.errors import UserError
 
 MAX_LISTED = 20
@@ -50,13 +51,17 @@ class Finding:
 
     def describe(self) -> str:
         """Return the finding in one line, without the file."""
+        return f"{self.place_and_found()}; {self.fix}"
+
+    def place_and_found(self) -> str:
+        """Return where in the file it is, and what was found there."""
         place = [f"image {self.image_id}"] if self.image_id is not None else []
         if self.annotation_id is not None:
             place.append(f"annotation {self.annotation_id}")
         if self.rows:
             told = not self.row_of or self.row_of.startswith(f"{self.field} ")
             place.append(_rows_text(self.rows) + ("" if told else f" ({self.row_of})"))
-        return f"{', '.join([*place, self.field])}: {self.found}; {self.fix}"
+        return f"{', '.join([*place, self.field])}: {self.found}"
 
 
 def grouped_rows(findings: Iterable[Finding]) -> list[Finding]:
@@ -132,7 +137,7 @@ def doctor_command(*words: str | Path) -> str:
 
 
 def grouped_warnings(findings: Iterable[Finding]) -> list[str]:
-    """Return one line for each kind of warning: how many, what is done about it, and the first example."""
+    """Return one line for each kind of warning: how many, what is wrong, an example, and what is done about it."""
     counts = WarningCounts()
     counts.add(findings)
     return counts.lines()
@@ -143,22 +148,25 @@ class WarningCounts:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[Path, str, str]] = Counter()
-        self._examples: dict[tuple[Path, str, str], str] = {}
+        self._firsts: dict[tuple[Path, str, str], Finding] = {}
 
     def add(self, findings: Iterable[Finding]) -> None:
         """Count the warnings among findings."""
         for finding in findings:
             if finding.severity == "warning":
-                kind = (finding.file, finding.field, finding.fix)
-                self._counts[kind] += 1
-                self._examples.setdefault(kind, finding.describe())
+                alike = (finding.file, finding.kind or finding.field, finding.fix)
+                self._counts[alike] += 1
+                self._firsts.setdefault(alike, finding)
 
     def lines(self) -> list[str]:
         """Return one line for each kind."""
-        return [
-            f"{kind[0]}: {plural(count, 'warning')} on {kind[1]} ({kind[2]}), first: {self._examples[kind]}"
-            for kind, count in self._counts.items()
-        ]
+        return [_warning_line(count, self._firsts[alike]) for alike, count in self._counts.items()]
+
+
+def _warning_line(count: int, first: Finding) -> str:
+    what = KINDS[first.kind].title if first.kind else f"on {first.field}"
+    example = f"{'first: ' if count > 1 else ''}{first.place_and_found()}"
+    return f"{first.file}: {plural(count, 'warning')}, {what}; {example}; {first.fix}"
 
 
 def plural(count: int, one: str, several: str = "") -> str:

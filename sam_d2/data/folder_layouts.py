@@ -55,12 +55,20 @@ def find_splits(folder: Path) -> dict[str, SplitFiles]:
 
 def suggest_registration(folder: Path, name: str) -> str:
     """Return lines of register_dataset.py that would register the JSON files of a folder."""
+    command = f"python tools/register_dataset.py {name}"
+    return suggest_lines(folder, f"{command} --train-json {{file}} --train-images {{images}} --split 0.8")
+
+
+def suggest_lines(folder: Path, line: str) -> str:
+    """Return a line for each of the first JSON files in a folder and below it, or for FILE.json where there is none.
+
+    Args:
+        folder: where they are looked for.
+        line: what to do with one, with the fields ``{file}`` and ``{images}``.
+    """
     images = shlex.quote(str(folder / "images" if (folder / "images").is_dir() else folder))
     files = [shlex.quote(str(path)) for path in sorted(folder.rglob("*.json"))[:MAX_SUGGESTIONS]]
-    return "\n".join(
-        f"  python tools/register_dataset.py {name} --train-json {file} --train-images {images} --split 0.8"
-        for file in files or ["FILE.json"]
-    )
+    return "\n".join(f"  {line.format(file=file, images=images)}" for file in files or ["FILE.json"])
 
 
 def _named_after(folder: Path, split: str) -> list[Path]:

@@ -19,6 +19,9 @@ from sam_d2.data.rle import compressed_totals
 
 MIN_POLYGON = 6  # numbers: three points
 MAX_COORDINATE = 1e6  # px; pycocotools walks along each side of a polygon, and reads foreign memory beyond 4e8
+MAX_OUTLINE = 1e7  # px of one polygon, which pycocotools needs half a GiB to draw
+ENOUGH_OUTLINE = 1e5  # px, in an image of any size
+OUTLINE_PER_PIXEL = 4.0  # of the image: an outline that comes by each of its pixels has 1
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
 
@@ -166,10 +169,40 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
         fix = f"write pixels, none beyond {MAX_COORDINATE:,.0f}"
         table.report(row, "error", "segmentation", found, fix, "polygon-far")
         bounds[row] = np.nan
+    for row, length, most in _long_outlines(table, bounds, rows, points, lengths // 2):
+        found = f"an outline is {length:,.0f} px long, in an image of {_size(table.owners[row])}"
+        fix = f"write one of at most {most:,.0f} px: drawing takes time and memory for each"
+        table.report(row, "error", "segmentation", found, fix, "polygon-long")
+        bounds[row] = np.nan
     for row in np.flatnonzero(_outside(table, bounds)).tolist():
         found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
         table.report(row, "warning", "segmentation", found, *_outside_fix(table, row, bounds, "polygon"))
     return bounds
+
+
+def _long_outlines(
+    table: AnnotationTable, bounds: np.ndarray, rows: np.ndarray, points: np.ndarray, counts: np.ndarray
+) -> list[tuple[int, float, float]]:
+    """Return row, length and limit, in px, where an outline is longer than its image has room for.
+
+    Args:
+        table: of the rows.
+        bounds: XYXY of each row's polygons, (N, 4); NaN where they are not to be looked at.
+        rows: of each polygon, (P,).
+        points: of all polygons.
+        counts: of each polygon's points, (P,).
+    """
+    found = dict[int, tuple[float, float]]()
+    extents = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)[rows]
+    ends = np.cumsum(counts)
+    for polygon in np.flatnonzero(counts * extents > ENOUGH_OUTLINE).tolist():  # no other can be too long
+        row, corners = int(rows[polygon]), points[ends[polygon] - counts[polygon] : ends[polygon]]
+        # pycocotools takes a step for each pixel of a side's longer extent
+        length = float(np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1).sum())
+        most = min(MAX_OUTLINE, max(ENOUGH_OUTLINE, OUTLINE_PER_PIXEL * _area(table.owners[row])))
+        if length > max(most, found.get(row, (0.0, 0.0))[0]):
+            found[row] = length, most
+    return [(row, *lengths) for row, lengths in found.items()]
 
 
 def _check_rles(table: AnnotationTable) -> None:
@@ -230,8 +263,7 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
     empty = (bounds[:, 2:] <= bounds[:, :2]).any(axis=1)
     for row in np.flatnonzero(far & ~flat & empty).tolist():
         found = f"the polygons' bounds {bounds[row].tolist()} have no area"
-        fix = "the mask has no area; the box is used as it is"
-        table.report(row, "warning", "segmentation", found, fix, "mask-empty")
+        table.report(row, "warning", "segmentation", found, "the box is used as it is", "mask-empty")
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
         fix = "the box is used as it is; was XYXY written as XYWH?"
@@ -301,3 +333,7 @@ def _size(image: Image | None) -> str:
     if image is None or UNSET in (image.height, image.width):
         return "unknown size"  # reported on its own
     return f"{image.width} x {image.height} px"
+
+
+def _area(image: Image | None) -> float:
+    return np.inf if image is None or UNSET in (image.height, image.width) else float(image.height) * image.width

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from sam_d2.data.geometry import MAX_COORDINATE, MIN_POLYGON, AnnotationTable, compressed_rle
 from sam_d2.data.records import XYWH_ABS, Rle
 
-_BAD_MASK = ("polygon-odd", "polygon-nan", "polygon-far", "rle-size", "rle-counts")
+_BAD_MASK = ("polygon-odd", "polygon-nan", "polygon-far", "polygon-long", "rle-size", "rle-counts")
 
 
 @dataclass

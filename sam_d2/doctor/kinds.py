@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sam_d2.data.findings import Severity
+if TYPE_CHECKING:  # findings are described with these titles
+    from sam_d2.data.findings import Severity
 
 
 class Kind(NamedTuple):
@@ -63,10 +64,12 @@ KINDS: dict[str, Kind] = {
     "polygon-odd": Kind("error", "a polygon has an odd count of numbers"),
     "polygon-nan": Kind("error", "a polygon has NaN or infinity"),
     "polygon-far": Kind("error", "a polygon has coordinates beyond a million pixels"),
+    "polygon-long": Kind("error", "an outline is longer than its image has room for"),
     "polygon-short": Kind("warning", "a polygon has fewer than 3 points", "the polygon is left out"),
     "polygon-outside": Kind("warning", "a polygon reaches outside of its image", "what lies inside"),
     "polygon-all-outside": Kind("warning", "polygons lie outside of their image"),
     "polygon-crossing": Kind("warning", "an outline crosses itself"),
+    "polygon-unchecked": Kind("warning", "an outline is too intricate to look for crossings"),
     "rle-size": Kind("error", "an RLE has another size than its image"),
     "rle-counts": Kind("error", "the counts of an RLE do not sum to its size"),
     # boxes and areas

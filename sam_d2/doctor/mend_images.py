@@ -6,14 +6,17 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec import UNSET
 
-from sam_d2.data.geometry import OUTSIDE_TOLERANCE
+from sam_d2.data.geometry import reach_outside
 from sam_d2.data.records import Rle
+from sam_d2.doctor.columns import read_boxes
 from sam_d2.doctor.images import ImageFacts
 from sam_d2.doctor.parts import Part
 
 _UPRIGHT = (0, 1)  # EXIF orientations that turn nothing
+_ENOUGH_BOXES = 2  # a lone box may be wrong itself
 
 
 def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts: Counter[str]) -> set[int]:
@@ -44,7 +47,7 @@ def mend_images(part: Part, document: Any, facts: dict[Path, ImageFacts], counts
         rows = rows_of.get(id(image), [])
         swapped = (image.height, image.width) == fact.size
         # What fits both sizes tells nothing: the file beside the records may be another image, or one that was turned.
-        told = unknown or (swapped and not _fits(part, rows, (image.width, image.height)))
+        told = unknown or (swapped and _shows_another(part, rows, (image.width, image.height)))
         if fact.orientation in _UPRIGHT and told and _fits(part, rows, fact.size):
             raw = raw_of[id(image)]
             kind = "image-size" if not unknown else "wrong-type" if {"width", "height"} <= raw.keys() else "missing-key"
@@ -67,15 +70,32 @@ def _fits(part: Part, rows: list[int], size: tuple[int, int]) -> bool:
     """Tell whether all masks and boxes of an image lie in a size."""
     columns = part.columns
     assert columns is not None  # a file that is read has them
-    width, height = size
-    for row in rows:
-        mask = part.table.annotations[row].segmentation
-        if isinstance(mask, Rle) and list(mask.size) != [height, width]:
-            return False
-        for box in (columns.boxes[row], columns.bounds[row]):
-            if (box < -OUTSIDE_TOLERANCE).any() or (box > [side + OUTSIDE_TOLERANCE for side in size * 2]).any():
-                return False
-    return True
+    limits = np.array(size)
+    return all(_mask_fits(part, row, size) for row in rows) and not reach_outside(columns.boxes[rows], limits).any()
+
+
+def _shows_another(part: Part, rows: list[int], size: tuple[int, int]) -> bool:
+    """Tell whether the annotations of an image show that it has another size: a mask, or two boxes.
+
+    A box beside its mask shows nothing, nor does one that would fit if it were meant in the other form.
+    """
+    columns = part.columns
+    assert columns is not None  # a file that is read has them
+    if not all(_mask_fits(part, row, size) for row in rows):
+        return True
+    lone = [row for row in rows if not columns.has_mask()[row]]
+    others = read_boxes(columns.numbers[lone], ~columns.as_xywh[lone])
+    limits = np.array(size)
+    mistaken = (others[:, 2:] > others[:, :2]).all(axis=1) & ~reach_outside(others, limits)
+    return int((reach_outside(columns.boxes[lone], limits) & ~mistaken).sum()) >= _ENOUGH_BOXES
+
+
+def _mask_fits(part: Part, row: int, size: tuple[int, int]) -> bool:
+    mask, columns = part.table.annotations[row].segmentation, part.columns
+    assert columns is not None
+    if isinstance(mask, Rle) and list(mask.size) != [*reversed(size)]:
+        return False
+    return not reach_outside(columns.bounds[[row]], np.array(size)).any()
 
 
 def _without_copies(raws: list[Any], kind: str, counts: Counter[str]) -> list[Any]:

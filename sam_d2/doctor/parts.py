@@ -38,7 +38,8 @@ class Source:
     """A file to check.
 
     Attributes:
-        split: ``train``, ``val`` or ``test``; "" of a lone file.
+        split: ``train``, ``val``, ``test``, or of a file that is divided both, such as ``train and test``; "" of a lone
+            file.
         json_file: absolute path.
         image_roots: folders of its images, to try first.
     """
@@ -103,6 +104,11 @@ class Part:
         """Return what messages call an image."""
         identity = known(self.images[place].id)
         return f"images[{place}]" if identity is None else identity
+
+    def without_annotations(self) -> list[int]:
+        """Return the places of images that have none: negatives, or forgotten, which the file does not tell."""
+        owners = set(map(id, self.table.owners))
+        return [place for place, image in enumerate(self.images) if id(image) not in owners]
 
     def paths(self) -> Iterator[tuple[int, Path]]:
         """Return the place and the path of each image that is there."""

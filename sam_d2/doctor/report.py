@@ -13,12 +13,13 @@ from msgspec import UNSET
 from sam_d2.data.findings import Finding, RecordId, Severity
 from sam_d2.doctor.checkup import Checkup
 from sam_d2.doctor.kinds import KINDS
+from sam_d2.doctor.parts import Part
 
 VERSION = 1
 KEYS = {"version", "dataset", "exit_code", "images_read", "files", "kinds", "findings"}
 """Of the report that ``--json`` writes."""
 MOST = 10_000
-"""Findings of one kind that the JSON holds; their number is in it whatever it is."""
+"""Findings of one kind, or images of a file, that the JSON holds; their number is in it whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,7 @@ def report_json(dataset: str, checkup: Checkup) -> dict[str, Any]:
         "dataset": dataset,
         "exit_code": checkup.exit_code,
         "images_read": checkup.images_read,
-        "files": [
-            {
-                "split": part.source.split,
-                "file": str(part.file),
-                "form": part.form,
-                "images": len(part.images),
-                "annotations": len(part.table.annotations),
-                "image_root": None if part.root is None else str(part.root),
-            }
-            for part in checkup.parts
-        ],
+        "files": [_file_entry(part) for part in checkup.parts],
         "kinds": [
             {
                 "kind": group.kind,
@@ -97,6 +88,20 @@ def report_json(dataset: str, checkup: Checkup) -> dict[str, Any]:
             for group in groups
         ],
         "findings": [_entry(finding, names) for group in groups for finding in group.findings[:MOST]],
+    }
+
+
+def _file_entry(part: Part) -> dict[str, Any]:
+    without = part.without_annotations()
+    return {
+        "split": part.source.split,
+        "file": str(part.file),
+        "form": part.form,
+        "images": len(part.images),
+        "images_without_annotations": len(without),
+        "without_annotations": [part.image_label(place) for place in without[:MOST]],
+        "annotations": len(part.table.annotations),
+        "image_root": None if part.root is None else str(part.root),
     }
 
 

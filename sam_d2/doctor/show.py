@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from sam_d2.data.findings import Finding, RecordId, plural
+from sam_d2.data.records import known
 from sam_d2.doctor.checkup import Checkup
 from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.mend import Mended
 from sam_d2.doctor.parts import Part
 from sam_d2.doctor.report import Group, group_findings, image_names
+from sam_d2.visible_text import clean
 
 EXAMPLES = 3
 _FIXES = 3
@@ -41,10 +43,10 @@ def show_mended(console: Console, mended: Mended, output: Path) -> None:
     if not mended.counts:
         _line(
             console,
-            Text(f"Nothing to mend that has one right answer: {_clean(output)} has the same data.", style="bold"),
+            Text(f"Nothing to mend that has one right answer: {clean(output)} has the same data.", style="bold"),
         )
         return
-    _line(console, Text(f"Mended in {_clean(output)}:", style="bold"))
+    _line(console, Text(f"Mended in {clean(output)}:", style="bold"))
     for kind, count in mended.counts.most_common():
         _line(console, Text(f"  {count:>7,} x  {KINDS[kind].title}: ").append(KINDS[kind].mended, style="dim"))
     groups = group_findings(mended.checkup.findings)
@@ -70,10 +72,15 @@ def summary(groups: list[Group], checkup: Checkup) -> Text:
 
 def _part_text(part: Part) -> Text:
     text = Text(f"{part.source.split}: " if part.source.split else "", style="bold")
-    text.append(_clean(part.file), style="none")
+    text.append(clean(part.file), style="none")
     if part.form is not None:
         form = "COCO" if part.form == "coco" else "Detectron2's list of dicts"
-        counts = [plural(len(part.images), "image"), plural(len(part.table.annotations), "annotation")]
+        images = plural(len(part.images), "image")
+        if without := part.without_annotations():
+            name = PurePath(known(part.images[without[0]].file_name) or "").name
+            name = _shorten(name, _NAME) or f"image {clean(part.image_label(without[0]))}"
+            images += f" ({len(without):,} without annotations, such as {name})"
+        counts = [images, plural(len(part.table.annotations), "annotation")]
         if part.form == "coco":
             counts.append(plural(len(part.categories), "category", "categories"))
         text.append(f"  {form}, {', '.join(counts)}", style="dim")
@@ -97,22 +104,17 @@ def _show_group(console: Console, group: Group, names: _Names, *, several: bool)
 
 
 def _example(finding: Finding, names: _Names, several: bool) -> str:
-    place = [_clean(finding.file.name)] if several else []
+    place = [clean(finding.file.name)] if several else []
     if finding.image_id is not None:
         name = PurePath(names.get((finding.file, finding.image_id), "")).name
         place.append(f"image {finding.image_id}" + (f" ({_shorten(name, _NAME)})" if name else ""))
     place += [f"annotation {finding.annotation_id}"] if finding.annotation_id is not None else []
-    return f"{_clean(', '.join([*place, finding.field]))}: {_shorten(finding.found, _LONGEST)}"
+    return f"{clean(', '.join([*place, finding.field]))}: {_shorten(finding.found, _LONGEST)}"
 
 
 def _shorten(text: str, longest: int) -> str:
-    text = _clean(text)
+    text = clean(text)
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
-
-
-def _clean(text: object) -> str:
-    """Return text without what would move the cursor or colour the terminal: names come from the file."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
 
 
 def _line(console: Console, text: Text) -> None:

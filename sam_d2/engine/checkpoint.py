@@ -9,10 +9,10 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.engine import hooks
-from detectron2.utils import comm
 from sam_d2.engine.array_pickle import check_array_pickle
 from sam_d2.engine.base_weights import ENTRY, BaseWeights, base_to_begin_with, whole_weights
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_file, weights_in, write_whole
+from sam_d2.engine.distributed import in_main_process
 from sam_d2.engine.fit_weights import fit_weights
 from sam_d2.engine.saved_state import load_state
 from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, step_of, tagged_checkpoint, whole_checkpoint
@@ -127,25 +127,19 @@ class Checkpointer(DetectionCheckpointer):
             self._begins = False
 
     def _file_to_go_on_from(self) -> str:
-        found = problem = ""
-        if comm.is_main_process():
-            try:
-                found = str(self._whole_and_tagged() or "")
-            except UserError as error:
-                problem = str(error)
-            except OSError as error:  # told to all processes, which wait for this one
-                problem = f"{Path(self.save_dir) / TAG}: the checkpoint to go on from cannot be named in it ({error})."
-        found, problem = comm.all_gather((found, problem))[0]
-        if problem:
-            raise UserError(problem)
-        return found
+        return str(in_main_process(self._whole_and_tagged) or "")
 
     def _whole_and_tagged(self) -> Path | None:
         folder = Path(self.save_dir)
         file, _ = whole_checkpoint(folder)
         # Where one was passed over, its step is still to be saved, and who asks for the last checkpoint means this one.
         if file is not None and file != tagged_checkpoint(folder) and self.save_to_disk:
-            self.tag_last_checkpoint(file.name)
+            try:
+                self.tag_last_checkpoint(file.name)
+            except OSError as error:
+                raise UserError(
+                    f"{folder / TAG}: the checkpoint to go on from cannot be named in it ({error})."
+                ) from error
         return file
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:

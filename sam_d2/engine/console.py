@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from typing import Any
+
+from sam_d2.visible_text import printable
 
 _INTERNAL = re.compile(
     r"Serializ(ing|ed) "  # how the dataset dicts are kept in memory
@@ -39,20 +42,38 @@ class ConsoleFilter(logging.Filter):
         return warning or _INTERNAL.match(text) is None
 
 
+class VisibleText(logging.Filter):
+    """Spells out the control characters in sam_d2's own lines, whose names come with the data.
+
+    Detectron2 and fvcore colour parts of theirs.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record, for all handlers; it is always shown."""
+        if record.name.startswith("sam_d2"):
+            record.msg, record.args = printable(record.getMessage()), None
+        return True
+
+
 def quiet_console() -> None:
-    """Let the terminal's handlers show what :class:`ConsoleFilter` passes, from a fresh start."""
-    new = ConsoleFilter()
+    """Let the terminal's handlers show what :class:`ConsoleFilter` passes, from a fresh start.
+
+    They and the log files show names as :class:`VisibleText` has them.
+    """
+    quiet, visible = ConsoleFilter(), VisibleText()
+    for handler in _stream_handlers():
+        handler.filters = [old for old in handler.filters if not isinstance(old, ConsoleFilter | VisibleText)]
+        handler.addFilter(visible)
     for handler in console_handlers():
-        handler.filters = [old for old in handler.filters if not isinstance(old, ConsoleFilter)]
-        handler.addFilter(new)
+        handler.addFilter(quiet)
 
 
-def console_handlers() -> list[logging.Handler]:
+def console_handlers() -> list[logging.StreamHandler[Any]]:
     """Return the handlers of all loggers that write to this process's stdout or stderr."""
+    return [handler for handler in _stream_handlers() if handler.stream in (sys.stdout, sys.stderr)]
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
     names = ["", *logging.root.manager.loggerDict]
     handlers = [handler for name in names for handler in logging.getLogger(name or None).handlers]
-    return [
-        handler
-        for handler in dict.fromkeys(handlers)
-        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
-    ]
+    return [handler for handler in dict.fromkeys(handlers) if isinstance(handler, logging.StreamHandler)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.utils import comm
 from sam_d2.errors import UserError
+from sam_d2.faults import told
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +108,32 @@ def share_buffers(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def in_main_process(work: Callable[[], T], folder: Path | None = None) -> T:
+    """Let the main process work for all: what it returns is the result of all, its error is raised in all of them.
+
+    One that ended alone would leave the others waiting for it, over NCCL until the timeout.
+
+    Args:
+        work: called in the main process; its result can be pickled.
+        folder: that the work writes to, for the message of a fault of the machine.
+
+    Raises:
+        UserError: the work raised one, or met a fault of the machine that :mod:`sam_d2.faults` knows.
+    """
+    result: Any = None
+    problem = ""
+    if comm.is_main_process():
+        try:
+            with told(folder):
+                result = work()
+        except UserError as error:
+            problem = str(error)
+    result, problem = comm.all_gather((result, problem))[0]
+    if problem:
+        raise UserError(problem, of_all=True)
+    return result
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
-from detectron2.utils import comm
 from sam_d2.engine.checkpoint import Checkpointer
+from sam_d2.engine.distributed import in_main_process
 from sam_d2.engine.whole_checkpoint import last_checkpoint, tagged_checkpoint
 from sam_d2.interruption import Interrupted, stop_requests
 
@@ -40,13 +40,14 @@ class GracefulStop(HookBase):
 
         Raises:
             Interrupted: the checkpoint is written.
+            UserError: it cannot be written.
         """
         request = self.trainer.news.stop
         if request is None or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         with stop_requests.finishing():
-            save_step(self.checkpointer, self.trainer.iter)
-            comm.synchronize()  # the launcher ends those that are left when the first is gone
+            # Together, because the launcher ends those that are left when the first is gone.
+            in_main_process(lambda: save_step(self.checkpointer, self.trainer.iter))
         raise Interrupted(request)
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.process
 import os
 import socket
@@ -20,10 +21,11 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
-from sam_d2.cli import default_dist_url, printable
+from sam_d2.cli import default_dist_url
 from sam_d2.engine.distributed import is_lost_connection
 from sam_d2.errors import BadImageError, UserError
-from sam_d2.interruption import Interrupted, stop_requests
+from sam_d2.interruption import SIGNALS, Interrupted, stop_requests
+from sam_d2.visible_text import printable
 
 SECONDS_FOR_THE_CULPRIT = 20.0
 """How long a process waits with the message that another one is gone."""
@@ -143,7 +145,8 @@ def _run_in_started_process(main: Main, args: argparse.Namespace) -> None:
                 if stop_requests.received is None:
                     raise
                 # The launcher, which was asked to end as well, waits for this end alone and takes no message.
-                print(f"error: {printable(str(error))}", file=sys.stderr)
+                if comm.is_main_process() or not error.of_all:
+                    print(f"error: {printable(str(error))}", file=sys.stderr)
                 raise SystemExit(2) from None
     except KeyboardInterrupt as request:
         raise SystemExit(_exit_code(request)) from None  # torch would report a fault
@@ -238,25 +241,34 @@ def _end_processes(request: KeyboardInterrupt) -> None:
     """Hand the request on to the processes of a run and wait for their end: they finish a step and write a checkpoint.
 
     They may know already: Ctrl-C reaches them as well, but a scheduler's signal may be to this process alone. At a
-    second request they have some seconds left.
+    second request, and where one has failed, for which others may wait in vain, they have some seconds left.
 
     Raises:
         SystemExit: with 2, where one of them could not: its checkpoint found no space, for one, and it has said so.
     """
     processes = multiprocessing.active_children()
     _send(processes, request)
+    as_asked = (0, *(128 + signum for signum in SIGNALS))
     try:
-        for process in processes:
-            process.join()
+        while running := [process.sentinel for process in processes if process.is_alive()]:
+            if any(process.exitcode not in (None, *as_asked) for process in processes):
+                _give_seconds_to_end(processes)
+            else:
+                multiprocessing.connection.wait(running)
     except KeyboardInterrupt as second:
         _send(processes, second)
-        deadline = time.monotonic() + SECONDS_TO_END
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            process.kill()
+        _give_seconds_to_end(processes)
         raise
     if any(process.exitcode == 2 for process in processes):
         raise SystemExit(2)
+
+
+def _give_seconds_to_end(processes: list[multiprocessing.process.BaseProcess]) -> None:
+    deadline = time.monotonic() + SECONDS_TO_END
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
 
 
 def _send(processes: list[multiprocessing.process.BaseProcess], request: KeyboardInterrupt) -> None:

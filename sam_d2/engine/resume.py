@@ -22,7 +22,7 @@ from sam_d2.config import config_text
 from sam_d2.data.dataset_digest import dataset_digest
 from sam_d2.engine.checkpoint import FINAL, RECORD
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
-from sam_d2.engine.distributed import choose_device
+from sam_d2.engine.distributed import choose_device, in_main_process
 from sam_d2.engine.recorded import recorded_config, recorded_steps
 from sam_d2.engine.whole_checkpoint import whole_checkpoint
 from sam_d2.errors import UserError
@@ -96,15 +96,8 @@ def check_resume(cfg: DictConfig) -> list[str]:
         UserError: the training would be another one, or the checkpoint cannot be read. Every process raises the same,
             because one that ended alone would leave the others waiting.
     """
-    problem, warnings = "", list[str]()
-    if comm.is_main_process():
-        try:
-            warnings = _compare(cfg, Path(cfg.train.output_dir))
-        except UserError as error:
-            problem = str(error)
-    if message := comm.all_gather(problem)[0]:
-        raise UserError(message)
-    return warnings
+    folder = Path(cfg.train.output_dir)
+    return in_main_process(lambda: _compare(cfg, folder))
 
 
 def _compare(cfg: DictConfig, folder: Path) -> list[str]:

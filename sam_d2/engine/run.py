@@ -19,6 +19,7 @@ from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
 from sam_d2.engine.checkpoint_file import remove_partial
 from sam_d2.engine.console import quiet_console
+from sam_d2.engine.distributed import in_main_process
 from sam_d2.engine.resume import check_resume
 from sam_d2.engine.test_checks import check_tests
 from sam_d2.engine.weights import find_weights
@@ -56,7 +57,7 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> FileLock:
 
 def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLock) -> None:
     if comm.all_gather(folder.is_dir())[0]:
-        _acquire(lock)
+        in_main_process(lock.acquire)
     # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
     if args.eval_only:
         check_tests(cfg, checkpoint_to_evaluate(cfg, args), training=False)
@@ -85,7 +86,7 @@ def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLo
     changes = check_resume(cfg) if goes_on else []
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-    _acquire(lock)
+    in_main_process(lock.acquire)
     if comm.is_main_process():
         remove_partial(folder)
     for name in _PACKAGES:
@@ -103,18 +104,6 @@ def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLo
     seed_all_rng(cfg.train.seed + comm.get_rank())
     # The same step gives the same bits: what makes a resumed run equal an uninterrupted one.
     torch.backends.cudnn.benchmark = False
-
-
-def _acquire(lock: FileLock) -> None:
-    """Take the lock in the main process, for all; all of them end where another run has it."""
-    problem = ""
-    if comm.is_main_process():
-        try:
-            lock.acquire()
-        except UserError as error:
-            problem = str(error)
-    if message := comm.all_gather(problem)[0]:
-        raise UserError(message)
 
 
 def _holds_a_run(folder: Path) -> bool:

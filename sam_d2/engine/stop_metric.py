@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from detectron2.utils import comm
+from sam_d2.engine.distributed import in_main_process
 from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.metric_names import metric_names
@@ -56,29 +56,27 @@ def require_metric(metric: str, evaluator: InstanceEvaluator, model: nn.Module, 
     Raises:
         UserError: there is no such metric. The message has the nearest names, or those of COCO's own metrics.
     """
-    problem = _problem(metric, evaluator, model, validation_loss) if comm.is_main_process() else ""
-    if message := comm.all_gather(problem)[0]:
-        raise UserError(message)
+    in_main_process(lambda: _require_metric(metric, evaluator, model, validation_loss))
 
 
-def _problem(metric: str, evaluator: InstanceEvaluator, model: Any, validation_loss: bool) -> str:
+def _require_metric(metric: str, evaluator: InstanceEvaluator, model: Any, validation_loss: bool) -> None:
     prompts: list[str] = list(getattr(model, "test_prompts", ()))
     detected = [prompt for prompt in prompts if model.prompts[prompt].prompt_source == DETECTOR]
     names = metric_names(evaluator, prompts, detected)
     terms = [f"validation_{name}" for name in getattr(model, "loss_weights", ())]
     if less_is_better(metric) and not validation_loss:
-        return f"train.early_stop.metric={metric}: it is not computed. Set train.validation_loss=true."
+        raise UserError(f"train.early_stop.metric={metric}: it is not computed. Set train.validation_loss=true.")
     if validation_loss:
         names += [_LOSS, *(terms or [metric] * less_is_better(metric))]
     if metric in names:
-        return ""
+        return
     ends = [name for name in names if name.endswith(f"/{metric}")]
     near = ends or difflib.get_close_matches(metric, names, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     plain = [name for name in names if "AP-" not in name and "AR-" not in name]
     plain.sort(key=lambda name: not name.endswith(_MAIN))  # of several prompts the main ones of each
     plain = plain[:_MOST_SHOWN]
-    return (
+    raise UserError(
         f"train.early_stop.metric={metric}: no evaluation gives it.{hint} There are {', '.join(plain)}, and of each "
         "class segm/AP-<class>."
     )

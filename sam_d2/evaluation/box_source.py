@@ -17,6 +17,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from sam_d2.detector import Detector, classes_in
+from sam_d2.engine.distributed import in_main_process
 from sam_d2.errors import UserError
 from sam_d2.evaluation.coco_evaluator import InstanceEvaluator
 from sam_d2.evaluation.detections import ImageDetections
@@ -195,7 +196,7 @@ def _prompts(
 def _limit_of(evaluator: InstanceEvaluator) -> int:
     """How many detections of an image and class count: in every process what the main one knows."""
     tasks = evaluator.tasks_of(oracle=False)
-    return comm.all_gather(max(map(evaluator.limit_of, tasks)) if comm.is_main_process() else 0)[0]
+    return in_main_process(lambda: max(map(evaluator.limit_of, tasks)))
 
 
 def box_source(cfg: DictConfig, device: torch.device) -> DetectorBoxes | FileBoxes | None:

@@ -43,7 +43,7 @@ def find_source(
         UserError: nothing is known by that name, or it has no such split.
     """
     manifest = manifest_path(manifest)
-    splits = find_files(argument, manifest, remedy="--dataset FILE.json --images DIR")
+    splits = find_files(argument, manifest, remedy="--dataset {file} --images {images}")
     name = split or ("train" if "train" in splits else next(iter(splits)))
     if name not in splits:
         raise UserError(f"--split {name}: the dataset {argument} has {', '.join(splits)}.")

@@ -130,15 +130,19 @@ def test_reading_record_by_record_gives_the_same(coco, dicts, write):
         assert load_dataset_file(write(content)).dataset_dicts == expected
 
 
-def test_empty_segmentation_is_left_out_and_counted(coco, write, caplog):
+def test_empty_segmentation_is_left_out_and_counted(coco, write, caplog, tmp_path):
     coco["annotations"][0]["segmentation"] = []
     coco["annotations"][1]["segmentation"] = None
     coco["annotations"][2]["segmentation"] = [[1, 1, 2, 2], *coco["annotations"][2]["segmentation"]]
     dataset = load_dataset_file(write(coco))
     assert [[item["id"] for item in record["annotations"]] for record in dataset.dataset_dicts] == [[1], []]
     assert dataset.dataset_dicts[0]["annotations"][0]["segmentation"] == [[1, 1, 3, 1, 3, 4, 1, 4]]
-    assert "2 warnings on segmentation (the annotation is left out), first: image 10, annotation 0" in caplog.text
-    assert "1 warning on segmentation (polygons of under 3 points are left out)" in caplog.text
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path}/dataset.json: 2 warnings, an annotation has no mask; first: image 10, annotation 0, segmentation: "
+        "empty; the annotation is left out",
+        f"{tmp_path}/dataset.json: 1 warning, a polygon has fewer than 3 points; image 10, annotation 1, segmentation: "
+        "polygon 0 has 2 points; polygons of under 3 points are left out",
+    ]
 
 
 @pytest.mark.parametrize("box", [[1, 1, 0, 3], [3, 4, -2, -3]])

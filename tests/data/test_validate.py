@@ -13,21 +13,6 @@ NAN = float("nan")
 INFINITY = float("inf")
 
 
-def put(*path_and_value):
-    """A change of a parsed file: the value at a path; the value `...` deletes."""
-    *path, key, value = path_and_value
-
-    def change(content):
-        for step in path:
-            content = content[step]
-        if value is ...:
-            del content[key]
-        else:
-            content[key] = value
-
-    return change
-
-
 def again(key, **fields):
     """A change that adds a copy of the last record of a list, with these fields."""
     return lambda content: content[key].append(content[key][-1] | fields)
@@ -44,81 +29,84 @@ IMAGE = ("images", 0)  # image 20
 CATEGORY = ("categories", 0)
 # change, image id, annotation id, field, a part of what is found
 COCO_ERRORS = {
-    "key missing in image": (put(*IMAGE, "height", ...), 20, None, "height", "missing key"),
-    "id missing in image": (put(*IMAGE, "id", ...), "images[0]", None, "id", "missing key"),
-    "key missing in annotation": (put(*ANNOTATION, "bbox", ...), 10, 0, "bbox", "missing key"),
-    "segmentation missing": (put(*ANNOTATION, "segmentation", ...), 10, 0, "segmentation", "missing key"),
-    "id missing in annotation": (put(*ANNOTATION, "id", ...), 10, "annotations[0]", "id", "missing key"),
-    "key missing in category": (put(*CATEGORY, "name", ...), None, None, "categories[0].name", "missing key"),
-    "list missing": (put("annotations", ...), None, None, "annotations", "missing key"),
-    "list of wrong type": (put("images", {}), None, None, "images", "a JSON object"),
-    "record of wrong type": (put(*ANNOTATION, 5), None, "annotations[0]", "record", "a JSON number"),
-    "id of wrong type": (put(*IMAGE, "id", "20"), "20", None, "id", "Expected `int`, got `str`"),
+    "key missing in image": ((*IMAGE, "height", ...), 20, None, "height", "missing key"),
+    "id missing in image": ((*IMAGE, "id", ...), "images[0]", None, "id", "missing key"),
+    "key missing in annotation": ((*ANNOTATION, "bbox", ...), 10, 0, "bbox", "missing key"),
+    "segmentation missing": ((*ANNOTATION, "segmentation", ...), 10, 0, "segmentation", "missing key"),
+    "id missing in annotation": ((*ANNOTATION, "id", ...), 10, "annotations[0]", "id", "missing key"),
+    "key missing in category": ((*CATEGORY, "name", ...), None, None, "categories[0].name", "missing key"),
+    "list missing": (("annotations", ...), None, None, "annotations", "missing key"),
+    "list of wrong type": (("images", {}), None, None, "images", "a JSON object"),
+    "record of wrong type": ((*ANNOTATION, 5), None, "annotations[0]", "record", "a JSON number"),
+    "id of wrong type": ((*IMAGE, "id", "20"), "20", None, "id", "Expected `int`, got `str`"),
     "id above 64 bits": (
-        put(*ANNOTATION, "id", 2**70), 10, 2**70, "id", "Expected `int` <= 9223372036854775807"),
-    "file name of wrong type": (put(*IMAGE, "file_name", 7), 20, None, "file_name", "7 (Expected `str`"),
-    "file name empty": (put(*IMAGE, "file_name", ""), 20, None, "file_name", "length >= 1"),
-    "size not positive": (put(*IMAGE, "width", 0), 20, None, "width", "0 (Expected `int` >= 1)"),
-    "size of wrong type": (put(*IMAGE, "width", 6.5), 20, None, "width", "6.5 (Expected `int`, got `float`)"),
-    "size as text": (put(*IMAGE, "width", "6"), 20, None, "width", "'6' (Expected `int`, got `str`)"),
-    "crowd flag": (put(*ANNOTATION, "iscrowd", 2), 10, 0, "iscrowd", "2 (Invalid"),
-    "category name of wrong type": (put(*CATEGORY, "name", None), None, None, "categories[0].name", "None"),
+        (*ANNOTATION, "id", 2**70), 10, 2**70, "id", "Expected `int` <= 9223372036854775807"),
+    "file name of wrong type": ((*IMAGE, "file_name", 7), 20, None, "file_name", "7 (Expected `str`"),
+    "file name empty": ((*IMAGE, "file_name", ""), 20, None, "file_name", "length >= 1"),
+    "size not positive": ((*IMAGE, "width", 0), 20, None, "width", "0 (Expected `int` >= 1)"),
+    "size of wrong type": ((*IMAGE, "width", 6.5), 20, None, "width", "6.5 (Expected `int`, got `float`)"),
+    "size as text": ((*IMAGE, "width", "6"), 20, None, "width", "'6' (Expected `int`, got `str`)"),
+    "crowd flag": ((*ANNOTATION, "iscrowd", 2), 10, 0, "iscrowd", "2 (Invalid"),
+    "category name of wrong type": ((*CATEGORY, "name", None), None, None, "categories[0].name", "None"),
     "image id twice": (again("images", id=10), 10, None, "id", "2 images have it"),
     "annotation id twice": (again("annotations", id=1), None, 1, "id", "2 annotations have it"),
     "category id twice": (again("categories", id=3), None, None, "categories.id", "2 categories have id 3"),
-    "no images": (put("images", []), None, None, "images", "none"),
-    "no categories": (put("categories", []), None, None, "categories", "none"),
+    "no images": (("images", []), None, None, "images", "none"),
+    "no categories": (("categories", []), None, None, "categories", "none"),
     "unknown image": (
-        put(*ANNOTATION, "image_id", 99), 99, 0, "image_id", "99 is not among the file's images"),
-    "reference of wrong type": (put(*ANNOTATION, "image_id", "10"), "10", 0, "image_id", "got `str`"),
-    "category of wrong type": (put(*ANNOTATION, "category_id", None), 10, 0, "category_id", "got `null`"),
-    "unknown category": (put(*ANNOTATION, "category_id", 4), 10, 0, "category_id", "4 is not among"),
-    "box of three numbers": (put(*ANNOTATION, "bbox", [1, 1, 2]), 10, 0, "bbox", "length >= 4"),
-    "box of five numbers": (put(*ANNOTATION, "bbox", [1, 1, 2, 3, 4]), 10, 0, "bbox", "length <= 4"),
-    "box with text": (put(*ANNOTATION, "bbox", [1, 1, "2", 3]), 10, 0, "bbox", "got `str` - at `$[2]`"),
-    "box with NaN": (put(*ANNOTATION, "bbox", [1, NAN, 2, 3]), 10, 0, "bbox", "NaN or infinity"),
-    "box with infinity": (put(*ANNOTATION, "bbox", [1, 1, INFINITY, 3]), 10, 0, "bbox", "NaN or infinity"),
+        (*ANNOTATION, "image_id", 99), 99, 0, "image_id", "99 is not among the file's images"),
+    "reference of wrong type": ((*ANNOTATION, "image_id", "10"), "10", 0, "image_id", "got `str`"),
+    "category of wrong type": ((*ANNOTATION, "category_id", None), 10, 0, "category_id", "got `null`"),
+    "unknown category": ((*ANNOTATION, "category_id", 4), 10, 0, "category_id", "4 is not among"),
+    "box of three numbers": ((*ANNOTATION, "bbox", [1, 1, 2]), 10, 0, "bbox", "length >= 4"),
+    "box of five numbers": ((*ANNOTATION, "bbox", [1, 1, 2, 3, 4]), 10, 0, "bbox", "length <= 4"),
+    "box with text": ((*ANNOTATION, "bbox", [1, 1, "2", 3]), 10, 0, "bbox", "got `str` - at `$[2]`"),
+    "box with NaN": ((*ANNOTATION, "bbox", [1, NAN, 2, 3]), 10, 0, "bbox", "NaN or infinity"),
+    "box with infinity": ((*ANNOTATION, "bbox", [1, 1, INFINITY, 3]), 10, 0, "bbox", "NaN or infinity"),
     "polygon not nested": (
-        put(*ANNOTATION, "segmentation", [1, 1, 3, 1, 3, 4]), 10, 0, "segmentation",
+        (*ANNOTATION, "segmentation", [1, 1, 3, 1, 3, 4]), 10, 0, "segmentation",
         "Expected `array`, got `int`"),
     "polygon with odd count": (
-        put(*ANNOTATION, "segmentation", 0, [1, 1, 3, 1, 3, 4, 1]), 10, 0, "segmentation",
+        (*ANNOTATION, "segmentation", 0, [1, 1, 3, 1, 3, 4, 1]), 10, 0, "segmentation",
         "polygon 0 has 7 numbers"),
     "polygon with NaN": (
-        put(*ANNOTATION, "segmentation", 0, 3, NAN), 10, 0, "segmentation", "a polygon has NaN or infinity"),
+        (*ANNOTATION, "segmentation", 0, 3, NAN), 10, 0, "segmentation", "a polygon has NaN or infinity"),
     "polygon of another planet": (
-        put(*ANNOTATION, "segmentation", 0, 3, 1e30), 10, 0, "segmentation", "polygons reach over"),
-    "polygon with null": (put(*ANNOTATION, "segmentation", 0, 3, None), 10, 0, "segmentation", "got `null`"),
+        (*ANNOTATION, "segmentation", 0, 3, 1e30), 10, 0, "segmentation", "polygons reach over"),
+    "outline of a small country": (
+        (*ANNOTATION, "segmentation", [[0, 0, 50001, 0, 50001, 1]]), 10, 0, "segmentation",
+        "an outline is 100,003 px long, in an image of "),
+    "polygon with null": ((*ANNOTATION, "segmentation", 0, 3, None), 10, 0, "segmentation", "got `null`"),
     "RLE without size": (
-        put(*CROWD, "segmentation", "size", ...), 20, 2, "segmentation", "missing required field `size`"),
+        (*CROWD, "segmentation", "size", ...), 20, 2, "segmentation", "missing required field `size`"),
     "RLE of another size": (
-        put(*CROWD, "segmentation", "size", [6, 8]), 20, 2, "segmentation.size", "image is [8, 6]"),
+        (*CROWD, "segmentation", "size", [6, 8]), 20, 2, "segmentation.size", "image is [8, 6]"),
     "RLE with three sizes": (
-        put(*CROWD, "segmentation", "size", [8, 6, 1]), 20, 2, "segmentation", "length <= 2"),
+        (*CROWD, "segmentation", "size", [8, 6, 1]), 20, 2, "segmentation", "length <= 2"),
     "RLE that does not sum": (
-        put(*CROWD, "segmentation", "counts", [10, 4, 33]), 20, 2, "segmentation.counts",
+        (*CROWD, "segmentation", "counts", [10, 4, 33]), 20, 2, "segmentation.counts",
         "sum to 47, size [8, 6] needs 48"),
     "RLE with negative run": (
-        put(*CROWD, "segmentation", "counts", [10, -4, 42]), 20, 2, "segmentation", ">= 0"),
+        (*CROWD, "segmentation", "counts", [10, -4, 42]), 20, 2, "segmentation", ">= 0"),
     "RLE with fraction": (
-        put(*CROWD, "segmentation", "counts", [10.5, 37.5]), 20, 2, "segmentation", "got `float`"),
+        (*CROWD, "segmentation", "counts", [10.5, 37.5]), 20, 2, "segmentation", "got `float`"),
     "RLE string that is none": (
-        put(*CROWD, "segmentation", "counts", "no such thing"), 20, 2, "segmentation.counts",
+        (*CROWD, "segmentation", "counts", "no such thing"), 20, 2, "segmentation.counts",
         "is not a compressed"),
     "RLE string cut off": (  # two runs of 5 bits each, the second with no end
-        put(*CROWD, "segmentation", "counts", "1P"), 20, 2, "segmentation.counts", "is not a compressed"),
+        (*CROWD, "segmentation", "counts", "1P"), 20, 2, "segmentation.counts", "is not a compressed"),
     "RLE string of another size": (
-        put(*CROWD, "segmentation", compressed(np.ones((5, 5))) | {"size": [8, 6]}), 20, 2,
+        (*CROWD, "segmentation", compressed(np.ones((5, 5))) | {"size": [8, 6]}), 20, 2,
         "segmentation.counts", "sum to 25"),
-    "area NaN": (put(*ANNOTATION, "area", NAN), 10, 0, "area", "nan"),
-    "area as text": (put(*ANNOTATION, "area", "6"), 10, 0, "area", "'6'"),
+    "area NaN": ((*ANNOTATION, "area", NAN), 10, 0, "area", "nan"),
+    "area as text": ((*ANNOTATION, "area", "6"), 10, 0, "area", "'6'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", COCO_ERRORS)
-def test_each_error_of_a_coco_file_is_found_alone(case, coco, write):
+def test_each_error_of_a_coco_file_is_found_alone(case, coco, write, edit):
     change, image_id, annotation_id, field, found = COCO_ERRORS[case]
-    change(coco)
+    edit(coco, change)
     dataset = inspect_dataset_file(write(coco))
     errors = [finding for finding in dataset.findings if finding.severity == "error"]
     assert [(error.image_id, error.annotation_id, error.field) for error in errors] == [
@@ -131,27 +119,27 @@ def test_each_error_of_a_coco_file_is_found_alone(case, coco, write):
 
 ENTRY = (0, "annotations", 0)
 DICTS_ERRORS = {
-    "key missing in image": (put(0, "file_name", ...), 5, None, "file_name", "missing key"),
-    "id missing": (put(0, "image_id", ...), "[0]", None, "image_id", "missing key"),
-    "annotations missing": (put(0, "annotations", ...), 5, None, "annotations", "missing key"),
-    "annotations of wrong type": (put(0, "annotations", "none"), 5, None, "annotations", "Expected `array`"),
-    "annotation of wrong type": (put(0, "annotations", 0, []), 5, "annotations[0]", "record", "a JSON array"),
-    "mode missing": (put(*ENTRY, "bbox_mode", ...), 5, "annotations[0]", "bbox_mode", "missing key"),
-    "mode unknown": (put(*ENTRY, "bbox_mode", 4), 5, "annotations[0]", "bbox_mode", "4 (Invalid"),
-    "negative class": (put(*ENTRY, "category_id", -1), 5, "annotations[0]", "category_id", "-1 (Expected `int` >= 0"),
-    "huge class": (put(*ENTRY, "category_id", 2**40), 5, "annotations[0]", "category_id", "<= 65535"),
+    "key missing in image": ((0, "file_name", ...), 5, None, "file_name", "missing key"),
+    "id missing": ((0, "image_id", ...), "[0]", None, "image_id", "missing key"),
+    "annotations missing": ((0, "annotations", ...), 5, None, "annotations", "missing key"),
+    "annotations of wrong type": ((0, "annotations", "none"), 5, None, "annotations", "Expected `array`"),
+    "annotation of wrong type": ((0, "annotations", 0, []), 5, "annotations[0]", "record", "a JSON array"),
+    "mode missing": ((*ENTRY, "bbox_mode", ...), 5, "annotations[0]", "bbox_mode", "missing key"),
+    "mode unknown": ((*ENTRY, "bbox_mode", 4), 5, "annotations[0]", "bbox_mode", "4 (Invalid"),
+    "negative class": ((*ENTRY, "category_id", -1), 5, "annotations[0]", "category_id", "-1 (Expected `int` >= 0"),
+    "huge class": ((*ENTRY, "category_id", 2**40), 5, "annotations[0]", "category_id", "<= 65535"),
     "named annotation": (
         lambda content: content[0]["annotations"][0].update(id=33, bbox=None), 5, 33, "bbox", "None"),
-    "image id twice": (put(1, "image_id", 5), 5, None, "id", "2 images have it"),
-    "record of wrong type": (put(1, None), "[1]", None, "record", "a JSON null"),
-    "box with NaN": (put(*ENTRY, "bbox", [NAN, 1, 3, 4]), 5, "annotations[0]", "bbox", "NaN"),
+    "image id twice": ((1, "image_id", 5), 5, None, "id", "2 images have it"),
+    "record of wrong type": ((1, None), "[1]", None, "record", "a JSON null"),
+    "box with NaN": ((*ENTRY, "bbox", [NAN, 1, 3, 4]), 5, "annotations[0]", "bbox", "NaN"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DICTS_ERRORS)
-def test_each_error_of_detectron2_dicts_is_found_alone(case, dicts, write):
+def test_each_error_of_detectron2_dicts_is_found_alone(case, dicts, write, edit):
     change, image_id, annotation_id, field, found = DICTS_ERRORS[case]
-    change(dicts)
+    edit(dicts, change)
     errors = [item for item in inspect_dataset_file(write(dicts)).findings if item.severity == "error"]
     assert [(error.image_id, error.annotation_id, error.field) for error in errors] == [
         (image_id, annotation_id, field)
@@ -160,34 +148,34 @@ def test_each_error_of_detectron2_dicts_is_found_alone(case, dicts, write):
 
 
 WARNINGS = {
-    "box without width": (put(*ANNOTATION, "bbox", [1, 1, 0, 3]), "bbox", "the bounds of the mask are used"),
+    "box without width": ((*ANNOTATION, "bbox", [1, 1, 0, 3]), "bbox", "the bounds of the mask are used"),
     "box of negative size": (
-        put(*ANNOTATION, "bbox", [3, 4, -2, -3]), "bbox", "the bounds of the mask are used"),
+        (*ANNOTATION, "bbox", [3, 4, -2, -3]), "bbox", "the bounds of the mask are used"),
     "box outside": (
-        put(*ANNOTATION, "bbox", [-1.5, 1, 4.5, 3]), "bbox", "what lies outside the image is clipped"),
+        (*ANNOTATION, "bbox", [-1.5, 1, 4.5, 3]), "bbox", "what lies outside the image is clipped"),
     "polygon outside": (
-        put(*ANNOTATION, "segmentation", [[1, 1, 3, 1, 3, 4, 1, 4], [-3, 1, 1, 1, 1, 3]]), "segmentation",
+        (*ANNOTATION, "segmentation", [[1, 1, 3, 1, 3, 4, 1, 4], [-3, 1, 1, 1, 1, 3]]), "segmentation",
         "what lies outside the image is clipped"),
     "box far from its mask": (
-        put(*ANNOTATION, "bbox", [4, 5, 2, 3]), "bbox", "the box is used as it is; was"),
+        (*ANNOTATION, "bbox", [4, 5, 2, 3]), "bbox", "the box is used as it is; was"),
     # the box of 2 x 3 px has the point as its corner: each grown by 1 px, the IoU is 4 / 20
     "mask without area": (
-        put(*ANNOTATION, "segmentation", [[1, 1, 1, 1, 1, 1]]), "segmentation", "the mask has no area; the box is"),
+        (*ANNOTATION, "segmentation", [[1, 1, 1, 1, 1, 1]]), "segmentation", "the box is used as it is"),
     "polygon of two points": (
-        put(*ANNOTATION, "segmentation", [[1, 1, 3, 1, 3, 4, 1, 4], [1, 1, 2, 2]]), "segmentation",
+        (*ANNOTATION, "segmentation", [[1, 1, 3, 1, 3, 4, 1, 4], [1, 1, 2, 2]]), "segmentation",
         "polygons of under 3 points are left out"),
     "empty segmentation": (
-        put(*ANNOTATION, "segmentation", []), "segmentation", "the annotation is left out"),
-    "negative area": (put(*ANNOTATION, "area", -6), "area", "the mask's area is used"),
+        (*ANNOTATION, "segmentation", []), "segmentation", "the annotation is left out"),
+    "negative area": ((*ANNOTATION, "area", -6), "area", "the mask's area is used"),
     "name of a category twice": (
-        put(*CATEGORY, "name", "cat"), "categories.name", "they stay separate classes"),
+        (*CATEGORY, "name", "cat"), "categories.name", "they stay separate classes"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WARNINGS)
-def test_what_can_be_used_is_a_warning(case, coco, write):
+def test_what_can_be_used_is_a_warning(case, coco, write, edit):
     change, field, fix = WARNINGS[case]
-    change(coco)
+    edit(coco, change)
     dataset = load_dataset_file(write(coco))
     assert [(item.severity, item.field) for item in dataset.findings] == [("warning", field)]
     assert dataset.findings[0].fix.startswith(fix)
@@ -206,12 +194,12 @@ def test_a_rounding_of_one_pixel_is_no_warning(coco, write):
     assert load_dataset_file(write(coco)).findings == []
 
 
-def test_all_problems_are_reported_at_once(coco, write):
-    put(*IMAGE, "width", 0)(coco)  # found while reading
-    put(*ANNOTATION, "bbox", "none")(coco)
-    put(*ANNOTATION, "category_id", 99)(coco)  # found by the checks, in the same record
-    put("annotations", 2, "segmentation", [[1, 1, 2, 2, 3]])(coco)
-    put(*CATEGORY, "name", 5)(coco)
+def test_all_problems_are_reported_at_once(coco, write, edit):
+    edit(coco, (*IMAGE, "width", 0))  # found while reading
+    edit(coco, (*ANNOTATION, "bbox", "none"))
+    edit(coco, (*ANNOTATION, "category_id", 99))  # found by the checks, in the same record
+    edit(coco, ("annotations", 2, "segmentation", [[1, 1, 2, 2, 3]]))
+    edit(coco, (*CATEGORY, "name", 5))
     (file := write(coco)).with_name("sam_d2_test_a.png").unlink()
     with pytest.raises(UserError) as error:
         load_dataset_file(file)
@@ -337,3 +325,13 @@ def test_decoded_runs_of_masks():
     assert runs.tolist() == [run for text in strings for run in read_runs(text)]
     assert places.tolist() == [place for text in strings for place in range(len(read_runs(text)))]
     assert [len(found) for found in decoded_runs([])] == [0, 0]
+
+
+@pytest.mark.parametrize(("points", "kinds"), [(4000, set()), (4002, {"polygon-long"})])
+def test_an_outline_may_come_by_each_pixel_of_its_image_four_times(points, kinds, coco, write):
+    """Sides of 1,000 px to and fro in 1000 x 1000 px, the last one back to the first point."""
+    coco["images"][0].update(width=1000, height=1000)
+    zigzag = [number for point in range(points) for number in (1000 * (point % 2), point / 5)]
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "segmentation": [zigzag]}]
+    found = inspect_dataset_file(write(coco)).findings
+    assert {one.kind for one in found if one.severity == "error"} == kinds

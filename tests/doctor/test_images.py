@@ -106,6 +106,29 @@ def test_a_swapped_size_is_left_where_the_annotations_fit_either(count, coco, wr
     assert [(one.kind, one.image_id) for one in mended.checkup.findings] == [("image-size", 1)]
 
 
+@pytest.mark.parametrize(
+    ("boxes", "with_masks", "mended"),
+    [
+        # in 30 x 40 px as recorded, which should be 40 x 30; XYWH, and read as XYXY where that is a box
+        ([[5, 5, 30, 10]], False, False),  # to 35, 15; as XYXY 5 to 30: fits, so it may be that
+        ([[5, 5, 30, 10], [8, 5, 28, 12], [6, 6, 30, 20]], False, False),  # each of them may be
+        ([[25, 5, 10, 10]], False, False),  # to 35, 15; no XYXY, but one box alone
+        ([[25, 5, 10, 10], [5, 5, 30, 10]], False, False),  # one of these and one of those
+        ([[25, 5, 10, 10], [28, 8, 9, 9]], False, True),  # two
+        ([[25, 5, 10, 10], [28, 8, 9, 9]], True, False),  # beside masks that fit: the boxes are wrong
+    ],
+)
+def test_a_swapped_size_needs_more_than_a_box_that_may_be_wrong_itself(boxes, with_masks, mended, coco, write):
+    coco["images"][0] |= {"width": HEIGHT, "height": WIDTH}
+    segmentation = coco["annotations"][0]["segmentation"] if with_masks else None
+    own = [{**coco["annotations"][0], "id": 10 + place, "bbox": box, "segmentation": segmentation}
+           for place, box in enumerate(boxes)]  # fmt: skip
+    coco["annotations"] = own + coco["annotations"][2:]
+    file = write(coco)
+    document = mend(Source("", file), check_dataset([Source("", file)], images=True)).document
+    assert (document["images"][0]["width"] == WIDTH) == mended
+
+
 def test_images_of_doubtful_size_are_mended_in_time_that_grows_with_the_file(coco, write, monkeypatch):
     """The owners of the annotations are gone through a fixed number of times, however many images are looked at."""
     for image in coco["images"]:

@@ -18,29 +18,6 @@ NAN = float("nan")
 WIDTH, HEIGHT = 40, 30
 
 
-def put(*path_and_value):
-    """A change of a parsed file: the value at a path; the value `...` deletes."""
-    *path, key, value = path_and_value
-
-    def change(content):
-        for step in path:
-            content = content[step]
-        if value is ...:
-            del content[key]
-        else:
-            content[key] = value
-
-    return change
-
-
-def both(*changes):
-    def change(content):
-        for one in changes:
-            one(content)
-
-    return change
-
-
 def all_annotations(**fields):
     return lambda content: [one.update(fields) for one in content["annotations"]]
 
@@ -71,28 +48,28 @@ ANNOTATION, IMAGE, FILE = (1, 1), (1, None), (None, None)  # the image's and the
 BOW = [5, 5, 15, 15, 15, 5, 5, 15]  # two triangles of 10 x 5 / 2 = 25 px^2, pixel by pixel more or less
 # change, kind, ids, whether nothing of the kind is left in the mended copy
 COCO: dict[str, tuple[Any, str, tuple, bool]] = {
-    "images missing": (put("images", ...), "wrong-form", FILE, False),
-    "list is an object": (put("categories", {}), "wrong-form", FILE, False),
-    "key missing": (put("images", 0, "height", ...), "missing-key", IMAGE, False),
-    "annotation without id": (put(*FIRST, "id", ...), "missing-key", (1, "annotations[0]"), True),
-    "annotation without box": (put(*FIRST, "bbox", ...), "missing-key", ANNOTATION, True),
-    "annotation's id is a text": (put(*FIRST, "id", "one"), "wrong-type", (1, "one"), True),
-    "box of three numbers": (put(*FIRST, "bbox", [5, 5, 10]), "wrong-type", ANNOTATION, True),
-    "area is a text": (put(*FIRST, "area", "100"), "wrong-type", ANNOTATION, True),
+    "images missing": (("images", ...), "wrong-form", FILE, False),
+    "list is an object": (("categories", {}), "wrong-form", FILE, False),
+    "key missing": (("images", 0, "height", ...), "missing-key", IMAGE, False),
+    "annotation without id": ((*FIRST, "id", ...), "missing-key", (1, "annotations[0]"), True),
+    "annotation without box": ((*FIRST, "bbox", ...), "missing-key", ANNOTATION, True),
+    "annotation's id is a text": ((*FIRST, "id", "one"), "wrong-type", (1, "one"), True),
+    "box of three numbers": ((*FIRST, "bbox", [5, 5, 10]), "wrong-type", ANNOTATION, True),
+    "area is a text": ((*FIRST, "area", "100"), "wrong-type", ANNOTATION, True),
     "polygon in no list": (
-        put(*FIRST, "segmentation", [5, 5, 15, 5, 15, 15, 5, 15]), "wrong-type", ANNOTATION, True),
-    "polygon of texts": (put(*FIRST, "segmentation", [["5", 5, 15, 5, 15, 15]]), "wrong-type", ANNOTATION, False),
-    "no categories": (put("categories", []), "no-categories", FILE, False),
-    "image id twice": (put("images", 0, "id", 2), "image-id-twice", (2, None), False),
+        (*FIRST, "segmentation", [5, 5, 15, 5, 15, 15, 5, 15]), "wrong-type", ANNOTATION, True),
+    "polygon of texts": ((*FIRST, "segmentation", [["5", 5, 15, 5, 15, 15]]), "wrong-type", ANNOTATION, False),
+    "no categories": (("categories", []), "no-categories", FILE, False),
+    "image id twice": (("images", 0, "id", 2), "image-id-twice", (2, None), False),
     "image twice": (lambda c: c["images"].append(dict(c["images"][0])), "image-id-twice", IMAGE, True),
-    "annotation id twice": (put("annotations", 1, "id", 1), "annotation-id-twice", (None, 1), True),
+    "annotation id twice": (("annotations", 1, "id", 1), "annotation-id-twice", (None, 1), True),
     "category twice": (
         lambda c: c["categories"].append(dict(c["categories"][0])), "category-id-twice", FILE, True),
-    "unknown image": (put(*FIRST, "image_id", 9), "unknown-image", (9, 1), False),
-    "unknown category": (put(*FIRST, "category_id", 9), "unknown-category", ANNOTATION, False),
+    "unknown image": ((*FIRST, "image_id", 9), "unknown-image", (9, 1), False),
+    "unknown category": ((*FIRST, "category_id", 9), "unknown-category", ANNOTATION, False),
     "categories shifted": (
-        both(put("categories", 0, "id", 2), put("categories", 1, "id", 3)), "category-ids-shifted", FILE, False),
-    "category name twice": (put("categories", 1, "name", "square"), "category-name-twice", FILE, False),
+        [("categories", 0, "id", 2), ("categories", 1, "id", 3)], "category-ids-shifted", FILE, False),
+    "category name twice": (("categories", 1, "name", "square"), "category-name-twice", FILE, False),
     "category unused": (
         lambda c: c["categories"].append({"id": 3, "name": "disc"}), "category-unused", FILE, False),
     "exporter's parent": (
@@ -100,9 +77,9 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
             {"id": 0, "name": "shape", "supercategory": "none"},
             *({**one, "supercategory": "shape"} for one in c["categories"])]),
         "category-zero-unused", FILE, False),
-    "annotation id 0": (put(*FIRST, "id", 0), "annotation-id-zero", (1, 0), True),
-    "wide annotation id": (put(*FIRST, "id", 2**31), "id-above-32-bits", (1, 2**31), False),
-    "one file name": (put("images", 1, "file_name", "doctor_1.png"), "file-name-twice", (2, None), False),
+    "annotation id 0": ((*FIRST, "id", 0), "annotation-id-zero", (1, 0), True),
+    "wide annotation id": ((*FIRST, "id", 2**31), "id-above-32-bits", (1, 2**31), False),
+    "one file name": (("images", 1, "file_name", "doctor_1.png"), "file-name-twice", (2, None), False),
     "annotation twice": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}), "annotation-twice", (1, 9), True),
     "annotation twice with other keys": (
@@ -110,52 +87,55 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
         "annotation-twice", (1, 9), False),
     "boxes alone": (
         lambda c: [one.pop("segmentation") for one in c["annotations"]], "no-masks", FILE, False),
-    "no mask": (put(*FIRST, "segmentation", []), "mask-absent", ANNOTATION, True),
+    "no mask": ((*FIRST, "segmentation", []), "mask-absent", ANNOTATION, True),
     # thinner than a pixel, between two columns of pixel centres
     "mask without a pixel": (
-        both(put(*FIRST, "segmentation", [[5.1, 5, 5.3, 5, 5.3, 15, 5.1, 15]]), put(*FIRST, "bbox", [5.1, 5, 0.2, 10]),
-             put(*FIRST, "area", 2)), "mask-empty", ANNOTATION, False),
+        [(*FIRST, "segmentation", [[5.1, 5, 5.3, 5, 5.3, 15, 5.1, 15]]), (*FIRST, "bbox", [5.1, 5, 0.2, 10]),
+             (*FIRST, "area", 2)], "mask-empty", ANNOTATION, False),
     "RLE without a pixel": (
-        both(put(*FIRST, "segmentation", {"size": [30, 40], "counts": [1200]}), put(*FIRST, "area", 0)),
+        [(*FIRST, "segmentation", {"size": [30, 40], "counts": [1200]}), (*FIRST, "area", 0)],
         "mask-empty", ANNOTATION, False),
-    "odd polygon": (put(*FIRST, "segmentation", [[5, 5, 15, 5, 15, 15, 5]]), "polygon-odd", ANNOTATION, False),
-    "polygon with NaN": (put(*FIRST, "segmentation", 0, 2, NAN), "polygon-nan", ANNOTATION, False),
-    "polygon of another planet": (put(*FIRST, "segmentation", 0, 2, 1e9), "polygon-far", ANNOTATION, False),
+    "odd polygon": ((*FIRST, "segmentation", [[5, 5, 15, 5, 15, 15, 5]]), "polygon-odd", ANNOTATION, False),
+    "polygon with NaN": ((*FIRST, "segmentation", 0, 2, NAN), "polygon-nan", ANNOTATION, False),
+    "polygon of another planet": ((*FIRST, "segmentation", 0, 2, 1e9), "polygon-far", ANNOTATION, False),
+    # 4 x 40,000 px: more than the 100,000 that any image may have
+    "outline of a small country": (
+        (*FIRST, "segmentation", [[0, 0, 40000, 10, 0, 20, 40000, 30]]), "polygon-long", ANNOTATION, False),
     "polygon of two points": (
         lambda c: c["annotations"][0]["segmentation"].append([1, 1, 2, 2]), "polygon-short", ANNOTATION, True),
     "polygon outside": (  # the box too: [30, 5, 20, 10] in an image that ends at 40
-        both(put(*FIRST, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]), put(*FIRST, "bbox", [30, 5, 10, 10])),
+        [(*FIRST, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]), (*FIRST, "bbox", [30, 5, 10, 10])],
         "polygon-outside", ANNOTATION, True),
     "polygon all outside": (
-        both(put(*FIRST, "segmentation", [[50, 5, 60, 5, 60, 15, 50, 15]]), put(*FIRST, "bbox", [50, 5, 10, 10])),
+        [(*FIRST, "segmentation", [[50, 5, 60, 5, 60, 15, 50, 15]]), (*FIRST, "bbox", [50, 5, 10, 10])],
         "polygon-all-outside", ANNOTATION, False),
     "outline that crosses itself": (
-        both(put(*FIRST, "segmentation", [BOW]), put(*FIRST, "area", 50)), "polygon-crossing", ANNOTATION, False),
-    "RLE of another size": (put(*FIRST, "segmentation", rle(5, 5, 15, 15, (40, 30))), "rle-size", ANNOTATION, False),
+        [(*FIRST, "segmentation", [BOW]), (*FIRST, "area", 50)], "polygon-crossing", ANNOTATION, False),
+    "RLE of another size": ((*FIRST, "segmentation", rle(5, 5, 15, 15, (40, 30))), "rle-size", ANNOTATION, False),
     "RLE that does not sum": (
-        put(*FIRST, "segmentation", {"size": [30, 40], "counts": [100, 50]}), "rle-counts", ANNOTATION, False),
-    "box with NaN": (put(*FIRST, "bbox", [5, NAN, 10, 10]), "box-nan", ANNOTATION, True),
+        (*FIRST, "segmentation", {"size": [30, 40], "counts": [100, 50]}), "rle-counts", ANNOTATION, False),
+    "box with NaN": ((*FIRST, "bbox", [5, NAN, 10, 10]), "box-nan", ANNOTATION, True),
     "boxes as XYXY": (as_xyxy, "box-form", ANNOTATION, True),
-    "one box as XYXY": (put(*FIRST, "bbox", [5, 5, 15, 15]), "box-form", ANNOTATION, True),
+    "one box as XYXY": ((*FIRST, "bbox", [5, 5, 15, 15]), "box-form", ANNOTATION, True),
     "boxes that may be XYXY": (boxes_as_xyxy_without_masks, "box-form-likely", FILE, False),
-    "box without area": (put(*FIRST, "bbox", [5, 5, 0, 10]), "box-empty", ANNOTATION, True),
+    "box without area": ((*FIRST, "bbox", [5, 5, 0, 10]), "box-empty", ANNOTATION, True),
     "neither has an area": (
-        both(put(*FIRST, "bbox", [5, 5, 0, 0]), put(*FIRST, "segmentation", [[5, 5, 5, 5, 5, 5]])),
+        [(*FIRST, "bbox", [5, 5, 0, 0]), (*FIRST, "segmentation", [[5, 5, 5, 5, 5, 5]])],
         "box-and-mask-empty", ANNOTATION, False),
-    "box outside": (put(*FIRST, "bbox", [0, 5, 50, 10]), "box-outside", ANNOTATION, True),
-    "box all outside": (put(*FIRST, "bbox", [50, 5, 10, 10]), "box-all-outside", ANNOTATION, False),
-    "box far from a polygon": (put(*FIRST, "bbox", [25, 18, 10, 10]), "box-far", ANNOTATION, False),
+    "box outside": ((*FIRST, "bbox", [0, 5, 50, 10]), "box-outside", ANNOTATION, True),
+    "box all outside": ((*FIRST, "bbox", [50, 5, 10, 10]), "box-all-outside", ANNOTATION, False),
+    "box far from a polygon": ((*FIRST, "bbox", [25, 18, 10, 10]), "box-far", ANNOTATION, False),
     "box far from an RLE": (
-        both(put(*FIRST, "segmentation", rle(5, 5, 15, 15)), put(*FIRST, "bbox", [25, 18, 10, 10])),
+        [(*FIRST, "segmentation", rle(5, 5, 15, 15)), (*FIRST, "bbox", [25, 18, 10, 10])],
         "box-far", ANNOTATION, False),
-    "no area": (put(*FIRST, "area", ...), "area-absent", ANNOTATION, True),
-    "negative area": (put(*FIRST, "area", -1), "area-negative", ANNOTATION, True),
-    "area NaN": (put(*FIRST, "area", NAN), "area-nan", ANNOTATION, True),
-    "area of the box": (put("annotations", 1, "area", 100), "area-of-box", (1, 2), True),
-    "another area": (put(*FIRST, "area", 60), "area-differs", ANNOTATION, True),
-    "image missing": (put("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
-    "path that leaves": (put("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
-    "no annotations": (put("annotations", []), "no-annotations", FILE, False),
+    "no area": ((*FIRST, "area", ...), "area-absent", ANNOTATION, True),
+    "negative area": ((*FIRST, "area", -1), "area-negative", ANNOTATION, True),
+    "area NaN": ((*FIRST, "area", NAN), "area-nan", ANNOTATION, True),
+    "area of the box": (("annotations", 1, "area", 100), "area-of-box", (1, 2), True),
+    "another area": ((*FIRST, "area", 60), "area-differs", ANNOTATION, True),
+    "image missing": (("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
+    "path that leaves": (("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
+    "no annotations": (("annotations", []), "no-annotations", FILE, False),
     "all crowd": (all_annotations(iscrowd=1), "all-crowd", FILE, False),
 }  # fmt: skip
 # Beside what a case is about, what follows from it.
@@ -178,9 +158,9 @@ def kinds_of(checkup) -> set[str]:
 
 
 @pytest.mark.parametrize("case", COCO)
-def test_each_kind_is_found_with_its_ids_and_mended_where_it_can_be(case, coco, write):
+def test_each_kind_is_found_with_its_ids_and_mended_where_it_can_be(case, coco, write, edit):
     change, kind, ids, is_mended = COCO[case]
-    change(coco)
+    edit(coco, change)
     file = write(coco)
     before = file.read_bytes()
     checkup = check_dataset([Source("", file)])
@@ -241,21 +221,21 @@ DICTS: dict[str, tuple[Any, str, tuple, bool]] = {
         lambda d: [one.update(category_id=one["category_id"] + 1) for image in d for one in image["annotations"]],
         "class-zero-unused", FILE, False),
     "class unused": (
-        put(0, "annotations", 0, "category_id", 3), "category-unused", FILE, False),
-    "box as XYWH": (put(0, "annotations", 1, "bbox", [20, 5, 10, 10]), "box-form", (1, "annotations[1]"), True),
-    "no mask": (put(0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), True),
-    "box missing": (put(0, "annotations", 0, "bbox", ...), "missing-key", (1, "annotations[0]"), True),
+        (0, "annotations", 0, "category_id", 3), "category-unused", FILE, False),
+    "box as XYWH": ((0, "annotations", 1, "bbox", [20, 5, 10, 10]), "box-form", (1, "annotations[1]"), True),
+    "no mask": ((0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), True),
+    "box missing": ((0, "annotations", 0, "bbox", ...), "missing-key", (1, "annotations[0]"), True),
     "polygon outside": (
-        both(put(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
-             put(0, "annotations", 0, "bbox", [30, 5, 40, 15])), "polygon-outside", (1, "annotations[0]"), True),
-    "image id twice": (put(1, "image_id", 1), "image-id-twice", IMAGE, False),
+        [(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
+             (0, "annotations", 0, "bbox", [30, 5, 40, 15])], "polygon-outside", (1, "annotations[0]"), True),
+    "image id twice": ((1, "image_id", 1), "image-id-twice", IMAGE, False),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DICTS)
-def test_detectron2_dicts(case, dicts, write):
+def test_detectron2_dicts(case, dicts, write, edit):
     change, kind, ids, is_mended = DICTS[case]
-    change(dicts)
+    edit(dicts, change)
     file = write(dicts)
     checkup = check_dataset([Source("", file)])
     assert ids in [(one.image_id, one.annotation_id) for one in checkup.findings if one.kind == kind]

@@ -108,7 +108,11 @@ def crosses(polygon: np.ndarray) -> bool:
     )  # fmt: skip
 
 
-def test_crossing_outlines_are_those_that_comparing_every_two_sides_finds(tmp_path):
+@pytest.mark.parametrize("long", [False, True])
+def test_crossing_outlines_are_those_that_comparing_every_two_sides_finds(long, tmp_path, monkeypatch):
+    if long:  # the way of outlines of more than a thousand sides, some pairs at a time
+        for name, value in {"_LONG": 0, "_NEAREST": 0, "_CHUNK": 3}.items():
+            monkeypatch.setattr(masks, name, value)
     generator = np.random.default_rng(0)
     polygons = [generator.integers(0, 30, (int(count), 2)).tolist() for count in generator.integers(3, 9, 300)]
     angles = np.sort(generator.random((60, 12)) * 2 * np.pi, axis=1)
@@ -122,9 +126,11 @@ def test_crossing_outlines_are_those_that_comparing_every_two_sides_finds(tmp_pa
     file = tmp_path / "polygons.json"
     content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
     file.write_text(json.dumps(content))
-    found = crossing_polygons(make_columns(read_part(Source("", file)).table))
+    found, unknown = crossing_polygons(make_columns(read_part(Source("", file)).table))
     expected = [number for number, one in enumerate(polygons) if crosses(np.array(one, dtype=float))]
-    assert sorted(found) == expected
+    assert list(found) == expected and unknown == []
+    for number, corner in found.items():
+        assert list(corner) in np.array(polygons[number], dtype=float).tolist()
     assert 50 < len(expected) < 290 and not set(expected) & set(range(300, 360))  # convex ones cross nowhere
 
 
@@ -137,6 +143,49 @@ def test_a_polygon_that_has_crossed_is_not_looked_at_further(monkeypatch):
     monkeypatch.setattr(masks, "_apart", lambda line, side: (compared.append(len(line[0])), apart(line, side))[1])
     crossing = masks._crossing_sides(starts, np.roll(starts, -1, axis=0), np.full(2000, 3))
     assert len(crossing) and sum(compared) < 10 * 2000
+
+
+@pytest.mark.parametrize("angle", [0, 0.3, np.pi / 2])
+@pytest.mark.parametrize(("move", "crosses"), [((0, 0), False), ((300, 0), False), ((0, 10), True)])
+def test_a_long_outline_is_checked_in_time_that_grows_with_it(move, crosses, angle, monkeypatch):
+    """A comb of teeth of 1000 px, 0.1 px apart, closed far behind them: each with each would be 50 million pairs.
+
+    A tip is moved along its tooth, where it crosses nothing, or over those of 100 others.
+    """
+    teeth = np.stack((np.tile([0.0, 1000.0], 5000), np.linspace(0, 1000, 10_000)), axis=1)
+    teeth[5001] += move
+    points = np.concatenate((teeth, [[2000, 1000], [2000, -1], [0, -1]]))
+    points = points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    compared = []
+    pairs = masks._crossing_pairs
+    monkeypatch.setattr(masks, "_crossing_pairs", lambda one, *rest: (compared.append(len(one)), pairs(one, *rest))[1])
+    side = masks._crossing_of_long(points, np.roll(points, -1, axis=0))
+    assert (side >= 0) == crosses and sum(compared) < 30 * len(points)
+
+
+def test_a_long_outline_with_too_many_pairs_has_its_nearest_sides_compared():
+    """Of noise every side crosses a third of the others or so."""
+    points = np.random.default_rng(3).random((6000, 2)) * 1000
+    assert masks._crossing_of_long(points, np.roll(points, -1, axis=0)) is not None
+
+
+def star(count: int) -> np.ndarray:
+    """An outline that goes out from near the centre and back: its sides are close together from wherever one looks."""
+    angles = np.arange(count) / count * 2 * np.pi
+    radii = np.tile([1.0, 12.0], count // 2)
+    return np.stack((20 + radii * np.cos(angles), 15 + radii * np.sin(angles)), axis=1)
+
+
+def test_an_outline_that_would_take_too_long_is_said_to_be_unchecked(coco, write):
+    """No two sides of a star cross. Of 1,000 sides all pairs are looked at, of more than that half as many per side."""
+    found = []
+    for count in (1000, 6000):
+        coco["annotations"][0] |= {"segmentation": [star(count).reshape(-1).tolist()], "bbox": [8, 3, 24, 24]}
+        findings = check_dataset([Source("", write(coco))]).findings
+        found.append([one for one in findings if one.kind.startswith("polygon")])
+    (unchecked,) = found[1]
+    assert found[0] == [] and (unchecked.kind, unchecked.severity) == ("polygon-unchecked", "warning")
+    assert (unchecked.image_id, unchecked.annotation_id) == (1, 1) and "6,000 points" in unchecked.found
 
 
 def test_a_clipped_polygon_is_what_of_it_lies_in_the_image():

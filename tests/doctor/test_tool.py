@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sam_d2.data import resolve_dataset
 from sam_d2.doctor import report
@@ -41,6 +42,24 @@ def test_exit_codes_and_the_last_line(doctor, coco, write):
     assert code == 2 and out.splitlines()[-1].startswith("1 error of 1 kind and 1 warning of 1 kind.")
 
 
+@pytest.mark.parametrize("form", ["coco", "dicts"])
+def test_images_without_annotations_are_counted_and_no_finding(form, doctor, request, write, tmp_path):
+    """Two of four: a forgotten image looks like one that is a negative."""
+    content, folder = request.getfixturevalue(form), tmp_path / "images"
+    images, key = (content["images"], "id") if form == "coco" else (content, "image_id")
+    folder.mkdir()
+    for number in (7, 8):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"doctor_{number}.png")
+        images.append({**images[0], key: number, "file_name": f"images/doctor_{number}.png"})
+        if form == "dicts":
+            images[-1]["annotations"] = []
+    code, out, _ = doctor(write(content), "--images", "--json", tmp_path / "report.json")
+    assert code == 0 and out.splitlines()[-2] == "Nothing is wrong."
+    assert ", 4 images (2 without annotations, such as doctor_7.png), 4 annotations" in out.splitlines()[0]
+    (described,) = json.loads((tmp_path / "report.json").read_text())["files"]
+    assert (described["images_without_annotations"], described["without_annotations"]) == (2, [7, 8])
+
+
 def test_findings_are_grouped_with_examples(doctor, coco, write):
     coco["annotations"] = [{**coco["annotations"][0], "id": 10 + number, "category_id": 5} for number in range(6)]
     for number, one in enumerate(coco["annotations"]):  # no two are the same
@@ -64,6 +83,34 @@ def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_p
     assert f"dataset_test.json, image 1 (doctor_1.png), {found}" in out
 
 
+def test_a_file_that_is_divided_is_said_to_be_both_parts(doctor, coco, write, tmp_path, monkeypatch):
+    """Registered with one image folder for the training part and another for the test part; it is checked once."""
+    file = write(coco, "trainval.json")
+    splits = {
+        part: {"json": "trainval.json", "images": images, "split": {"part": part, "fraction": 0.5, "seed": 0}}
+        for part, images in (("test", "none"), ("train", "."))
+    }
+    manifest = {"version": 1, "datasets": {"cells": {"classes": ["square", "triangle"], "splits": splits}}}
+    (tmp_path / "datasets.json").write_text(json.dumps(manifest))
+    code, out, _ = doctor("cells", "--json", tmp_path / "report.json")
+    assert code == 0 and out.splitlines()[0].startswith(f"train and test: {file}  COCO, 2 images, ")
+    (described,) = json.loads((tmp_path / "report.json").read_text())["files"]
+    assert described["split"] == "train and test" and described["image_root"] == str(tmp_path)
+
+
+def test_a_folder_of_unknown_layout_has_its_files_named(doctor, coco, write, tmp_path):
+    (tmp_path / "my cells" / "images").mkdir(parents=True)
+    for name in ("a.json", "images/b.json"):
+        write(coco, f"my cells/{name}")
+    code, _, err = doctor(tmp_path / "my cells")
+    folder = tmp_path / "my cells"
+    assert code == 2 and err.splitlines()[1:] == [
+        f"  python tools/check_dataset.py '{folder}/a.json' --image-root '{folder}/images'",
+        f"  python tools/check_dataset.py '{folder}/images/b.json' --image-root '{folder}/images'",
+    ]
+    assert doctor("none")[2].endswith(" python tools/check_dataset.py FILE.json --image-root DIR\n")
+
+
 def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST", 2)
     for one in coco["annotations"]:
@@ -73,7 +120,16 @@ def test_the_report(doctor, coco, write, tmp_path, monkeypatch):
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert content["exit_code"] == code == 1 and content["dataset"] == str(file)
     assert content["files"] == [
-        {"split": "", "file": str(file), "form": "coco", "images": 2, "annotations": 4, "image_root": str(tmp_path)}
+        {
+            "split": "",
+            "file": str(file),
+            "form": "coco",
+            "images": 2,
+            "images_without_annotations": 0,
+            "without_annotations": [],
+            "annotations": 4,
+            "image_root": str(tmp_path),
+        }
     ]
     (kind,) = content["kinds"]
     assert (kind["kind"], kind["severity"], kind["count"], kind["listed"]) == ("area-absent", "warning", 4, 2)
@@ -165,7 +221,7 @@ def test_names_from_the_file_cannot_colour_the_terminal(doctor, dicts, write):
     dicts[0]["image_id"] = "\x1b[31m[bold]red\x07"
     dicts[0]["annotations"][0]["segmentation"] = []
     _, out, _ = doctor(write(dicts))
-    assert "\x1b" not in out and "\x07" not in out and "image \\x1b[31m[bold]red\\x07 (" in out
+    assert "\x1b" not in out and "\x07" not in out and "image ␛[31m[bold]red␇ (" in out
 
 
 def test_training_warns_of_images_in_both_parts(coco, write, tmp_path, catalogs, caplog):

@@ -69,4 +69,19 @@ def test_the_terminal_is_filtered_and_the_file_is_whole(monkeypatch, tmp_path):
     log.handlers[1].close()
     assert terminal.getvalue() == "a: 3 images\n" * 2
     assert (tmp_path / "log.txt").read_text() == "a: 3 images\n" * 4
-    assert len(log.handlers[0].filters) == 1
+    assert [len(handler.filters) for handler in log.handlers] == [2, 1]
+
+
+def test_names_of_the_data_move_no_cursor_and_detectron2_keeps_its_colours(monkeypatch, tmp_path):
+    terminal = io.StringIO()
+    monkeypatch.setattr("sys.stdout", terminal)
+    handlers = [logging.FileHandler(tmp_path / "log.txt"), logging.StreamHandler(terminal)]
+    for name in ("sam_d2.data.made", "detectron2.made"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", handlers)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", False)
+    quiet_console()
+    logging.getLogger("sam_d2.data.made").warning("class %r, %s\nline 2", "\x1b", "\x1b[2Ja\r\u202eb")
+    logging.getLogger("detectron2.made").warning("\x1b[36m%d\x1b[0m", 5)
+    handlers[0].close()
+    text = "class '\\x1b', ␛[2Ja␍\\u202eb\nline 2\n\x1b[36m5\x1b[0m\n"
+    assert terminal.getvalue() == (tmp_path / "log.txt").read_text() == text

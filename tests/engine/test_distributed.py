@@ -1,6 +1,7 @@
 """Devices, and the models of a training in several processes."""
 
 import copy
+import errno
 import logging
 import warnings
 
@@ -9,7 +10,14 @@ import torch
 from torch import nn
 
 from detectron2.utils import comm
-from sam_d2.engine.distributed import choose_amp_dtype, choose_device, distribute, first_process_first, share_buffers
+from sam_d2.engine.distributed import (
+    choose_amp_dtype,
+    choose_device,
+    distribute,
+    first_process_first,
+    in_main_process,
+    share_buffers,
+)
 from sam_d2.errors import UserError
 
 GPU = torch.device("cuda", 0)
@@ -124,6 +132,29 @@ class TestRefusals:
         self.backend = "nccl"
         with pytest.raises(UserError, match=r"train\.device=cpu: .*begin the command with CUDA_VISIBLE_DEVICES="):
             distribute(Model())
+
+
+def ends_of_work(folder):
+    """What each process gets of work that succeeds, finds a mistake, and finds no room on the disk."""
+    seen = []
+
+    def work(error):
+        seen.append(comm.get_rank())
+        if error is not None:
+            raise error
+        return {"rank": comm.get_rank()}
+
+    ends = [in_main_process(lambda: work(None))]
+    for error in (UserError("a.json: no image"), OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(UserError) as caught:
+            in_main_process(lambda error=error: work(error), folder)
+        ends += [str(caught.value).split(" (")[0], caught.value.of_all]
+    return ends, seen
+
+
+def test_what_the_main_process_does_for_all_ends_alike_in_all(in_two_processes, tmp_path):
+    ends = [{"rank": 0}, "a.json: no image", True, f"{tmp_path}: no room to write", True]
+    assert in_two_processes(ends_of_work, tmp_path) == [(ends, [0, 0, 0]), (ends, [])]
 
 
 def visits(folder):

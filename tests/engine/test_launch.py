@@ -193,18 +193,38 @@ class TestEnds:
             except KeyboardInterrupt:
                 (tmp_path / f"{comm.get_rank()} ended").touch()
 
+        self.interrupt_when_both_are_there(monkeypatch, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            self.run(main)
+        assert len(list(tmp_path.glob("* ended"))) == 2
+
+    def test_by_ctrl_c_after_which_one_fails_and_the_other_waits_for_it(self, monkeypatch, tmp_path):
+        """As over NCCL, whose waits no signal ends."""
+        monkeypatch.setattr(launching, "SECONDS_TO_END", 0.2)
+
+        def main(args):
+            signal.signal(signal.SIGINT, signal.SIG_IGN if comm.get_rank() == 0 else lambda *_: os._exit(2))
+            (tmp_path / str(comm.get_rank())).write_text(str(os.getpid()))
+            time.sleep(60)
+
+        self.interrupt_when_both_are_there(monkeypatch, tmp_path)
+        with pytest.raises(SystemExit) as end:
+            self.run(main)
+        assert end.value.code == 2
+        for rank in (0, 1):
+            with pytest.raises(ProcessLookupError):
+                os.kill(int((tmp_path / str(rank)).read_text()), 0)
+
+    def interrupt_when_both_are_there(self, monkeypatch, folder):
         fork = torch.multiprocessing.start_processes
 
         def start(*arguments, **options):
             fork(*arguments, **options, join=False)
-            while len(list(tmp_path.iterdir())) < 2:
+            while len(list(folder.iterdir())) < 2:
                 time.sleep(0.05)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(torch.multiprocessing, "start_processes", start)
-        with pytest.raises(KeyboardInterrupt):
-            self.run(main)
-        assert len(list(tmp_path.glob("* ended"))) == 2
 
 
 class TestUnderTorchrun:
@@ -275,7 +295,7 @@ class TestUnderTorchrun:
     def test_a_fault_of_ours_has_one_traceback(self, run):
         first, second = run(partial(ends_alone, "fault"))
         assert first == (2, "", None)
-        assert second[0] == 1 and second[1].count("Traceback") == 1 and "ValueError: ours" in second[1]
+        assert second[0] == 70 and second[1].count("Traceback") == 1 and "ValueError: ours" in second[1]
 
     def test_a_process_that_is_gone_without_a_word(self, run):
         first, second = run(partial(ends_alone, "signal"))
@@ -311,8 +331,12 @@ class TestUnderTorchrun:
             launch_main(print, arguments())
 
 
-def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("rank", "of_all", "said"), [(0, False, True), (0, True, True), (1, False, True), (1, True, False)]
+)
+def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, monkeypatch, rank, of_all, said):
     """The launcher has left its wait for messages by then: a full disk would look like a clean stop."""
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(stop_requests, "several", False)
 
@@ -321,11 +345,11 @@ def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, 
             os.kill(os.getpid(), signal.SIGTERM)
             while stop_requests.received is None:
                 time.sleep(0.01)
-            raise UserError("model_0000003.pth: no space is left")
+            raise UserError("model_0000003.pth: no space is left", of_all=of_all)
 
     with pytest.raises(SystemExit) as end:
         launching._run_in_started_process(stopped, argparse.Namespace())
-    assert end.value.code == 2 and "error: model_0000003.pth: no space is left" in capsys.readouterr().err
+    assert end.value.code == 2 and capsys.readouterr().err == "error: model_0000003.pth: no space is left\n" * said
 
 
 def test_what_is_a_lost_connection():

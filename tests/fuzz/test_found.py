@@ -34,17 +34,23 @@ def changed(tree, *path_and_value):
     return tree
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run one input of a target: (outcome, message)."""
+@pytest.fixture(scope="module")
+def restored():
+    """What a harness switches off for speed is as before after the tests."""
     import logging
 
     before, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
-    yield lambda target, content: Harness(target, tmp_path).run(
-        content if isinstance(content, bytes) else json.dumps(content).encode()
-    )
+    yield
     logging.disable(before)
     sys.dont_write_bytecode = bytecode
+
+
+@pytest.fixture
+def run(tmp_path, restored):
+    """Run one input of a target: (outcome, message)."""
+    return lambda target, content: Harness(target, tmp_path).run(
+        content if isinstance(content, bytes) else json.dumps(content).encode()
+    )
 
 
 DATASETS = {
@@ -160,15 +166,9 @@ FOREIGN = "../outside/model_0000099.pth"
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """Run one input of a run's folder: (outcome, message); with the content of its newest checkpoint."""
-    import logging
-
-    before, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
-    harness = Harness("resume", tmp_path_factory.mktemp("resume"))
-    yield harness
-    logging.disable(before)
-    sys.dont_write_bytecode = bytecode
+def resumed(tmp_path_factory, restored):
+    """A harness of runs' folders; its target's ``seed`` is what the newest checkpoint holds."""
+    return Harness("resume", tmp_path_factory.mktemp("resume"))
 
 
 def test_the_run_is_gone_on_with(resumed):

@@ -10,7 +10,9 @@ import re
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from fuzzing import FINDINGS, Target  # noqa: E402
+from fuzzing.guided import BytesRandom, import_atheris  # noqa: E402
 from fuzzing.harness import TARGETS, Harness  # noqa: E402
 
 from sam_d2.errors import UserError  # noqa: E402
@@ -180,3 +183,30 @@ def test_a_kept_input_is_run_again(tmp_path):
 def test_a_kept_input_that_is_not_there(tmp_path):
     wrong = fuzz("--repeat", tmp_path / "x.bin")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: --repeat ")
+
+
+class TestGuided:
+    def test_bytes_decide_and_go_on_as_a_seed(self):
+        random = BytesRandom(b"\x05\x01\x00\x80\xff")
+        assert [random.getrandbits(3), random.getrandbits(9), random.random()] == [5, 1, 0xFF80 / 65536]
+        rest = [random.random() for _ in range(3)]
+        assert rest == [Random(zlib.crc32(b"\x05\x01\x00\x80\xff")).getrandbits(16) / 65536, *rest[1:]]
+        assert len(set(rest)) == 3
+
+    def test_another_byte_is_another_choice_at_one_place(self):
+        words = "abcdefgh"
+        one, other = BytesRandom(bytes(range(8))), BytesRandom(bytes([0, 1, 2, 7, 4, 5, 6, 7]))
+        assert "".join(one.choice(words) for _ in range(8)) == "abcdefgh"  # 4 bits each, below 8
+        assert "".join(other.choice(words) for _ in range(8)) == "abchefgh"
+
+    def test_without_atheris(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "atheris", None)
+        with pytest.raises(UserError, match=r"--guided needs atheris .*pip install -e '\.\[fuzz\]'"):
+            import_atheris()
+
+    @pytest.mark.slow
+    def test_the_tool(self, tmp_path):
+        pytest.importorskip("atheris", reason="atheris has no wheel for every system")
+        done = fuzz("--guided", "--target", "manifest", "--inputs", 60, "--findings", tmp_path / "findings")
+        assert done.returncode == 0 and "60 inputs in" in done.stdout, done.stderr + done.stdout
+        assert "Instrumenting" not in done.stderr and not (tmp_path / "findings").exists()

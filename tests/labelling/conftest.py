@@ -92,3 +92,11 @@ def tool(root, monkeypatch, tiny_sam):
         return end.value.code
 
     return run
+
+
+@pytest.fixture
+def whole(tool, boxes, tmp_path):
+    """The output of a run that nobody interrupts."""
+    output = tmp_path / "whole.json"
+    assert tool(boxes, output) == 0
+    return output

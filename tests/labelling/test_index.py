@@ -41,9 +41,9 @@ def test_kinds_and_clipped_boxes_by_hand(index, boxes, caplog):
     assert list(tables.images_with_boxes(keep_existing=True)) == [0, 3, 4]
     assert tables.image(1, keep_existing=False).annotations == [5]
     assert tables.image(1, keep_existing=True).annotations == []
-    assert "1 warning on bbox (what lies outside the image is clipped)" in caplog.text
-    assert "1 warning on bbox (nothing of it lies in the image)" in caplog.text
-    assert "1 warning on bbox (nothing can be learned from it)" in caplog.text
+    assert "1 warning, a box reaches outside of its image; image" in caplog.text
+    assert "1 warning, a box lies outside of its image; image" in caplog.text
+    assert "1 warning, neither box nor mask has an area; image" in caplog.text
 
 
 def test_a_box_without_area_is_that_of_its_mask(index, boxes):
