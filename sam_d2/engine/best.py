@@ -39,11 +39,12 @@ class BestCheckpoint(HookBase):
         if not file.is_file():
             return
         try:
-            saved = load_checkpoint_file(file, mmap=True).get("best", {})
+            saved = load_checkpoint_file(file, mmap=True).get("best")
         except UserError as error:  # the run's own state is in other files, which may be whole
             logger.warning("%s Of the scores before it nothing is known: the next evaluation replaces the file.", error)
             return
-        self.best = saved.get(self.metric, self.best)
+        value = saved.get(self.metric) if isinstance(saved, dict) else None  # the file may be one from anywhere
+        self.best = value if isinstance(value, int | float) else self.best
 
     def after_step(self) -> None:
         """Compare after an evaluation within the training."""

@@ -262,6 +262,11 @@ class TestBest:
         assert f"{file}: not a checkpoint" in caplog.text and "Of the scores before it nothing is known" in caplog.text
         assert load_checkpoint_file(file)["best"] == {"segm/AP": 6.0}
 
+    @pytest.mark.parametrize("best", [5, [8.0], {"segm/AP": "8"}, {"segm/AP": torch.ones(2)}], ids=str)
+    def test_a_file_that_says_no_number_counts_as_none(self, best, tmp_path):
+        torch.save({"model": {}, "best": best}, tmp_path / f"{BEST}.pth")
+        assert self.run(tmp_path, [6.0, 4.0], (4, 8)) == [(6.0, 5)]
+
     def test_no_value_no_file(self, tmp_path):
         assert self.run(tmp_path, [math.nan] * 3, (0, 6)) == []
         trainer = Idle()
