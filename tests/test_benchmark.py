@@ -320,7 +320,7 @@ def test_cases_take_turns_and_every_other_time_in_reverse(toy_tool, tmp_path):
 
 def test_a_case_that_fails_between_turns_ends_all(toy_tool, tmp_path):
     tool = toy_tool("FAILS, PEER = ('b', 1), 'other'" + IN_TURN, "toy-sum", "--repeats", "1")
-    with pytest.raises(UserError, match=r"(?s)toy-sum, b: ended with code 1.*ValueError: no more"):
+    with pytest.raises(UserError, match=r"(?s)toy-sum, b: ended with code 70.*ValueError: no more"):
         tool.main()
     assert not (tmp_path / "out").exists()
 

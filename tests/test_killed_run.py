@@ -58,7 +58,8 @@ def whole(program, tmp_path_factory):
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the short run has forked processes alone: these import for longer than they train
+@pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_weights_bit_for_bit(program, whole, tmp_path, workers):
     folder = tmp_path / "run"
     killed = program(folder, workers, before=("-c", KILLED))

@@ -122,6 +122,7 @@ class TestEnds:
     @pytest.fixture(autouse=True)
     def forked(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        monkeypatch.setattr(stop_requests, "several", False)  # set by what is run in this process
         fork = partial(torch.multiprocessing.start_processes, start_method="fork")
         monkeypatch.setattr(torch.multiprocessing, "start_processes", fork)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
