@@ -45,10 +45,12 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if "=" not in text and not text.startswith(("-", "~")):
             raise UserError(_no_equals_sign(cfg, text, overrides[position + 1 :]))
         try:
-            _apply(cfg, text)
-            for target, key in _targets(cfg).items():
-                if target not in trusted:
-                    check_target(key, target, f"override {text!r}")
+            value = _apply(cfg, text)
+            # Going through a config takes as long as a step of a small model, and numbers name no target.
+            if _has_text(value) or position == len(overrides) - 1:
+                for target, key in _targets(cfg).items():
+                    if target not in trusted:
+                        check_target(key, target, f"override {text!r}")
         except (ValueError, RecursionError, OmegaConfBaseException) as error:  # too many digits, too deep, no place
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"override {text[:80]!r} cannot be applied ({reason}).") from error
@@ -63,7 +65,8 @@ def _targets(cfg: DictConfig) -> dict[Any, str]:
     return found
 
 
-def _apply(cfg: DictConfig, text: str) -> None:
+def _apply(cfg: DictConfig, text: str) -> Any:
+    """Apply an override and return its value."""
     override = _parse(text)
     key, value = override.key_or_group, override.value()
     if _depth(value) > _DEEPEST:
@@ -99,6 +102,12 @@ def _apply(cfg: DictConfig, text: str) -> None:
                 node[name]
             except OmegaConfBaseException as error:
                 raise UserError(f"override {text!r}: {str(error).splitlines()[0]}.") from error
+    return value
+
+
+def _has_text(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return isinstance(value, str) or any(map(_has_text, inner))
 
 
 def _depth(value: Any) -> int:

@@ -48,6 +48,14 @@ R_18 = [
 """Overrides of configs/mask_rcnn_R_18_FPN.py for a step in a fraction of a second."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No file of a test is to survive a power failure, and a busy disk takes seconds for each that is."""
+    before, os.fsync = os.fsync, lambda _: None
+    yield
+    os.fsync = before
+
+
 @contextmanager
 def forgetting_datasets() -> Iterator[None]:
     before = set(DatasetCatalog.list())

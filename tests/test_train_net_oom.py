@@ -54,6 +54,7 @@ def test_in_parts_it_is_the_same_training(train_net, tmp_path, limit_memory, who
     assert "were skipped" not in (run / "log.txt").read_text()
 
 
+@pytest.mark.slow  # tests/engine/test_oom.py has each part of it
 def test_an_image_that_never_fits_and_a_resume(train_net, tmp_path, limit_memory, tiny_overrides):
     limit_memory(PromptableSAM, has("train_2.png"))
     overrides = [*tiny_overrides, *SAM]

@@ -61,7 +61,12 @@ def sparse(shapes_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["sam", "sam_decoder", "sam_lora", "mask_rcnn", pytest.param("torchvision", marks=pytest.mark.slow)]
+    "name",
+    [
+        "sam",
+        "mask_rcnn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sam_decoder", "sam_lora", "torchvision")),
+    ],
 )
 def test_processes_without_an_instance_or_an_image_keep_up(in_two_processes, run, sparse, tmp_path, name):
     # of two images a step one at most has instances; the one test image is the first process's
@@ -114,7 +119,7 @@ def test_one_process_and_two_score_alike(in_two_processes, run, tmp_path, name, 
             assert one.metrics == pytest.approx(two.metrics, abs=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", ["sam", "mask_rcnn"])
+@pytest.mark.parametrize("name", ["sam", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_a_resume_in_two_processes_is_exact(in_two_processes, run, tmp_path, name):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]

@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from detectron2.config import instantiate
 from sam_d2 import config_targets
@@ -226,3 +227,13 @@ def test_nothing_that_may_be_called_acts_by_itself():
     assert len(found) > 500 and {"detectron2.modeling.FPN", "torch.optim.AdamW"} <= found.keys()
     acting = {path: sorted(acts) for path, value in found.items() if (acts := ACTS & set(calls(value)))}
     assert {path: acts for path, acts in acting.items() if path not in HARMLESS} == {}
+
+
+@pytest.mark.parametrize("after", [[], ["size=3"], ["text=b"]])
+def test_a_number_that_chooses_among_names(after):
+    """Numbers name nothing by themselves, and so are not looked at one by one."""
+    OmegaConf.register_new_resolver("nth", lambda number: ["torch.nn.ReLU", "os.system"][number], replace=True)
+    cfg = OmegaConf.create({"choice": 0, "call": {"_target_": "${nth:${choice}}"}, "size": 1, "text": "a"})
+    with pytest.raises(UserError, match=r"call\._target_ calls 'os\.system'"):
+        apply_overrides(cfg, ["choice=1", *after])
+    OmegaConf.clear_resolver("nth")
