@@ -165,7 +165,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         code = _exit_code(main)
     except RuntimeError as error:
         # Of a loader's worker that died torch may tell a second time, in whatever is done about the first.
-        code = _told(error)
+        code = tell(error)
     # All is done and said: a Ctrl-C while Python clears up would only show where.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
@@ -181,10 +181,10 @@ def _exit_code(main: Callable[[], int | None]) -> int:
         print(request.told, file=sys.stderr)
         return request.exit_code
     except Exception as error:
-        return _told(error)
+        return tell(error)
 
 
-def _told(error: Exception) -> int:
+def tell(error: Exception) -> int:
     """Print what an error says to the user, or its traceback where it is a fault of ours; return the exit code."""
     text = str(error) if isinstance(error, UserError) else explained(error)
     if text is None:

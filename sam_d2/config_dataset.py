@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sam_d2.errors import UserError
+from sam_d2.visible_text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -133,4 +134,4 @@ def _images_per_step(cfg: DictConfig) -> int:
 
 
 def _names(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:_MOST_NAMES]) + (", ..." if len(classes) > _MOST_NAMES else "")
+    return ", ".join(map(clean, classes[:_MOST_NAMES])) + (", ..." if len(classes) > _MOST_NAMES else "")

@@ -1,14 +1,16 @@
 """Names that come with the data, made safe to show."""
 
-import unicodedata
-
-_DIRECTION_MARKS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_JOINERS = "\u200c\u200d"
+"""They cannot be seen, but Persian, the scripts of India and emoji are written with them."""
+_BLANKS = "\u115f\u1160\u3164\uffa0"
+"""Letters of Hangul without a sign, which count as printable."""
 
 
 def clean(text: object) -> str:
-    """A string whose every character can be seen: control characters and lone surrogates are spelt out.
+    """A string whose every character can be seen, but for spaces and joiners: others are spelt out.
 
-    So are the marks that turn the direction of writing, with which a name can show what it is not.
+    These are control characters, lone surrogates, what has no width, and the marks that turn the direction of writing,
+    with which a name can show what it is not.
     """
     return "".join(_visible(character) for character in str(text))
 
@@ -24,6 +26,6 @@ def _visible(character: str) -> str:
         return chr(0x2400 + code)  # the picture of the control character
     if code == 0x7F:
         return "\u2421"
-    if character in _DIRECTION_MARKS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"\\u{code:04x}"
-    return character
+    if character in _JOINERS or (character.isprintable() and character not in _BLANKS):
+        return character
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -169,7 +169,7 @@ def at_step(monkeypatch, step):
     monkeypatch.setattr(Trainer, "run_step", interrupted)
 
 
-@pytest.mark.parametrize(("step", "due"), [(0, False), (2, True)])
+@pytest.mark.parametrize(("step", "due"), [(0, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_a_training_finishes_its_step_and_goes_on_as_if_nothing_had_been(
     train_net, whole, tmp_path, monkeypatch, step, due
 ):

@@ -170,6 +170,7 @@ class TestOutOfMemory:
         # What the model records by itself, of the tries that counted.
         assert len(self.metric(run, "rpn/num_pos_anchors")) == 4
 
+    @pytest.mark.slow  # tests/engine/test_oom.py skips steps of any model
     def test_skipped(self, detector, tmp_path, limit_memory):
         limit_memory(GeneralizedRCNN, lambda samples: True)
         run, short = (detector(tmp_path / str(steps), overrides=[f"train.max_iter={steps}"]) for steps in (4, 1))

@@ -117,6 +117,7 @@ def run_target(name: str, inputs: int, seed: int, findings: Path, *, guided: boo
     first = 0
     with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
         current = Path(folder) / "current"
+        current.touch()
         while first < inputs:
             command = [sys.executable, __file__, "--seed", str(seed), "--findings", str(findings)]
             command += ["--process", name, str(first), str(inputs), str(current), *["--guided"] * guided]

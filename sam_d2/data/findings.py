@@ -10,6 +10,7 @@ from typing import Literal
 
 from sam_d2.doctor.kinds import KINDS
 from sam_d2.errors import UserError
+from sam_d2.visible_text import clean
 
 MAX_LISTED = 20
 _MOST_ALIKE = 5
@@ -61,7 +62,7 @@ class Finding:
         if self.rows:
             told = not self.row_of or self.row_of.startswith(f"{self.field} ")
             place.append(_rows_text(self.rows) + ("" if told else f" ({self.row_of})"))
-        return f"{', '.join([*place, self.field])}: {self.found}"
+        return clean(f"{', '.join([*place, self.field])}: {self.found}")
 
 
 def grouped_rows(findings: Iterable[Finding]) -> list[Finding]:

@@ -11,6 +11,7 @@ from sam_d2.data.findings import raise_findings
 from sam_d2.data.lazy_dicts import count_categories
 from sam_d2.data.split import Split, split_dataset
 from sam_d2.errors import UserError
+from sam_d2.visible_text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _log_contents(name: str, source: _Source, records: list[dict[str, Any]], dat
         share = f"{source.split.fraction:g} for training, seed {source.split.seed}"
         part = f", of the {len(dataset.dataset_dicts)} in {source.json_file} (split by image: {share})"
     counts = count_categories(records)
-    most = ", ".join(f"{dataset.classes[index]} {count}" for index, count in counts.most_common(_MAX_CLASSES))
+    most = ", ".join(f"{clean(dataset.classes[index])} {count}" for index, count in counts.most_common(_MAX_CLASSES))
     more = ", ..." if len(counts) > _MAX_CLASSES else ""
     logger.info(
         "%s: %d images%s, %d instances of %d classes%s",

@@ -120,7 +120,8 @@ def in_main_process(work: Callable[[], T], folder: Path | None = None) -> T:
         folder: that the work writes to, for the message of a fault of the machine.
 
     Raises:
-        UserError: the work raised one, or met a fault of the machine that :mod:`sam_d2.faults` knows.
+        UserError: the work raised one, or met a fault of the machine that :mod:`sam_d2.faults` knows. Any other
+            error is the main process's own, and the others lose their connection to it.
     """
     result: Any = None
     problem = ""

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import signal
 import socket
 import sys
 import time
@@ -21,11 +22,10 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
-from sam_d2.cli import default_dist_url
+from sam_d2.cli import default_dist_url, tell
 from sam_d2.engine.distributed import is_lost_connection
 from sam_d2.errors import BadImageError, UserError
 from sam_d2.interruption import SIGNALS, Interrupted, stop_requests
-from sam_d2.visible_text import printable
 
 SECONDS_FOR_THE_CULPRIT = 20.0
 """How long a process waits with the message that another one is gone."""
@@ -87,16 +87,20 @@ def launch_main(main: Main, args: argparse.Namespace) -> int | None:
     except ProcessExitedException as error:
         if error.signal_name is None:
             raise SystemExit(error.exit_code) from error
-        raise UserError(
-            f"Process {error.error_index} of the run was ended by {error.signal_name}: for want of memory, if nobody "
-            "did it. Take fewer processes, images (dataloader.train.total_batch_size) or dataloader.train.num_workers."
-        ) from error
+        raise _killed(error.error_index, error.signal_name) from error
     except ProcessRaisedException as error:
         message = _message_of(error, args.dist_url)
         if message is None:
             raise
         raise UserError(message) from error
     return None
+
+
+def _killed(index: int, signal_name: str) -> UserError:
+    return UserError(
+        f"Process {index} of the run was ended by {signal_name}: for want of memory, if nobody did it. Take fewer "
+        "processes, images (dataloader.train.total_batch_size) or dataloader.train.num_workers."
+    )
 
 
 def _check_meeting_point(args: argparse.Namespace) -> None:
@@ -141,13 +145,12 @@ def _run_in_started_process(main: Main, args: argparse.Namespace) -> None:
         with stop_requests.handled():
             try:
                 _run_and_wait_for_the_culprit(main, args)
-            except UserError as error:
+            except Exception as error:
                 if stop_requests.received is None:
                     raise
                 # The launcher, which was asked to end as well, waits for this end alone and takes no message.
-                if comm.is_main_process() or not error.of_all:
-                    print(f"error: {printable(str(error))}", file=sys.stderr)
-                raise SystemExit(2) from None
+                is_said = isinstance(error, UserError) and error.of_all and not comm.is_main_process()
+                raise SystemExit(2 if is_said else tell(error)) from None
     except KeyboardInterrupt as request:
         raise SystemExit(_exit_code(request)) from None  # torch would report a fault
 
@@ -244,23 +247,29 @@ def _end_processes(request: KeyboardInterrupt) -> None:
     second request, and where one has failed, for which others may wait in vain, they have some seconds left.
 
     Raises:
-        SystemExit: with 2, where one of them could not: its checkpoint found no space, for one, and it has said so.
+        SystemExit: with the code of one that could not: its checkpoint found no space, for one, and it has said so.
+        UserError: one of them was killed.
     """
-    processes = multiprocessing.active_children()
+    processes = sorted(multiprocessing.active_children(), key=lambda process: process.pid or 0)  # as they were started
     _send(processes, request)
-    as_asked = (0, *(128 + signum for signum in SIGNALS))
+    as_asked = (None, 0, *(128 + signum for signum in SIGNALS))
+    failed: dict[int, int] = {}
     try:
         while running := [process.sentinel for process in processes if process.is_alive()]:
-            if any(process.exitcode not in (None, *as_asked) for process in processes):
+            multiprocessing.connection.wait(running)
+            codes = [process.exitcode for process in processes]
+            failed = {index: code for index, code in enumerate(codes) if code is not None and code not in as_asked}
+            if failed:
                 _give_seconds_to_end(processes)
-            else:
-                multiprocessing.connection.wait(running)
     except KeyboardInterrupt as second:
         _send(processes, second)
         _give_seconds_to_end(processes)
         raise
-    if any(process.exitcode == 2 for process in processes):
-        raise SystemExit(2)
+    said = [code for code in failed.values() if code > 0]
+    if said:
+        raise SystemExit(max(said))
+    for index, code in failed.items():
+        raise _killed(index, signal.Signals(-code).name)
 
 
 def _give_seconds_to_end(processes: list[multiprocessing.process.BaseProcess]) -> None:

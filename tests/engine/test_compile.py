@@ -42,6 +42,7 @@ def assert_compiled_is_the_same(make_model, backend):
         torch.testing.assert_close(compiled.encode(image), plain.encode(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_traced_it_answers_the_same(make_model):
     """All of torch.compile but the kernels: traced, differentiated ahead of time, run by torch's own operators."""
     assert_compiled_is_the_same(make_model, "aot_eager")

@@ -199,19 +199,26 @@ class TestEnds:
             self.run(main)
         assert len(list(tmp_path.glob("* ended"))) == 2
 
-    def test_by_ctrl_c_after_which_one_fails_and_the_other_waits_for_it(self, monkeypatch, tmp_path):
+    @pytest.mark.parametrize("code", [2, 70, -signal.SIGKILL])
+    def test_by_ctrl_c_after_which_one_fails_and_the_other_waits_for_it(self, monkeypatch, tmp_path, code):
         """As over NCCL, whose waits no signal ends."""
         monkeypatch.setattr(launching, "SECONDS_TO_END", 0.2)
 
+        def fail(*_):
+            os.kill(os.getpid(), -code) if code < 0 else os._exit(code)
+
         def main(args):
-            signal.signal(signal.SIGINT, signal.SIG_IGN if comm.get_rank() == 0 else lambda *_: os._exit(2))
+            signal.signal(signal.SIGINT, signal.SIG_IGN if comm.get_rank() == 0 else fail)
             (tmp_path / str(comm.get_rank())).write_text(str(os.getpid()))
             time.sleep(60)
 
         self.interrupt_when_both_are_there(monkeypatch, tmp_path)
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(SystemExit if code > 0 else UserError) as end:
             self.run(main)
-        assert end.value.code == 2
+        if code > 0:
+            assert end.value.code == code
+        else:
+            assert str(end.value).startswith("Process 1 of the run was ended by SIGKILL: for want of memory")
         for rank in (0, 1):
             with pytest.raises(ProcessLookupError):
                 os.kill(int((tmp_path / str(rank)).read_text()), 0)
@@ -358,3 +365,20 @@ def test_what_is_a_lost_connection():
     assert is_lost_connection(gloo) and is_lost_connection(dist.DistNetworkError("x"))
     assert not is_lost_connection(RuntimeError("mat1 and mat2")) and not is_lost_connection(None)
     assert not is_lost_connection(UserError("gloo/"))
+
+
+def test_a_fault_of_ours_after_a_request_to_stop_is_no_clean_stop(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(stop_requests, "several", False)
+
+    def stopped(args):
+        with stop_requests.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            while stop_requests.received is None:
+                time.sleep(0.01)
+            raise PermissionError("model_0000003.pth")
+
+    with pytest.raises(SystemExit) as end:
+        launching._run_in_started_process(stopped, argparse.Namespace())
+    error = capsys.readouterr().err
+    assert end.value.code == 70 and error.startswith("Traceback") and "PermissionError: model_0000003.pth" in error

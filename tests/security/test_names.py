@@ -1,16 +1,20 @@
 """Names that come with the data: shown and never obeyed, and never a way out of the image folder."""
 
 import json
+import logging
 import re
 
 import pytest
 
+from detectron2.data import DatasetCatalog
 from sam_d2.cli import run_main
 from sam_d2.data.dataset_file import load_dataset_file
+from sam_d2.data.register import register_dataset
 from sam_d2.errors import UserError
 from sam_d2.evaluation.report_compare import compare_page
 from sam_d2.evaluation.report_data import read_run
 from sam_d2.evaluation.report_page import run_page
+from sam_d2.visible_text import clean
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[31m\u202egnp.exe\x9b1m\r\x08"
 MARKUP = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
@@ -122,3 +126,33 @@ def test_names_do_not_reach_a_shell_or_the_argument_parser(capsys, monkeypatch, 
     import shlex
 
     assert any(word.startswith(str(folder)) for word in shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("nut 1\t", "nut 1␉"),
+        ("a\x1b[2J\x7f\x9b", "a␛[2J␡\\u009b"),
+        ("\u200bnut\ufeff\u00ad\u2060\u3164", "\\u200bnut\\ufeff\\u00ad\\u2060\\u3164"),
+        ("x\U000e0041\ue000", "x\\U000e0041\\ue000"),
+        ("क्\u200dष 👩\u200d🔬", "क्\u200dष 👩\u200d🔬"),  # joiners belong to the words
+        ("Dürfen wir? 日本語 ✓", "Dürfen wir? 日本語 ✓"),
+    ],
+)
+def test_what_cannot_be_seen_is_spelt_out(text, shown):
+    assert clean(text) == shown
+
+
+def test_a_class_forges_no_line_of_the_log(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_d2"), "propagate", True)
+    caplog.set_level("INFO")
+    file = dataset(tmp_path, "a.png")
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "nut\nERROR: the disk is broken"
+    box = {"bbox": [0, 0, 2, 2], "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "area": 4, "iscrowd": 0}
+    content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, **box}]
+    file.write_text(json.dumps(content))
+    (file.parent / "a.png").touch()
+    register_dataset("forged", file, file.parent)
+    DatasetCatalog.get("forged")
+    assert "(nut␊ERROR: the disk is broken 1)" in caplog.text and "\nERROR" not in caplog.text
