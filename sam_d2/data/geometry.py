@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec import UNSET
 
-from sam_d2.data.findings import Finding, RecordId, Severity
+from sam_d2.data.finding_kinds import Severity
+from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
 from sam_d2.data.rle import compressed_totals
 

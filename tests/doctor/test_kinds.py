@@ -1,6 +1,7 @@
 """Each kind of finding in a file that is sound but for it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from pycocotools import mask as mask_util
 
 from sam_d2.data import load_dataset_file
+from sam_d2.data.finding_kinds import KINDS
 from sam_d2.doctor.checkup import check_dataset
-from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.mend import mend
 from sam_d2.doctor.parts import Source
 from sam_d2.errors import UserError
@@ -151,6 +152,12 @@ FOLLOWS = {
     "box all outside": {"box-far"},
     "path that leaves": {"image-missing"},
 }
+
+
+def test_reading_does_not_import_the_doctor():
+    """Imports run one way: training reads and checks a file without what the doctor adds."""
+    files = sorted((Path(__file__).resolve().parents[2] / "sam_d2" / "data").rglob("*.py"))
+    assert len(files) > 10 and [file.name for file in files if "sam_d2.doctor" in file.read_text()] == []
 
 
 def kinds_of(checkup) -> set[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:  # findings are described with these titles
-    from sam_d2.data.findings import Severity
+Severity = Literal["error", "warning"]
 
 
 class Kind(NamedTuple):
