@@ -99,9 +99,17 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "odd polygon": ((*FIRST, "segmentation", [[5, 5, 15, 5, 15, 15, 5]]), "polygon-odd", ANNOTATION, False),
     "polygon with NaN": ((*FIRST, "segmentation", 0, 2, NAN), "polygon-nan", ANNOTATION, False),
     "polygon of another planet": ((*FIRST, "segmentation", 0, 2, 1e9), "polygon-far", ANNOTATION, False),
-    # 4 x 40,000 px: more than the 100,000 that any image may have
+    # 10 + 599,995 + 599,995 + 10 px: more than the 1,000,000 that any image may have
     "outline of a small country": (
-        (*FIRST, "segmentation", [[0, 0, 40000, 10, 0, 20, 40000, 30]]), "polygon-long", ANNOTATION, False),
+        (*FIRST, "segmentation", [[5, 5, 15, 5, 15, 600_000, 5, 600_000]]), "polygon-long", ANNOTATION, True),
+    "long outline with an odd one": (
+        (*FIRST, "segmentation", [[5, 5, 15, 5, 15, 600_000, 5, 600_000], [5, 5, 15, 5, 15, 15, 5]]),
+        "polygon-long", ANNOTATION, False),
+    # 40 px to and fro, 26,000 times
+    "long outline inside": (
+        lambda c: c["annotations"][0].update(
+            segmentation=[[x for place in range(26_000) for x in (40 * (place % 2), place / 1000)] + [0, 30]]),
+        "polygon-long", ANNOTATION, False),
     "polygon of two points": (
         lambda c: c["annotations"][0]["segmentation"].append([1, 1, 2, 2]), "polygon-short", ANNOTATION, True),
     "polygon outside": (  # the box too: [30, 5, 20, 10] in an image that ends at 40
@@ -145,6 +153,7 @@ FOLLOWS = {
     "image twice": {"file-name-twice"},
     "category twice": {"category-name-twice"},
     "categories shifted": {"unknown-category", "category-unused"},
+    "long outline with an odd one": {"polygon-odd"},
     "polygon all outside": {"box-all-outside"},
     "boxes that may be XYXY": {"no-masks", "box-outside"},
     "neither has an area": {"mask-empty", "area-differs"},
