@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from sam_d2.doctor.kinds import KINDS
+from sam_d2.data.finding_kinds import KINDS, Severity
 from sam_d2.errors import UserError
 from sam_d2.visible_text import clean
 
 MAX_LISTED = 20
 _MOST_ALIKE = 5
 
-Severity = Literal["error", "warning"]
 RecordId = int | str | None
 
 
@@ -35,8 +33,8 @@ class Finding:
             can be grouped by (field, fix).
         rows: of a file that is a list, the rows that it is on, from 0 on, rising.
         row_of: what the one row says of its image, such as ``image_id 17``.
-        kind: name of what is wrong, a key of :data:`sam_d2.doctor.kinds.KINDS`; empty of files that the doctor does
-            not look at.
+        kind: name of what is wrong, a key of :data:`sam_d2.data.finding_kinds.KINDS`; empty of files that the doctor
+            does not look at.
     """
 
     severity: Severity

@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec import UNSET
 
-from sam_d2.data.findings import Finding, RecordId, Severity
+from sam_d2.data.finding_kinds import Severity
+from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
 from sam_d2.data.rle import compressed_totals
 
 MIN_POLYGON = 6  # numbers: three points
 MAX_COORDINATE = 1e6  # px; pycocotools walks along each side of a polygon, and reads foreign memory beyond 4e8
-MAX_OUTLINE = 1e7  # px of one polygon, which pycocotools needs half a GiB to draw
-ENOUGH_OUTLINE = 1e5  # px, in an image of any size
+MAX_OUTLINE = 1e7  # px of one annotation, which pycocotools needs up to half a GiB and a second to draw
+ENOUGH_OUTLINE = 1e6  # px of one annotation, in an image of any size: 40 MiB and 50 ms
 OUTLINE_PER_PIXEL = 4.0  # of the image: an outline that comes by each of its pixels has 1
+STRAY_OUTLINE = 1e5  # px more than an annotation's points could have in their image: one lies far outside
+MAX_STRAY = 1e7  # px of all these in a file: half a second for each time that they are drawn
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
 
@@ -169,9 +172,8 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
         fix = f"write pixels, none beyond {MAX_COORDINATE:,.0f}"
         table.report(row, "error", "segmentation", found, fix, "polygon-far")
         bounds[row] = np.nan
-    for row, length, most in _long_outlines(table, bounds, rows, points, lengths // 2):
-        found = f"an outline is {length:,.0f} px long, in an image of {_size(table.owners[row])}"
-        fix = f"write one of at most {most:,.0f} px: drawing takes time and memory for each"
+    for row, length, fix in _long_outlines(table, bounds, rows, points, lengths // 2):
+        found = f"its outlines are {length:,.0f} px long, in an image of {_size(table.owners[row])}"
         table.report(row, "error", "segmentation", found, fix, "polygon-long")
         bounds[row] = np.nan
     for row in np.flatnonzero(_outside(table, bounds)).tolist():
@@ -182,27 +184,58 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
 
 def _long_outlines(
     table: AnnotationTable, bounds: np.ndarray, rows: np.ndarray, points: np.ndarray, counts: np.ndarray
-) -> list[tuple[int, float, float]]:
-    """Return row, length and limit, in px, where an outline is longer than its image has room for.
+) -> list[tuple[int, float, str]]:
+    """Return row, length in px, and fix of annotations whose outlines take too long to draw.
+
+    One is too long for its image on its own. One that a point far outside makes long is so only where the file has
+    many: each takes some milliseconds, and a line of JSON is enough to write it.
 
     Args:
         table: of the rows.
         bounds: XYXY of each row's polygons, (N, 4); NaN where they are not to be looked at.
-        rows: of each polygon, (P,).
+        rows: of each polygon, (P,), ascending.
         points: of all polygons.
         counts: of each polygon's points, (P,).
     """
-    found = dict[int, tuple[float, float]]()
-    extents = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)[rows]
+    found: list[tuple[int, float, str]] = []
+    stray: dict[int, tuple[float, float]] = {}
+    extents = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)
+    corners = np.bincount(rows, weights=counts, minlength=len(bounds))
     ends = np.cumsum(counts)
-    for polygon in np.flatnonzero(counts * extents > ENOUGH_OUTLINE).tolist():  # no other can be too long
-        row, corners = int(rows[polygon]), points[ends[polygon] - counts[polygon] : ends[polygon]]
-        # pycocotools takes a step for each pixel of a side's longer extent
-        length = float(np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1).sum())
-        most = min(MAX_OUTLINE, max(ENOUGH_OUTLINE, OUTLINE_PER_PIXEL * _area(table.owners[row])))
-        if length > max(most, found.get(row, (0.0, 0.0))[0]):
-            found[row] = length, most
-    return [(row, *lengths) for row, lengths in found.items()]
+    for row in np.flatnonzero(corners * extents > STRAY_OUTLINE).tolist():
+        side = _longest_side(table.owners[row])
+        if corners[row] * max(extents[row] - side, extents[row] * STRAY_OUTLINE / ENOUGH_OUTLINE) <= STRAY_OUTLINE:
+            continue  # it can be neither
+        first, last = np.searchsorted(rows, [row, row + 1])
+        length = outline_length(points[ends[first] - counts[first] : ends[last - 1]], counts[first:last])
+        most = longest_outline(table.owners[row])
+        if length > most:
+            found.append((row, length, f"write at most {most:,.0f} px: drawing takes time and memory for each"))
+        elif length - corners[row] * side > STRAY_OUTLINE:
+            stray[row] = length, length - corners[row] * side
+    total = sum(beyond for _, beyond in stray.values())
+    if total > MAX_STRAY:
+        fix = f"write pixels of the image: {len(stray)} annotations go {total:,.0f} px too far, and drawing takes time"
+        found += [(row, length, fix) for row, (length, _) in stray.items()]
+    return found
+
+
+def outline_length(points: np.ndarray, counts: np.ndarray) -> float:
+    """Return the length of polygons as pycocotools walks it, px: of each side the longer of width and height.
+
+    Args:
+        points: of all polygons, float64 (n, 2).
+        counts: of each polygon's points, int64 (P,).
+    """
+    ends = np.cumsum(counts)
+    after = np.roll(points, -1, axis=0)
+    after[ends - 1] = points[ends - counts]
+    return float(np.abs(after - points).max(axis=1).sum())
+
+
+def longest_outline(image: Image | None) -> float:
+    """Return how long the outlines of one annotation may be together, px."""
+    return min(MAX_OUTLINE, max(ENOUGH_OUTLINE, OUTLINE_PER_PIXEL * _area(image)))
 
 
 def _check_rles(table: AnnotationTable) -> None:
@@ -337,3 +370,7 @@ def _size(image: Image | None) -> str:
 
 def _area(image: Image | None) -> float:
     return np.inf if image is None or UNSET in (image.height, image.width) else float(image.height) * image.width
+
+
+def _longest_side(image: Image | None) -> float:
+    return np.inf if image is None or UNSET in (image.height, image.width) else float(max(image.height, image.width))

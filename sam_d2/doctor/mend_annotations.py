@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET
 
-from sam_d2.data.geometry import MIN_POLYGON
+from sam_d2.data.geometry import MIN_POLYGON, longest_outline, outline_length
 from sam_d2.data.records import known
 from sam_d2.doctor.clip import clip_polygon
 from sam_d2.doctor.columns import Columns, drawn
@@ -117,20 +117,29 @@ class _Mender:
         return copies
 
     def masks(self) -> None:
-        """Leave out polygons of under 3 points, and clip those that reach outside."""
+        """Leave out polygons of under 3 points, and clip those that reach outside, also far."""
         for row, kind in self.rows(["polygon-short"]):
             raw = self.raws[row]
             raw["segmentation"] = [one for one in raw["segmentation"] if len(one) % 2 or len(one) >= MIN_POLYGON]
             self.counts[kind] += 1
             self.waiting.add(row)
-        for row, kind in self.rows(["polygon-outside"]):
-            if not self.columns.has_mask()[row]:
-                continue  # of one that has an error, that first
-            clipped = [clip_polygon(one, *self.columns.sizes[row]) for one in self.raws[row]["segmentation"]]
-            if any(clipped):
-                self.raws[row]["segmentation"] = [one for one in clipped if one]
+        usable = self.columns.has_mask()
+        for row, kind in self.rows(["polygon-outside", "polygon-long"]):
+            polygons = self.raws[row]["segmentation"]
+            if not usable[row] and (kind == "polygon-outside" or any(len(one) % 2 for one in polygons)):
+                continue  # of one that has another error, that first
+            clipped = [part for one in polygons if (part := clip_polygon(one, *self.columns.sizes[row]))]
+            if clipped and (kind == "polygon-outside" or self._has_room(row, clipped)):
+                self.raws[row]["segmentation"] = clipped
                 self.counts[kind] += 1
                 self.waiting.add(row)
+
+    def _has_room(self, row: int, polygons: list[list[float]]) -> bool:
+        points = np.array([number for one in polygons for number in one]).reshape(-1, 2)
+        length = outline_length(points, np.array([len(one) // 2 for one in polygons]))
+        return bool(np.isfinite(self.columns.sizes[row]).all()) and length <= longest_outline(
+            self.part.table.owners[row]
+        )
 
     def boxes(self) -> None:
         """Write boxes anew that are of the other form, outside, or not usable."""

@@ -15,7 +15,8 @@ from msgspec import UNSET, Struct
 
 from sam_d2.data.dataset_file import find_root
 from sam_d2.data.decode import read_content
-from sam_d2.data.findings import Finding, RecordId, Severity
+from sam_d2.data.finding_kinds import Severity
+from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.full_check import check_records
 from sam_d2.data.geometry import AnnotationTable
 from sam_d2.data.image_root import missing_files, search_folders

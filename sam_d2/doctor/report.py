@@ -10,9 +10,9 @@ from typing import Any
 
 from msgspec import UNSET
 
-from sam_d2.data.findings import Finding, RecordId, Severity
+from sam_d2.data.finding_kinds import KINDS, Severity
+from sam_d2.data.findings import Finding, RecordId
 from sam_d2.doctor.checkup import Checkup
-from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.parts import Part
 
 VERSION = 1

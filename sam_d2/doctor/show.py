@@ -8,10 +8,10 @@ from pathlib import Path, PurePath
 from rich.console import Console
 from rich.text import Text
 
+from sam_d2.data.finding_kinds import KINDS
 from sam_d2.data.findings import Finding, RecordId, plural
 from sam_d2.data.records import known
 from sam_d2.doctor.checkup import Checkup
-from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.mend import Mended
 from sam_d2.doctor.parts import Part
 from sam_d2.doctor.report import Group, group_findings, image_names

@@ -74,8 +74,8 @@ COCO_ERRORS = {
     "polygon of another planet": (
         (*ANNOTATION, "segmentation", 0, 3, 1e30), 10, 0, "segmentation", "polygons reach over"),
     "outline of a small country": (
-        (*ANNOTATION, "segmentation", [[0, 0, 50001, 0, 50001, 1]]), 10, 0, "segmentation",
-        "an outline is 100,003 px long, in an image of "),
+        (*ANNOTATION, "segmentation", [[0, 0, 500001, 0, 500001, 1]]), 10, 0, "segmentation",
+        "its outlines are 1,000,003 px long, in an image of "),
     "polygon with null": ((*ANNOTATION, "segmentation", 0, 3, None), 10, 0, "segmentation", "got `null`"),
     "RLE without size": (
         (*CROWD, "segmentation", "size", ...), 20, 2, "segmentation", "missing required field `size`"),
@@ -335,3 +335,25 @@ def test_an_outline_may_come_by_each_pixel_of_its_image_four_times(points, kinds
     coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "segmentation": [zigzag]}]
     found = inspect_dataset_file(write(coco)).findings
     assert {one.kind for one in found if one.severity == "error"} == kinds
+
+
+FAR = [0, 0, 5, 0, 5, 99_000]  # 5 px, and twice 99,000
+
+
+@pytest.mark.parametrize(
+    ("polygons", "annotations", "kinds"),
+    [
+        ([FAR] * 5, 1, {"polygon-outside"}),  # 990,025 px
+        ([FAR] * 6, 1, {"polygon-long"}),  # 1,188,030 px
+        ([[x / 2, 0, x / 2 + 1, 0, x / 2, 1] for x in range(5_000)], 1, {"polygon-outside"}),  # 3 px each
+        ([[0, 0, 50, 0, 50, 300_000, 0, 50]], 16, {"polygon-outside"}),  # each 600,050 px, of which 4 x 100 have room
+        ([[0, 0, 50, 0, 50, 300_000, 0, 50]], 17, {"polygon-long"}),  # 10,194,050 px more than have room
+        ([[0, 0, 50, 0, 50, 50_000, 0, 50]], 200, {"polygon-outside"}),  # each 99,650 px more
+    ],
+)
+def test_outlines_are_limited_by_annotation_and_far_ones_by_file(polygons, annotations, kinds, coco, write):
+    coco["images"][0].update(width=100, height=100)
+    one = {**coco["annotations"][0], "image_id": 20, "segmentation": polygons}
+    coco["annotations"] = [{**one, "id": 10 + place} for place in range(annotations)]
+    findings = [found for found in inspect_dataset_file(write(coco)).findings if found.field == "segmentation"]
+    assert {found.kind for found in findings} == kinds and len(findings) == annotations

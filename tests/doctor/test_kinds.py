@@ -1,6 +1,7 @@
 """Each kind of finding in a file that is sound but for it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from pycocotools import mask as mask_util
 
 from sam_d2.data import load_dataset_file
+from sam_d2.data.finding_kinds import KINDS
 from sam_d2.doctor.checkup import check_dataset
-from sam_d2.doctor.kinds import KINDS
 from sam_d2.doctor.mend import mend
 from sam_d2.doctor.parts import Source
 from sam_d2.errors import UserError
@@ -98,9 +99,17 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "odd polygon": ((*FIRST, "segmentation", [[5, 5, 15, 5, 15, 15, 5]]), "polygon-odd", ANNOTATION, False),
     "polygon with NaN": ((*FIRST, "segmentation", 0, 2, NAN), "polygon-nan", ANNOTATION, False),
     "polygon of another planet": ((*FIRST, "segmentation", 0, 2, 1e9), "polygon-far", ANNOTATION, False),
-    # 4 x 40,000 px: more than the 100,000 that any image may have
+    # 10 + 599,995 + 599,995 + 10 px: more than the 1,000,000 that any image may have
     "outline of a small country": (
-        (*FIRST, "segmentation", [[0, 0, 40000, 10, 0, 20, 40000, 30]]), "polygon-long", ANNOTATION, False),
+        (*FIRST, "segmentation", [[5, 5, 15, 5, 15, 600_000, 5, 600_000]]), "polygon-long", ANNOTATION, True),
+    "long outline with an odd one": (
+        (*FIRST, "segmentation", [[5, 5, 15, 5, 15, 600_000, 5, 600_000], [5, 5, 15, 5, 15, 15, 5]]),
+        "polygon-long", ANNOTATION, False),
+    # 40 px to and fro, 26,000 times
+    "long outline inside": (
+        lambda c: c["annotations"][0].update(
+            segmentation=[[x for place in range(26_000) for x in (40 * (place % 2), place / 1000)] + [0, 30]]),
+        "polygon-long", ANNOTATION, False),
     "polygon of two points": (
         lambda c: c["annotations"][0]["segmentation"].append([1, 1, 2, 2]), "polygon-short", ANNOTATION, True),
     "polygon outside": (  # the box too: [30, 5, 20, 10] in an image that ends at 40
@@ -144,6 +153,7 @@ FOLLOWS = {
     "image twice": {"file-name-twice"},
     "category twice": {"category-name-twice"},
     "categories shifted": {"unknown-category", "category-unused"},
+    "long outline with an odd one": {"polygon-odd"},
     "polygon all outside": {"box-all-outside"},
     "boxes that may be XYXY": {"no-masks", "box-outside"},
     "neither has an area": {"mask-empty", "area-differs"},
@@ -151,6 +161,12 @@ FOLLOWS = {
     "box all outside": {"box-far"},
     "path that leaves": {"image-missing"},
 }
+
+
+def test_reading_does_not_import_the_doctor():
+    """Imports run one way: training reads and checks a file without what the doctor adds."""
+    files = sorted((Path(__file__).resolve().parents[2] / "sam_d2" / "data").rglob("*.py"))
+    assert len(files) > 10 and [file.name for file in files if "sam_d2.doctor" in file.read_text()] == []
 
 
 def kinds_of(checkup) -> set[str]:

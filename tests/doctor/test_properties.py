@@ -164,9 +164,13 @@ def test_a_long_outline_is_checked_in_time_that_grows_with_it(move, crosses, ang
 
 
 def test_a_long_outline_with_too_many_pairs_has_its_nearest_sides_compared():
-    """Of noise every side crosses a third of the others or so."""
+    """Of noise every side crosses a third of the others or so, and the one that is named does."""
     points = np.random.default_rng(3).random((6000, 2)) * 1000
-    assert masks._crossing_of_long(points, np.roll(points, -1, axis=0)) is not None
+    after = np.roll(points, -1, axis=0)
+    side = masks._crossing_of_long(points, after)
+    assert side is not None and 0 <= side < 6000
+    one = (points[[side]], after[[side]])
+    assert (masks._apart(one, (points, after)) & masks._apart((points, after), one)).any()
 
 
 def star(count: int) -> np.ndarray:

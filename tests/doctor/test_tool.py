@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sam_d2.data import resolve_dataset
+from sam_d2.data.finding_kinds import KINDS
 from sam_d2.doctor import report
-from sam_d2.doctor.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 

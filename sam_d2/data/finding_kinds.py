@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:  # findings are described with these titles
-    from sam_d2.data.findings import Severity
+Severity = Literal["error", "warning"]
 
 
 class Kind(NamedTuple):
@@ -64,7 +63,9 @@ KINDS: dict[str, Kind] = {
     "polygon-odd": Kind("error", "a polygon has an odd count of numbers"),
     "polygon-nan": Kind("error", "a polygon has NaN or infinity"),
     "polygon-far": Kind("error", "a polygon has coordinates beyond a million pixels"),
-    "polygon-long": Kind("error", "an outline is longer than its image has room for"),
+    "polygon-long": Kind(
+        "error", "outlines are longer than their image has room for", "what lies inside, where that has room"
+    ),
     "polygon-short": Kind("warning", "a polygon has fewer than 3 points", "the polygon is left out"),
     "polygon-outside": Kind("warning", "a polygon reaches outside of its image", "what lies inside"),
     "polygon-all-outside": Kind("warning", "polygons lie outside of their image"),
