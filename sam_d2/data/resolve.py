@@ -82,7 +82,7 @@ def resolve_dataset(argument: str, manifest: Path | None = None, *, boxes_alone:
         return _resolve_coco_2017(manifest)
     if argument == RESERVED_NAME:
         from sam_d2.data.scenes import ensure_quickstart
-        from sam_d2.engine.distributed import first_process_first
+        from sam_d2.processes import first_process_first
 
         with first_process_first():
             folder = ensure_quickstart(manifest.parent / RESERVED_NAME)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,22 +134,6 @@ def in_main_process(work: Callable[[], T], folder: Path | None = None) -> T:
     if problem:
         raise UserError(problem, of_all=True)
     return result
-
-
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let the first process of a machine through the block before its others, which find what it has made.
-
-    Where it fails in there, the others go in nevertheless, and fail by themselves.
-    """
-    first = comm.get_local_rank() == 0
-    if not first:
-        comm.synchronize()
-    try:
-        yield
-    finally:
-        if first:
-            comm.synchronize()
 
 
 def is_lost_connection(error: BaseException | None) -> bool:

@@ -14,11 +14,11 @@ from sam_d2.engine.distributed import (
     choose_amp_dtype,
     choose_device,
     distribute,
-    first_process_first,
     in_main_process,
     share_buffers,
 )
 from sam_d2.errors import UserError
+from sam_d2.processes import first_process_first
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
