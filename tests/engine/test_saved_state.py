@@ -167,3 +167,10 @@ def test_a_checkpoint_without_a_scaler_goes_on_in_float16(tmp_path):
     scale = after.grad_scaler.get_scale()
     checkpointer.resume_or_load("")
     assert after.iter == 2 and after.grad_scaler.get_scale() == scale
+
+
+def test_a_value_that_only_another_torch_keeps(tmp_path):
+    saved_after_two(tmp_path, change=lambda state: state["optimizer"]["state"][0].update(scale=[1.0]))
+    after, checkpointer = training(torch.optim.AdamW, tmp_path)
+    checkpointer.resume_or_load("")
+    steps(after, 2)
