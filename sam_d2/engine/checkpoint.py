@@ -15,7 +15,14 @@ from sam_d2.engine.checkpoint_file import load_checkpoint_file, save_checkpoint_
 from sam_d2.engine.distributed import in_main_process
 from sam_d2.engine.fit_weights import fit_weights
 from sam_d2.engine.saved_state import load_state
-from sam_d2.engine.whole_checkpoint import TAG, last_checkpoint, step_of, tagged_checkpoint, whole_checkpoint
+from sam_d2.engine.whole_checkpoint import (
+    TAG,
+    has_checkpoint,
+    last_checkpoint,
+    step_of,
+    tagged_checkpoint,
+    whole_checkpoint,
+)
 from sam_d2.errors import UserError
 from sam_d2.modeling.canvas import resample_positions
 from sam_d2.modeling.lora import lora_keys
@@ -101,6 +108,10 @@ class Checkpointer(DetectionCheckpointer):
         """Name the newest checkpoint in ``last_checkpoint``, atomically."""
         write_whole(Path(self.save_dir) / TAG, lambda file: file.write(last_filename_basename.encode()))
 
+    def has_checkpoint(self) -> bool:
+        """Tell whether the folder has a checkpoint, as :func:`~sam_d2.engine.whole_checkpoint.has_checkpoint`."""
+        return bool(self.save_dir) and has_checkpoint(Path(self.save_dir))
+
     def get_checkpoint_file(self) -> str:
         """Return the newest checkpoint of the folder, as :func:`last_checkpoint`; empty where there is none."""
         return str(last_checkpoint(Path(self.save_dir)) or "")
@@ -113,7 +124,7 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: no checkpoint is whole, or it does not hold what a training needs to go on.
         """
-        file = self._file_to_go_on_from() if resume and self.has_checkpoint() else ""
+        file = self._file_to_go_on_from() if resume else ""
         missing = set(self.checkpointables) - set(load_checkpoint_file(file, mmap=True)) if file else set()
         if missing:
             raise UserError(
@@ -130,6 +141,8 @@ class Checkpointer(DetectionCheckpointer):
         return str(in_main_process(self._whole_and_tagged) or "")
 
     def _whole_and_tagged(self) -> Path | None:
+        if not self.has_checkpoint():
+            return None
         folder = Path(self.save_dir)
         file, _ = whole_checkpoint(folder)
         # Where one was passed over, its step is still to be saved, and who asks for the last checkpoint means this one.

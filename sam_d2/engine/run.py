@@ -23,6 +23,7 @@ from sam_d2.engine.distributed import in_main_process
 from sam_d2.engine.resume import check_resume
 from sam_d2.engine.test_checks import check_tests
 from sam_d2.engine.weights import find_weights
+from sam_d2.engine.whole_checkpoint import has_checkpoint as has_checkpoint_in
 from sam_d2.errors import UserError
 from sam_d2.file_lock import FileLock
 
@@ -94,7 +95,7 @@ def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLo
     quiet_console()
     logger.info(describe_detectron2())
     logger.info("python %s, torch %s, %s", platform.python_version(), torch.__version__, _hardware())
-    if args.resume and not has_checkpoint(cfg, args):
+    if args.resume and not found[0]:
         # As in Detectron2, so that a scheduler can always give --resume.
         logger.warning("--resume: %s holds no checkpoint, so the run begins at step 0", folder)
     for change in changes:
@@ -125,7 +126,7 @@ def _hardware() -> str:
 
 def has_checkpoint(cfg: DictConfig, args: argparse.Namespace) -> bool:
     """Tell whether ``--resume`` is given and the run folder holds a checkpoint to go on from."""
-    return args.resume and (Path(cfg.train.output_dir) / "last_checkpoint").is_file()
+    return args.resume and has_checkpoint_in(Path(cfg.train.output_dir))
 
 
 def initial_weights(cfg: DictConfig, args: argparse.Namespace) -> Path | None:

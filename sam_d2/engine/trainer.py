@@ -276,9 +276,9 @@ class Trainer(SimpleTrainer):
         check_iteration(state_dict["iteration"])
         check_optimizer(self.optimizer, state_dict["optimizer"])
         super().load_state_dict(state_dict)
-        # The run may have begun in another precision, without a scaler.
-        if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
-            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        # The run may have begun in another precision, without a scaler, or with Detectron2's trainer, which saves none.
+        if self.grad_scaler.is_enabled() and (scale := state_dict.get("grad_scaler")):
+            self.grad_scaler.load_state_dict(scale)
         if "oom" in state_dict:  # not of an earlier sam_d2
             self.oom.load_state_dict(state_dict["oom"])
         if "counts" in state_dict:

@@ -15,6 +15,8 @@ from sam_d2.zip_limits import check_unpacked
 
 TAG = "last_checkpoint"
 """File that names the newest checkpoint of a folder."""
+_LONGEST_TAG = 4096
+"""Bytes that a path has at most; a longer file names nothing, and is not read whole."""
 
 
 def tagged_checkpoint(folder: Path) -> Path | None:
@@ -23,10 +25,19 @@ def tagged_checkpoint(folder: Path) -> Path | None:
     return file if file is not None and _is_there(file, folder) else None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Tell whether a run folder has a checkpoint to go on from: one that ``last_checkpoint`` names, or a numbered one.
+
+    What is named counts also where it is gone: then that is to be said, and not a run begun over the other files.
+    """
+    return next(_candidates(folder), None) is not None
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run folder, None where none is there; whether it is whole is not looked at.
 
-    It is the one that ``last_checkpoint`` names, or else, where that is gone, the nearest before it.
+    It is the one that ``last_checkpoint`` names, or else, where that is gone, the nearest before it; without a name
+    the one with the highest number.
     """
     return next((file for file in _candidates(folder) if _is_there(file, folder)), None)
 
@@ -34,13 +45,16 @@ def last_checkpoint(folder: Path) -> Path | None:
 def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint of a run folder that is whole: to the bit, as its checksums say.
 
-    It is the one that ``last_checkpoint`` names, or else the nearest before it.
+    It is the one that ``last_checkpoint`` names, or else the nearest before it; without a name the one with the
+    highest number, because a kill between a run's first checkpoint and its naming, or a copy that lost the small
+    file, must not cost the run.
 
     Args:
         folder: of the run.
 
     Returns:
-        The file, None where none was ever written; and what is wrong with those that are passed over.
+        The file, None where none was ever written; and what is wrong with those that are passed over, or with
+        ``last_checkpoint``.
 
     Raises:
         UserError: there were some, and none is whole.
@@ -49,7 +63,11 @@ def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     for file in _candidates(folder):
         problem = _problem(file, folder)
         if problem is None:
-            return file, [f"*** {text} Going on from the one before it, {file.name} ***" for text in problems]
+            passed = [f"*** {text} Going on from the one before it, {file.name} ***" for text in problems]
+            _, fault = _read_tag(folder)
+            if fault:
+                passed.append(f"*** {folder / TAG} {fault}. Going on from the newest checkpoint, {file.name} ***")
+            return file, passed
         problems.append(problem)
     if problems:
         raise UserError(" ".join(problems))
@@ -57,12 +75,22 @@ def whole_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def _named(folder: Path) -> Path | None:
+    name, _ = _read_tag(folder)
+    return folder / name if name else None
+
+
+def _read_tag(folder: Path) -> tuple[str, str]:
+    """Return the name in ``last_checkpoint``, or empty and why there is none."""
     tag = folder / TAG
     if not tag.is_file():
-        return None
+        return "", "is missing"
+    with tag.open("rb") as file:
+        content = file.read(_LONGEST_TAG + 1)
+    if len(content) > _LONGEST_TAG:
+        return "", f"is damaged (longer than {_LONGEST_TAG} bytes)"
     # A power failure in the moment in which it was written leaves it empty, full of zeros or with noise in it.
-    name = tag.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
-    return folder / name if name else None
+    name = content.decode(errors="replace").strip("\0 \t\r\n")
+    return name, "" if name else "is damaged (empty)"
 
 
 def _is_there(file: Path, folder: Path) -> bool:
@@ -79,9 +107,7 @@ def _is_in(file: Path, folder: Path) -> bool:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    if not (folder / TAG).is_file():
-        return
-    steps = {file: step_of(file) for file in folder.glob("model_[0-9]*.pth")}
+    steps = {file: step_of(file) for file in folder.glob("model_[0-9]*.pth") if file.is_file()}
     numbered = {step: file for file, step in steps.items() if step is not None}
     limit = max(numbered, default=0) + 1
     if file := _named(folder):
@@ -128,5 +154,5 @@ def _gone(file: Path, folder: Path) -> str:
     state = "does not exist" if _is_in(file, folder) else "is not in the folder of the run"
     return (
         f"{file} {state}, but {folder / TAG} names it as the one to go on from. Write the name of another model_*.pth "
-        "of that folder into it, or delete it to begin anew."
+        "of that folder into it, or begin another run with --output-dir DIR."
     )

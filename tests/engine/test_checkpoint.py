@@ -119,7 +119,10 @@ class TestSaving:
     def test_a_last_checkpoint_that_is_gone(self, tmp_path, checkpointer):
         checkpointer.save("model_0000001")
         (tmp_path / "model_0000001.pth").unlink()
-        with pytest.raises(UserError, match=r"model_0000001\.pth does not exist.*last_checkpoint.*delete it"):
+        assert checkpointer.has_checkpoint()
+        with pytest.raises(
+            UserError, match=r"model_0000001\.pth does not exist.*last_checkpoint.*another run with --output-dir"
+        ):
             checkpointer.resume_or_load("", resume=True)
 
 

@@ -56,7 +56,7 @@ class TestBeginRun:
 
     def test_machines_that_do_not_share_the_folder(self, cfg, tmp_path, monkeypatch):
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "last_checkpoint").touch()
+        (tmp_path / "run" / "model_0000003.pth").touch()
         monkeypatch.setattr(comm, "all_gather", lambda value: [value, False])
         with pytest.raises(UserError, match=r"--resume: .*run is not the same folder for all processes\. .*share"):
             begin_run(cfg, arguments(resume=True))
@@ -84,6 +84,20 @@ class TestBeginRun:
         begin_run(cfg, arguments(**{option: True}))
         kept = (tmp_path / "run" / "config.yaml").read_text() == "of the training"
         assert kept == (option == "eval_only")
+
+    @pytest.mark.parametrize("tag", [None, "", "model_0000003.pth"])
+    def test_resume_begins_at_step_0_only_where_there_is_nothing_to_go_on_from(self, cfg, tmp_path, monkeypatch, tag):
+        monkeypatch.setattr("sam_d2.engine.run.check_resume", lambda cfg: ["it goes on"])
+        (tmp_path / "run").mkdir()
+        log = tmp_path / "run" / "log.txt"
+        if tag is not None:
+            (tmp_path / "run" / "last_checkpoint").write_text(tag)
+        begin_run(cfg, arguments(resume=True)).release()
+        assert ("holds no checkpoint, so the run begins at step 0" in log.read_text()) == (not tag)
+        log.write_text("")
+        (tmp_path / "run" / "model_0000003.pth").touch()
+        begin_run(cfg, arguments(resume=True))
+        assert "it goes on" in log.read_text() and "holds no checkpoint" not in log.read_text()
 
     def test_the_seed_decides_the_random_numbers(self, cfg, tmp_path):
         draws = []

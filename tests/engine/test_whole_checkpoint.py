@@ -12,7 +12,7 @@ from sam_d2.engine.checkpoint import FINAL, Checkpointer
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
 from sam_d2.engine.graceful_stop import how_to_go_on, save_step
 from sam_d2.engine.not_finite import not_finite_text
-from sam_d2.engine.whole_checkpoint import last_checkpoint, whole_checkpoint
+from sam_d2.engine.whole_checkpoint import has_checkpoint, last_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 
 
@@ -70,7 +70,62 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_taken(folder, damage, s
 
 def test_an_empty_tag_as_a_power_failure_leaves_it(folder):
     (folder / "last_checkpoint").write_bytes(b"\0" * 8)
-    assert found(folder) == ("model_0000007.pth", [])
+    name, (problem,) = found(folder)
+    assert name == "model_0000007.pth"
+    assert problem.endswith(
+        "last_checkpoint is damaged (empty). Going on from the newest checkpoint, model_0000007.pth ***"
+    )
+
+
+class TestWithoutATag:
+    """A kill between the first checkpoint and its naming, or a copy that lost the small file."""
+
+    @pytest.fixture(autouse=True)
+    def untagged(self, folder):
+        (folder / "last_checkpoint").unlink()
+
+    def test_the_newest_whole_one_is_taken_and_the_missing_tag_named(self, folder):
+        assert has_checkpoint(folder) and last_checkpoint(folder).name == "model_0000007.pth"
+        tag = folder / "last_checkpoint"
+        missing = f"*** {tag} is missing. Going on from the newest checkpoint, {{}} ***"
+        assert found(folder) == ("model_0000007.pth", [missing.format("model_0000007.pth")])
+        truncate(folder / "model_0000007.pth")
+        name, problems = found(folder)
+        assert name == "model_0000005.pth" and len(problems) == 2
+        assert "model_0000007.pth: not a checkpoint" in problems[0]
+        assert problems[1] == missing.format("model_0000005.pth")
+
+    def test_it_is_named_from_then_on(self, folder):
+        reader = Checkpointer(nn.ParameterDict({"w": torch.zeros(1000)}), str(folder))
+        assert reader.has_checkpoint() and reader.get_checkpoint_file().endswith("model_0000007.pth")
+        reader.resume_or_load("")
+        assert reader.model["w"][0] == 7 and (folder / "last_checkpoint").read_text() == "model_0000007.pth"
+
+    def test_none_is_whole(self, folder):
+        for file in folder.glob("model_0*.pth"):
+            truncate(file)
+        with pytest.raises(UserError, match=r"model_0000007.*model_0000005.*model_0000003.*model_0000001"):
+            whole_checkpoint(folder)
+
+    def test_what_has_no_number_is_nothing_to_go_on_from(self, folder):
+        for file in folder.glob("model_0*.pth"):
+            file.unlink()
+        (folder / "model_0000003_copy.pth").touch()
+        (folder / "model_0000004.pth").mkdir()
+        assert not has_checkpoint(folder) and last_checkpoint(folder) is None and found(folder) == (None, [])
+        reader = Checkpointer(nn.ParameterDict({"w": torch.zeros(1000)}), str(folder))
+        assert not reader.has_checkpoint() and reader.resume_or_load("") == {}
+
+    def test_no_folder_is_none(self, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        assert not Checkpointer(nn.ParameterDict({"w": torch.zeros(1000)})).has_checkpoint()
+
+
+def test_a_tag_of_nothing_alone_is_no_checkpoint(tmp_path):
+    (tmp_path / "last_checkpoint").touch()
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")  # said to be gone, not begun over
+    assert has_checkpoint(tmp_path)
 
 
 IMPOSSIBLE = [b"\xff\xfe\x80noise", b"x" * 300, b"", b"\0" * 8, b"model\x00.pth", b"model_0000009.pth", b"."]

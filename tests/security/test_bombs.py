@@ -16,6 +16,7 @@ from sam_d2.data.image import MAX_PIXELS, read_image
 from sam_d2.data.manifest import read_manifest
 from sam_d2.data.prompt_boxes import PromptBoxes
 from sam_d2.engine.checkpoint_file import load_checkpoint_file
+from sam_d2.engine.whole_checkpoint import last_checkpoint, whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.evaluation import report_data
 from sam_d2.evaluation.report_data import read_curves, read_evaluation
@@ -83,6 +84,18 @@ class TestZip:
         np.savez(tmp_path / "a.npz", info=np.array([{}], dtype=object))
         with pytest.raises(UserError, match=r"a\.npz: not an evaluation .*allow_pickle=False"):
             read_evaluation(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", [b"", b"model_0000003.pth" + b" " * 5000])
+def test_a_last_checkpoint_of_300_mebibytes(name, tmp_path, little_memory):
+    for step in (3, 7):
+        torch.save({"model": {}}, tmp_path / f"model_{step:07d}.pth")
+    with (tmp_path / "last_checkpoint").open("wb") as file:
+        file.write(name)
+        file.truncate(300 * MEGABYTE)
+    found, (problem,) = whole_checkpoint(tmp_path)
+    assert found == last_checkpoint(tmp_path) == tmp_path / "model_0000007.pth"
+    assert f"{tmp_path / 'last_checkpoint'} is damaged (longer than 4096 bytes)" in problem
 
 
 def png(width, height, extra=b""):
