@@ -10,7 +10,7 @@ from msgspec import UNSET, to_builtins
 from sam_d2.data.records import known
 from sam_d2.doctor.parts import Part
 
-_MAX_32_BIT = 2**31 - 1
+MAX_32_BIT = 2**31 - 1
 _WIDE = "sam_d2 takes ids of up to 64 bits; programs that keep them in 32 bits cut them off"
 
 
@@ -30,7 +30,7 @@ def _check_annotation_ids(part: Part) -> None:
         if label == 0:
             fix = "sam_d2 takes it, but pycocotools counts a match with annotation 0 as none: number them from 1 on"
             part.report_row(row, "warning", "id", "0", fix, "annotation-id-zero")
-        elif isinstance(label, int) and abs(label) > _MAX_32_BIT:
+        elif isinstance(label, int) and abs(label) > MAX_32_BIT:
             part.report_row(row, "warning", "id", str(label), _WIDE, "id-above-32-bits")
 
 
@@ -39,7 +39,7 @@ def _check_categories(part: Part) -> None:
     ids = {item.id for item in part.categories if item.id is not UNSET}
     for category in part.categories:
         identity = known(category.id)
-        if identity is not None and abs(identity) > _MAX_32_BIT:
+        if identity is not None and abs(identity) > MAX_32_BIT:
             part.report_file("warning", "categories.id", str(identity), _WIDE, "id-above-32-bits")
         if identity is None or identity in used or not part.table.annotations:
             continue
@@ -78,7 +78,7 @@ def _check_images(part: Part) -> None:
     names: defaultdict[str, list[int]] = defaultdict(list)
     for place, image in enumerate(part.images):
         identity = known(image.id)
-        if isinstance(identity, int) and abs(identity) > _MAX_32_BIT:
+        if isinstance(identity, int) and abs(identity) > MAX_32_BIT:
             part.report_image(place, "warning", "id", str(identity), _WIDE, "id-above-32-bits")
         if image.file_name is not UNSET:
             names[image.file_name].append(place)

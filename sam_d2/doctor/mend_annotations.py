@@ -15,6 +15,7 @@ from sam_d2.data.geometry import MIN_POLYGON, longest_outline, outline_length
 from sam_d2.data.records import known
 from sam_d2.doctor.clip import clip_polygon
 from sam_d2.doctor.columns import Columns, drawn
+from sam_d2.doctor.ids import MAX_32_BIT
 from sam_d2.doctor.mend_images import raw_images
 from sam_d2.doctor.parts import Part
 
@@ -179,7 +180,9 @@ class _Mender:
     def ids(self) -> None:
         """Give new ids to annotations that have none, 0, or that of one before."""
         taken = {label for item in self.part.table.annotations if isinstance(label := known(item.id), int)}  # type: ignore[attr-defined]
-        fresh = count(max([0, *taken]) + 1)
+        # Room for all below the limit: what is above it may be the highest id that a file can hold.
+        highest = max((one for one in taken if 0 <= one <= MAX_32_BIT - len(self.raws)), default=0)
+        fresh = (one for one in count(highest + 1) if one not in taken)
         seen: set[int] = set()
         for row, item in enumerate(self.part.table.annotations):
             identity = known(item.id)  # type: ignore[attr-defined]  # COCO's have one

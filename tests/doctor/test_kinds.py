@@ -343,3 +343,15 @@ def test_an_image_with_more_than_a_hundred_instances(coco, write):
     (finding,) = check_dataset([Source("", write(content))]).findings
     assert (finding.kind, finding.image_id, finding.found) == ("many-instances", 1, "101 instances")
     assert "dataloader.train.mapper.max_instances" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("large", "new"), [(2**63 - 1, [4, 5]), (2**31 - 1, [4, 5]), (2**31 - 5, [2**31 - 4, 2**31 - 3])]
+)
+def test_new_ids_fit_into_32_bits(coco, write, large, new):
+    """Of four annotations with the ids 0, 0, 3 and a large one, which may be the largest there is."""
+    for annotation, identity in zip(coco["annotations"], (0, 0, 3, large), strict=True):
+        annotation["id"] = identity
+    file = write(coco)
+    mended = mend(Source("", file), check_dataset([Source("", file)]))
+    assert [annotation["id"] for annotation in mended.document["annotations"]] == [*new, 3, large]
