@@ -111,6 +111,7 @@ def test_a_finished_run(finished_run, tmp_path, export):
     torch.testing.assert_close(state, dict(expected), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_lora_is_added_in(root, checkpoints, tmp_path, export):
     pytest.importorskip("peft")
     sizes = ["img_size=64", "embed_dim=32", "depth=1", "num_heads=2", "out_chans=32", "global_attn_indexes=[0]"]

@@ -174,6 +174,7 @@ class TestResume:
         for method in ("model", "base"):  # the base's row is of the first part
             assert resumed[method].metrics["mIoU"] == whole[method].metrics["mIoU"]
 
+    @pytest.mark.slow
     def test_a_run_with_dropout_too(self, tmp_path, train_net, root, monkeypatch):
         pytest.importorskip("peft")
         arguments = ["--config-file", str(root / "configs" / "sam_tiny_lora.py"), "model.image_encoder.dropout=0.5"]

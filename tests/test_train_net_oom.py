@@ -39,6 +39,7 @@ def whole(train_net, tmp_path_factory, tiny_overrides):
     return train_net(tmp_path_factory.mktemp("oom") / "whole", overrides=[*tiny_overrides, *SAM])
 
 
+@pytest.mark.slow
 def test_in_parts_it_is_the_same_training(train_net, tmp_path, limit_memory, whole, tiny_overrides):
     limit_memory(PromptableSAM, lambda samples: len(samples) > 2)
     run = train_net(tmp_path / "parts", overrides=[*tiny_overrides, *SAM])

@@ -99,7 +99,7 @@ def test_test_split(visualize, tmp_path, capsys, prompt):
 
 
 @pytest.mark.parametrize(("prompt", "told"), [("clicks", True), ("point", False)])
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", pytest.param("test", marks=pytest.mark.slow)])
 def test_of_clicks_the_first_is_shown_which_is_said(visualize, tmp_path, capsys, prompt, split, told):
     visualize(tmp_path / "x.png", "--split", split, "--prompt", prompt, "--count", "1")
     # training adds 4 corrections; the longest test, clicks_5, as many

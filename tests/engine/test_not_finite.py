@@ -196,6 +196,7 @@ def test_one_of_two_processes_meets_it(in_two_processes, how):
         assert answers == [(-1.0, 1), (-1.0, 1)]
 
 
+@pytest.mark.slow
 def test_bad_images_are_counted_over_the_processes_and_at_the_end(in_two_processes, shapes_folder, train_net, tmp_path):
     """Two of six images cannot be used: whoever reads, the same positions have others, and a resume counts on."""
     broken = shutil.copytree(shapes_folder, tmp_path / "shapes")

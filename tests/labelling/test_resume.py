@@ -101,7 +101,9 @@ def test_killed_while_the_journal_goes_away(tool, boxes, whole, tmp_path, monkey
     assert not list(tmp_path.glob("*journal*")) and not list(tmp_path.glob(".*journal*"))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 2), *(pytest.param(*two, marks=pytest.mark.slow) for two in ((3, 1), (1, 3)))]
+)
 def test_processes_share_the_images_and_any_number_goes_on(tool, boxes, whole, tmp_path, monkeypatch, before, after):
     """Plays the processes one after the other: the first joins what is there, so it comes last."""
     label, labelled = BoxLabeller.__call__, []

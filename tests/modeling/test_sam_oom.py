@@ -41,7 +41,7 @@ def samples(make_sample):
 
 
 @pytest.mark.parametrize("prompt", ["box", "point", "clicks", "mixed"])
-@pytest.mark.parametrize("most", [2, 1])
+@pytest.mark.parametrize("most", [pytest.param(2, marks=pytest.mark.slow), 1])
 def test_in_parts(build_model, samples, prompt, most):
     options = (f"model.prompt={prompt}", "model.multimask=true")
     whole, expected = gradients(build_model(*options), samples)
