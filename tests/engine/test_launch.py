@@ -339,12 +339,8 @@ class TestUnderTorchrun:
             launch_main(print, arguments())
 
 
-@pytest.mark.parametrize(
-    ("rank", "of_all", "said"), [(0, False, True), (0, True, True), (1, False, True), (1, True, False)]
-)
-def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, monkeypatch, rank, of_all, said):
-    """The launcher has left its wait for messages by then: a full disk would look like a clean stop."""
-    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+def end_of_a_stopped_process(monkeypatch, capsys, error):
+    """Exit code and stderr of one of several processes that ends with an error after it was asked to stop."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(stop_requests, "several", False)
 
@@ -353,11 +349,26 @@ def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, 
             os.kill(os.getpid(), signal.SIGTERM)
             while stop_requests.received is None:
                 time.sleep(0.01)
-            raise UserError("model_0000003.pth: no space is left", of_all=of_all)
+            raise error
 
     with pytest.raises(SystemExit) as end:
         launching._run_in_started_process(stopped, argparse.Namespace())
-    assert end.value.code == 2 and capsys.readouterr().err == "error: model_0000003.pth: no space is left\n" * said
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rank", "of_all", "said"), [(0, False, True), (0, True, True), (1, False, True), (1, True, False)]
+)
+def test_an_error_after_a_request_to_stop_is_told_by_the_process_itself(capsys, monkeypatch, rank, of_all, said):
+    """The launcher has left its wait for messages by then: a full disk would look like a clean stop."""
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    error = UserError("model_0000003.pth: no space is left", of_all=of_all)
+    assert end_of_a_stopped_process(monkeypatch, capsys, error) == (2, f"error: {error}\n" * said)
+
+
+def test_a_fault_of_ours_after_a_request_to_stop_is_no_clean_stop(capsys, monkeypatch):
+    code, error = end_of_a_stopped_process(monkeypatch, capsys, PermissionError("model_0000003.pth"))
+    assert code == 70 and error.startswith("Traceback") and "PermissionError: model_0000003.pth" in error
 
 
 def test_what_is_a_lost_connection():
@@ -365,20 +376,3 @@ def test_what_is_a_lost_connection():
     assert is_lost_connection(gloo) and is_lost_connection(dist.DistNetworkError("x"))
     assert not is_lost_connection(RuntimeError("mat1 and mat2")) and not is_lost_connection(None)
     assert not is_lost_connection(UserError("gloo/"))
-
-
-def test_a_fault_of_ours_after_a_request_to_stop_is_no_clean_stop(capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(stop_requests, "several", False)
-
-    def stopped(args):
-        with stop_requests.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            while stop_requests.received is None:
-                time.sleep(0.01)
-            raise PermissionError("model_0000003.pth")
-
-    with pytest.raises(SystemExit) as end:
-        launching._run_in_started_process(stopped, argparse.Namespace())
-    error = capsys.readouterr().err
-    assert end.value.code == 70 and error.startswith("Traceback") and "PermissionError: model_0000003.pth" in error

@@ -124,8 +124,11 @@ def test_a_setting_that_is_switched_off(tmp_path):
     saved_after_two(tmp_path, amsgrad=True)
     after, checkpointer = training(torch.optim.AdamW, tmp_path)
     checkpointer.resume_or_load("")
+    assert after.iter == 2
     after.optimizer.param_groups[0]["amsgrad"] = False  # as apply_options does
+    before = copy.deepcopy(after.model.state_dict())
     steps(after, 2)
+    assert all(not torch.equal(value, before[name]) for name, value in after.model.state_dict().items())
 
 
 def test_a_file_that_lacks_what_its_own_setting_needs(tmp_path):
@@ -174,3 +177,4 @@ def test_a_value_that_only_another_torch_keeps(tmp_path):
     after, checkpointer = training(torch.optim.AdamW, tmp_path)
     checkpointer.resume_or_load("")
     steps(after, 2)
+    assert after.optimizer.state_dict()["state"][0]["scale"] == [1.0], "kept for the torch that knows it"
