@@ -166,6 +166,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.engine import hooks
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
+    from sam_d2.config import save_config
     from sam_d2.config_dataset import log_dataset_settings
     from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
@@ -184,6 +185,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.evaluation.expected import check_expected
 
     output = Path(cfg.train.output_dir)
+    begun_with = copy.deepcopy(cfg)  # the optimizer's config is about to hold the model
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.records)
@@ -245,7 +247,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     trainer.register_hooks([*timing, average, *evaluated, progress, GracefulStop(checkpointer), catch_up])
     options = optimizer_options(optimizer)
     saved = checkpointer.resume_or_load(str(initial_weights(cfg, args) or ""), resume=args.resume)
-    if comm.is_main_process():  # after the weights are found to fit: a start that fails leaves no file of a run
+    if comm.is_main_process():  # after the weights are found to fit: a start that fails leaves a run as it was
+        save_config(begun_with, output / "config.yaml")
         trainer.register_hooks([hooks.PeriodicWriter(curve_writers(cfg, output), period=cfg.train.log_period)])
     start = trainer.iter + 1 if has_checkpoint(cfg, args) else 0
     catch_up.due = start > 0 and saved.get(EVALUATION_DUE) is True

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import logging
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -75,9 +77,17 @@ def catalogs() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def files_are_apart() -> Iterator[None]:
-    """Take the data sets and levels of loggers of a file of tests back: others run in the same process."""
+    """Take back what a file of tests leaves in its process, in which others follow in an order that is not fixed."""
+    environment, hooks = dict(os.environ), (sys.excepthook, threading.excepthook)
+    disabled, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
     with forgetting_datasets(), loggers_restored():
         yield
+    logging.disable(disabled)
+    sys.dont_write_bytecode = bytecode
+    os.environ.clear()
+    os.environ.update(environment)
+    # torch.distributed's, which begins each line with the rank, outlives its group
+    sys.excepthook, threading.excepthook = hooks
 
 
 def _edit(content: Any, change: Any) -> None:

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from sam_d2.cli import check_output
-from sam_d2.config import save_config
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
 from sam_d2.engine.checkpoint_file import remove_partial
@@ -34,7 +33,7 @@ _PACKAGES = ("sam_d2", "detectron2", "fvcore")
 
 
 def begin_run(cfg: DictConfig, args: argparse.Namespace) -> FileLock:
-    """Make the run folder, start its log, save ``config.yaml`` and seed this process.
+    """Make the run folder, start its log and seed this process.
 
     Returns:
         What keeps other processes out of the folder, to be released when the run has ended.
@@ -100,8 +99,6 @@ def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLo
         logger.warning("--resume: %s holds no checkpoint, so the run begins at step 0", folder)
     for change in changes:
         logger.warning(change)
-    if comm.is_main_process() and not args.eval_only:
-        save_config(cfg, folder / "config.yaml")
     seed_all_rng(cfg.train.seed + comm.get_rank())
     # The same step gives the same bits: what makes a resumed run equal an uninterrupted one.
     torch.backends.cudnn.benchmark = False

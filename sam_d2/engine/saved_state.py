@@ -59,8 +59,8 @@ def load_state(file: str | Path, name: str, owner: Any, state: Any) -> None:
         raise
     except OtherTrainingError as error:
         raise UserError(
-            f"{file}: {error}. Repeat the config that it was trained with (a copy of the run's config.yaml, or its "
-            "command line), or begin another run with --output-dir DIR."
+            f"{file}: {error}. Repeat the config that it was trained with (config.yaml beside it, or its command "
+            "line), or begin another run with --output-dir DIR."
         ) from error
     except Exception as error:  # what is no state makes torch stumble over anything
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or explained(error):

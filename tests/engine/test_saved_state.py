@@ -151,8 +151,8 @@ def test_other_parameters_than_in_the_file(tmp_path):
     # of two layers the weight and bias each, and of the second alone
     assert str(caught.value) == (
         f"{tmp_path / 'model_0000001.pth'}: other parameters are trained than in this file: its optimizer has 4 in 1 "
-        "group, that of the config 2 in 1 group. Repeat the config that it was trained with (a copy of the run's "
-        "config.yaml, or its command line), or begin another run with --output-dir DIR."
+        "group, that of the config 2 in 1 group. Repeat the config that it was trained with (config.yaml beside "
+        "it, or its command line), or begin another run with --output-dir DIR."
     )
 
 

@@ -34,19 +34,8 @@ def changed(tree, *path_and_value):
     return tree
 
 
-@pytest.fixture(scope="module")
-def restored():
-    """What a harness switches off for speed is as before after the tests."""
-    import logging
-
-    before, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
-    yield
-    logging.disable(before)
-    sys.dont_write_bytecode = bytecode
-
-
 @pytest.fixture
-def run(tmp_path, restored):
+def run(tmp_path):
     """Run one input of a target: (outcome, message)."""
     return lambda target, content: Harness(target, tmp_path).run(
         content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -166,7 +155,7 @@ FOREIGN = "../outside/model_0000099.pth"
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory, restored):
+def resumed(tmp_path_factory):
     """A harness of runs' folders; its target's ``seed`` is what the newest checkpoint holds."""
     return Harness("resume", tmp_path_factory.mktemp("resume"))
 

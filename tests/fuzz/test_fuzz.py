@@ -43,15 +43,8 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def harness(request, tmp_path_factory):
-    """One of a target; what it switches off for speed is restored."""
-    import logging
-    import warnings
-
-    before, bytecode = logging.root.manager.disable, sys.dont_write_bytecode
-    with warnings.catch_warnings():
-        yield Harness(request.param, tmp_path_factory.mktemp(request.param))
-    logging.disable(before)
-    sys.dont_write_bytecode = bytecode
+    """One of a target."""
+    return Harness(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("harness", list(TARGETS), indirect=True)

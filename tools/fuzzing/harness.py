@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -73,8 +74,7 @@ class Harness:
         self.folder = folder.resolve()
         self.target.prepare(self.folder)
         self._escape = ""
-        self._watching = False
-        sys.addaudithook(self._watch)
+        _watch()
 
     def make(self, seed: int, index: int) -> bytes:
         """Return an input, the same for the same numbers."""
@@ -106,15 +106,16 @@ class Harness:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        self._watching = True
+        global _reading
+        _reading = self
         try:
             yield
         finally:
-            self._watching = False
+            _reading = None
 
-    def _watch(self, event: str, details: tuple[Any, ...]) -> None:
-        """See events of Python's runtime while an input is read (sys.addaudithook)."""
-        if not self._watching or self._escape:
+    def see(self, event: str, details: tuple[Any, ...]) -> None:
+        """Keep the first event of Python's runtime that no reader may cause, with where it was."""
+        if self._escape:
             return
         if event == "open":
             path, mode, flags = details
@@ -129,6 +130,20 @@ class Harness:
         elif not event.startswith(_FORBIDDEN):
             return
         self._escape = f"{event} {details}\n" + "".join(traceback.format_stack())
+
+
+_reading: Harness | None = None  # whose input is read now
+
+
+@functools.cache
+def _watch() -> None:
+    """Watch this process, once: a hook cannot be taken off, and each is called for every event there is."""
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        if _reading is not None:
+            _reading.see(event, details)
+
+    sys.addaudithook(hook)
 
 
 def limit_memory() -> None:
