@@ -118,6 +118,22 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
     return rgb
 
 
+def size_remedy(recorded: tuple[int, int], actual: tuple[int, int]) -> str:
+    """Return what to do about an image file of another size than its annotations say.
+
+    Args:
+        recorded: (width, height), px, with the annotations.
+        actual: (width, height), px, of the file.
+    """
+    factor = actual[0] / recorded[0]
+    if abs(recorded[1] * factor - actual[1]) <= 1:  # by rounding
+        return (
+            f"it is {factor:.3g} times as large as the image that was annotated: put that one back, or scale the "
+            "annotations with it"
+        )
+    return "put back the image that was annotated, or, if the annotations fit the file, write its width and height"
+
+
 def has_deep_colours(image: Image.Image) -> bool:
     """Tell whether an opened image, not decoded yet, has colours of 16 bits, of which Pillow would keep the upper 8."""
     layouts = (str(part.args[0] if isinstance(part.args, tuple) else part.args) for part in getattr(image, "tile", ()))

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import UNSET
 from PIL import Image
 
-from sam_d2.data.image import MAX_PIXELS, has_deep_colours, image_array, opened_image, orientation_of
+from sam_d2.data.image import MAX_PIXELS, has_deep_colours, image_array, opened_image, orientation_of, size_remedy
 from sam_d2.doctor.parts import Part
 from sam_d2.errors import BadImageError, TooLargeImageError
 
@@ -138,7 +138,7 @@ def _check_size(part: Part, place: int, fact: ImageFacts) -> None:
     elif (image.height, image.width) == fact.size:
         found, fix = f"{found}: width and height are swapped", "write the file's width and height"
     else:
-        fix = "was the image resized after annotating? put the original in place, or write the file's width and height"
+        fix = size_remedy((image.width, image.height), fact.size)
     part.report_image(place, "error", "width, height", found, fix, "image-size")
 
 
