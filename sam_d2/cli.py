@@ -3,12 +3,14 @@
 import argparse
 import atexit
 import os
+import re
 import select
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,13 +40,25 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong, and the nearest option where one is unknown."""
+        if message.startswith("unrecognized arguments"):
+            for word in re.findall(r"--[\w.-]+", message):
+                if "." in word:
+                    message += f". {word[2:]}=VALUE, without dashes, changes the config"
+                elif nearest := get_close_matches(word, self._option_string_actions, 1):
+                    message += f". Did you mean {nearest[0]}?"
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``experiments/train_net.py``: Detectron2's options, and those of sam_d2.
 
     Names and defaults are those of Detectron2's ``default_argument_parser``, so that its launch scripts work
     here.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Train and score a model on a data set.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -38,6 +38,11 @@ def test_options_and_overrides_in_any_order():
         ("--config-file a.py --num-gpus -1", "--num-gpus >= 0"),
         ("--config-file a.py --machine-rank 1", "--machine-rank < --num-machines"),
         ("--config-file a.py --evaluate", "unrecognized arguments: --evaluate"),
+        ("--promt box --config-file a.py", "unrecognized arguments: --promt. Did you mean --prompt?"),
+        (
+            "--config-file a.py --train.max_iter=5",
+            "max_iter=5. train.max_iter=VALUE, without dashes, changes the config",
+        ),
     ],
 )
 def test_wrong_arguments_end_with_a_message_and_code_2(arguments, message, capsys):
