@@ -207,7 +207,7 @@ def write_tiles(
             handles=list(handles),
             loc="outside upper right"
             if columns > 1
-            else "outside lower center",  # of one tile the title fills the line
+            else "outside lower center",  # a lone title fills the line
             ncols=len(handles),
             fontsize=13,
         )
