@@ -107,6 +107,8 @@ class TestLearningRatesPerPart:
         [
             ({"encoder": 0.1}, r"no parameters in 'encoder' \(it has linear, norm"),
             ({"lin": 0.1}, "no parameters in 'lin'"),
+            ({"linear": 0.1, "frozen": 0.1}, "all parameters in 'frozen' are frozen. .* out of model.freeze"),
+            ({"frozen.bias": 0.1}, "all parameters in 'frozen.bias' are frozen"),
             ({"linear": 0}, "linear has 0, not a positive number"),
             ({"linear": float("nan")}, "not a positive number"),
             ({"linear": "fast"}, "'fast', not a positive number"),
