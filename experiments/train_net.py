@@ -239,7 +239,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     evaluated = [
         SafeEvaluation(cfg.train.eval_period, evaluate, checkpointer),
         best,
-        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
+        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop, max_iter=cfg.train.max_iter),
         checkpoint,
     ]
     catch_up = CatchUp(evaluated)
