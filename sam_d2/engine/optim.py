@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from omegaconf import DictConfig
 from torch import nn
 
+from detectron2.config import instantiate
 from sam_d2.errors import UserError
 
 _NORMS = (
@@ -16,6 +19,25 @@ _NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer of a model.
+
+    Args:
+        cfg: ``optimizer`` of a config; its ``params.model`` is set to the model.
+        model: not yet wrapped for several processes.
+
+    Raises:
+        UserError: the optimizer refuses a setting or does not know it.
+    """
+    cfg.params.model = model
+    try:
+        optimizer: torch.optim.Optimizer = instantiate(cfg)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"optimizer: it cannot be built with these settings ({reason}).") from error
+    return optimizer
 
 
 def parameter_groups(
