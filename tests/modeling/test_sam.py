@@ -142,6 +142,34 @@ class TestLosses:
         assert torch.equal(model([sample])["loss_focal"], first)
         assert not torch.equal(model([{**sample, "seed": 5}])["loss_focal"], first)
 
+    def test_without_a_seed_prompts_differ_by_step_and_image_and_follow_torchs_own(
+        self, build_model, make_sample, monkeypatch
+    ):
+        model = build_model()
+        drawn: list[tuple[float, ...]] = []
+        decode = model.decode
+
+        def recorded(embedding, prompts, multimask):
+            drawn.extend(tuple(box) for box in prompts.boxes.tolist())
+            return decode(embedding, prompts, multimask)
+
+        monkeypatch.setattr(model, "decode", recorded)
+        sample = make_sample(1, SIZES[0])
+        del sample["seed"]
+        for torchs_seed in (7, 7, 8):
+            torch.manual_seed(torchs_seed)
+            for _ in range(2):
+                model([sample, sample])
+        first, again, other = drawn[:4], drawn[4:8], drawn[8:]
+        assert len(set(first)) == 4, "two steps of two images: a box is jittered in four ways"
+        assert again == first and not set(other) & set(first)
+
+    def test_a_seed_leaves_torchs_own_generator_alone(self, build_model, make_sample):
+        model = build_model()
+        before = torch.get_rng_state()
+        model([make_sample(2, SIZES[0])])
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_bitmaps_and_polygons_cost_the_same(self, build_model, make_sample):
         model = build_model()
         polygons = model([make_sample(6, SIZES[0], bitmaps=False)])
