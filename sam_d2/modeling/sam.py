@@ -373,6 +373,15 @@ class PromptableSAM(nn.Module):
         finally:
             self._rle_masks = before
 
+    @contextmanager
+    def tested_with(self, prompt: str) -> Iterator[None]:
+        """Predict with one of :attr:`test_prompts` inside the block, and afterwards as before."""
+        before, self.test_prompt = self.test_prompt, prompt
+        try:
+            yield
+        finally:
+            self.test_prompt = before
+
     def train(self, mode: bool = True) -> PromptableSAM:
         """Set training mode, except for frozen parts, which stay in eval mode."""
         super().train(mode)
