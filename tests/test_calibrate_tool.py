@@ -81,7 +81,7 @@ def test_it_is_fitted_on_training_images_and_nothing_else_changes(run_folder, ca
 
 @pytest.mark.parametrize("calibrated_before", [False, True])
 def test_the_plain_score_is_measured_whatever_the_config_says(run_folder, calibrate, calibrated_before):
-    """Else a curve would be fitted to what the last one has made of the scores, or there would be none to begin with."""
+    """Else a curve would be fitted to what the last one made of the scores, or there would be none to begin with."""
     final = run_folder / "model_final.pth"
     plain = load_checkpoint_file(final)
     calibrate(run_folder)

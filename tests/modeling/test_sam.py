@@ -342,6 +342,23 @@ class TestPredictions:
             torch.testing.assert_close(product.eval()([sample])[0]["instances"].scores, scores * iou)
 
 
+@pytest.mark.parametrize("prompt", ["box", "point"])
+def test_torchs_default_dtype_does_not_matter(build_model, batch, prompt):
+    """A program may have set another for what else it does."""
+    model = build_model(f"model.prompt={prompt}").eval()
+    expected = model(batch)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = model(batch)
+    finally:
+        torch.set_default_dtype(default)
+    for one, other in zip(found, expected, strict=True):
+        fields, same = one["instances"].get_fields(), other["instances"].get_fields()
+        assert torch.equal(fields.pop("pred_boxes").tensor, same.pop("pred_boxes").tensor)
+        torch.testing.assert_close(fields, same, atol=1e-5, rtol=0)
+
+
 class TestDecode:
     def test_prompts_do_not_see_each_other(self, build_model, batch):
         model = build_model().eval()
