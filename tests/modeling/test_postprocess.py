@@ -154,7 +154,7 @@ def test_its_products_are_exact_where_a_run_allows_less(older_torch, monkeypatch
 
 @pytest.mark.usefixtures("scan")
 def test_torchs_defaults_change_nothing():
-    """float64 as the default dtype, and as the default device meta, whose values NumPy cannot see, as those of a GPU."""
+    """float64 as the default dtype, and as the default device meta, whose values NumPy cannot see, as a GPU's."""
     logits, frames = random_logits(5), (64, (48, 64), (120, 160))
     expected, none = encode_logits(logits, *frames), encode_logits(logits[:0], *frames)
     postprocess._Axis.between.cache_clear()
