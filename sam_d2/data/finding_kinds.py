@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
     ),
     # masks
     "no-masks": Kind("error", "no annotation has a mask"),
-    "mask-absent": Kind("warning", "an annotation has no mask", "the annotation is left out"),
+    "mask-absent": Kind("warning", "an annotation has no mask"),
     "mask-empty": Kind("warning", "a mask has no pixel, or no area"),
     "polygon-odd": Kind("error", "a polygon has an odd count of numbers"),
     "polygon-nan": Kind("error", "a polygon has NaN or infinity"),

@@ -27,6 +27,9 @@ STRAY_OUTLINE = 1e5  # px more than an annotation's points could have in their i
 MAX_STRAY = 1e7  # px of all these in a file: half a second for each time that they are drawn
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
+_ABSENT_FIX = (
+    "the annotation is left out; tools/masks_from_boxes.py --keep-existing makes masks of boxes, not of crowd regions"
+)
 
 
 class Repair(NamedTuple):
@@ -132,7 +135,7 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
             if segmentation is not UNSET:
                 table.without_mask.add(row)
                 if table.require_masks:
-                    table.report(row, "warning", "segmentation", "empty", "the annotation is left out", "mask-absent")
+                    table.report(row, "warning", "segmentation", "empty", _ABSENT_FIX, "mask-absent")
         elif isinstance(segmentation, list):
             before = len(polygons)
             for index, polygon in enumerate(segmentation):

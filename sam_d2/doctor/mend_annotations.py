@@ -88,13 +88,11 @@ class _Mender:
                 self.waiting.add(row)
 
     def drop(self) -> set[int]:
-        """Return the ids of the Python objects of annotations to be left out."""
-        boxes_alone = any(finding.kind == "no-masks" for finding in self.part.findings)
-        kinds = ("annotation-twice",) if boxes_alone else ("mask-absent", "annotation-twice")
+        """Return the ids of the Python objects of annotations to be left out, which are copies of others."""
         dropped = set()
         copies = self._copies()
-        for row, kind in self.rows(kinds):
-            if kind == "annotation-twice" and row not in copies:
+        for row, kind in self.rows(["annotation-twice"]):
+            if row not in copies:
                 continue  # which of two track ids, say, is right is not for a program to choose
             self.counts[kind] += 1
             self.waiting.add(row)

@@ -88,7 +88,7 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
         "annotation-twice", (1, 9), False),
     "boxes alone": (
         lambda c: [one.pop("segmentation") for one in c["annotations"]], "no-masks", FILE, False),
-    "no mask": ((*FIRST, "segmentation", []), "mask-absent", ANNOTATION, True),
+    "no mask": ((*FIRST, "segmentation", []), "mask-absent", ANNOTATION, False),
     # thinner than a pixel, between two columns of pixel centres
     "mask without a pixel": (
         [(*FIRST, "segmentation", [[5.1, 5, 5.3, 5, 5.3, 15, 5.1, 15]]), (*FIRST, "bbox", [5.1, 5, 0.2, 10]),
@@ -239,7 +239,7 @@ DICTS: dict[str, tuple[Any, str, tuple, bool]] = {
     "class unused": (
         (0, "annotations", 0, "category_id", 3), "category-unused", FILE, False),
     "box as XYWH": ((0, "annotations", 1, "bbox", [20, 5, 10, 10]), "box-form", (1, "annotations[1]"), True),
-    "no mask": ((0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), True),
+    "no mask": ((0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), False),
     "box missing": ((0, "annotations", 0, "bbox", ...), "missing-key", (1, "annotations[0]"), True),
     "polygon outside": (
         [(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
@@ -273,10 +273,10 @@ def test_what_is_written(coco, write):
     coco["annotations"][1] |= {"area": 100, "id": 1}  # the box's; the id of the one before
     # The polygon goes from x 30 to 50; inside of the image 30 to 40, height 10: an area of 100.
     coco["annotations"][2] |= {"segmentation": [[30, 5, 50, 5, 50, 15, 30, 15]], "bbox": [30, 5, 20, 10], "area": 200}
-    coco["annotations"][3] |= {"segmentation": []}
     file = write(coco)
     mended = mend(Source("", file), check_dataset([Source("", file)]))
-    first, second, third = mended.document["annotations"]
+    first, second, third, fourth = mended.document["annotations"]
+    assert fourth == coco["annotations"][3]
     assert first["bbox"] == [5, 5, 10, 10] and first["note"] == "kept"
     assert (second["id"], second["area"]) == (5, 45)  # above the highest, 4
     assert (third["bbox"], third["area"]) == ([30, 5, 10, 10], 100)
@@ -285,6 +285,19 @@ def test_what_is_written(coco, write):
     assert mended.document["info"] == {"year": 2026} and mended.document["images"] == coco["images"]
     assert mended.checkup.findings == []
     assert json.loads(mended.content()) == mended.document
+
+
+@pytest.mark.parametrize("mask", [[], None, [[5, 5, 15, 15]]])
+def test_a_box_without_a_mask_is_kept_for_what_makes_its_mask(mask, coco, write):
+    """Nor is a crowd region removed. A polygon of two points is, because it is no mask; its box stays."""
+    coco["annotations"][0]["segmentation"] = mask
+    coco["annotations"][1] |= {"segmentation": [], "iscrowd": 1}
+    file = write(coco)
+    result = mend(Source("", file), check_dataset([Source("", file)]))
+    coco["annotations"][0]["segmentation"] = mask and []
+    assert result.document == coco and result.counts == ({"polygon-short": 1} if mask else {})
+    assert [(one.kind, one.annotation_id) for one in result.checkup.findings] == [("mask-absent", 1), ("mask-absent", 2)]
+    assert "tools/masks_from_boxes.py --keep-existing" in result.checkup.findings[0].fix
 
 
 def test_of_annotations_that_are_there_twice_copies_alone_are_left_out(coco, write):
