@@ -64,6 +64,7 @@ class AnnotationTable:
         without_mask: rows that have no mask, or none that can be used; where masks are required, they are left out.
         new_boxes: XYXY, px, original frame, for the rows whose own box has no area.
         findings: what was found so far.
+        finding_rows: the row of each finding, because ids may be used twice.
         error_rows: rows that have an error among them.
         short_rows: rows with polygons that are left out.
         kind_rows: by kind of finding, the rows that have it.
@@ -79,6 +80,7 @@ class AnnotationTable:
     without_mask: set[int] = field(default_factory=set)
     new_boxes: dict[int, list[float]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    finding_rows: list[int] = field(default_factory=list)
     error_rows: set[int] = field(default_factory=set)
     short_rows: set[int] = field(default_factory=set)
     kind_rows: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -88,6 +90,7 @@ class AnnotationTable:
         if severity == "error":
             self.error_rows.add(row)
         self.kind_rows[kind].add(row)
+        self.finding_rows.append(row)
         ids = self.image_ids[row], self.labels[row]
         self.findings.append(Finding(severity, self.file, *ids, key, found, fix, kind=kind))
 

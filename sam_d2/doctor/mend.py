@@ -18,7 +18,7 @@ from sam_d2.doctor.mend_images import mend_images
 from sam_d2.doctor.parts import Source
 from sam_d2.errors import UserError
 
-_MOST_PASSES = 8
+_MOST_PASSES = 12
 _CONSTANTS = (b"NaN", b"Infinity")
 _TOO_DEEP = "its lists or objects are nested too deeply"
 _TOO_LARGE = "it holds a number too large for a 64-bit float, which would be infinite in the copy"

@@ -39,7 +39,8 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
     mender.boxes()
     mender.areas()
     if part.form == "coco":
-        mender.ids()
+        if not counts:  # last, so that none goes to an annotation that is left out
+            mender.ids()
         if raws:
             document["annotations"] = [raw for raw in document["annotations"] if id(raw) not in dropped]
     else:

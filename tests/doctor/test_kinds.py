@@ -296,7 +296,10 @@ def test_a_box_without_a_mask_is_kept_for_what_makes_its_mask(mask, coco, write)
     result = mend(Source("", file), check_dataset([Source("", file)]))
     coco["annotations"][0]["segmentation"] = mask and []
     assert result.document == coco and result.counts == ({"polygon-short": 1} if mask else {})
-    assert [(one.kind, one.annotation_id) for one in result.checkup.findings] == [("mask-absent", 1), ("mask-absent", 2)]
+    assert [(one.kind, one.annotation_id) for one in result.checkup.findings] == [
+        ("mask-absent", 1),
+        ("mask-absent", 2),
+    ]
     assert "tools/masks_from_boxes.py --keep-existing" in result.checkup.findings[0].fix
 
 
@@ -310,6 +313,31 @@ def test_of_annotations_that_are_there_twice_copies_alone_are_left_out(coco, wri
     assert [one["id"] for one in mended.document["annotations"]] == [1, 2, 3, 4, 5]
     assert mended.counts == {"annotation-twice": 2}
     assert [(one.kind, one.annotation_id) for one in mended.checkup.findings] == [("annotation-twice", 5)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"), [((5, 5, 6, 7), [5, 6, 7]), ((5, 6, 6, 7), [5, 6, 7]), ((5, 5, 5, 7), [5, 8, 7])]
+)
+def test_no_id_goes_to_a_copy_that_is_left_out(ids, kept, coco, write):
+    """Of four annotations the second is a copy of the first; an id that it shares with the third is the third's."""
+    first, third, fourth = coco["annotations"][0], *coco["annotations"][2:]
+    coco["annotations"] = [
+        {**one, "id": identity} for one, identity in zip((first, first, third, fourth), ids, strict=True)
+    ]
+    file = write(coco)
+    mended = mend(Source("", file), check_dataset([Source("", file)]))
+    assert [one["id"] for one in mended.document["annotations"]] == kept
+    assert mended.counts == {"annotation-twice": 1, **({"annotation-id-twice": 1} if 8 in kept else {})}
+
+
+def test_findings_of_annotations_with_one_id_are_those_of_each(coco, write):
+    """Two of image 1 have id 1: a box of the other form, and one that reaches outside: x from 20 to 45 of 40."""
+    coco["annotations"][0]["bbox"] = [5, 5, 15, 15]
+    coco["annotations"][1] |= {"id": 1, "bbox": [20, 5, 25, 10]}
+    checkup = check_dataset([Source("", file := write(coco))])
+    assert [one.kind for one in checkup.findings if one.image_id == 1] == ["box-outside", "box-far", "box-form"]
+    mended = mend(Source("", file), checkup)
+    assert [one["bbox"] for one in mended.document["annotations"]][:2] == [[5, 5, 10, 10], [20, 5, 20, 10]]
 
 
 def test_one_broken_record_hides_no_other(coco, write):
