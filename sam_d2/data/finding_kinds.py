@@ -35,7 +35,8 @@ KINDS: dict[str, Kind] = {
     "wrong-type": Kind(
         "error",
         "a value is of the wrong type, or out of range",
-        "annotation id: a new one; box, area: the mask's; polygon not in a list: put into one; image size: the file's",
+        '7.0 or "7": 7; other annotation ids: new ones; box, area: the mask\'s; polygon not in a list: put into one; '
+        "image size: the file's",
     ),
     # ids and names
     "no-images": Kind("error", "there are no images"),

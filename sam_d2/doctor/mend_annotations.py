@@ -31,7 +31,7 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
         unsettled: rows whose image has a size that is in doubt.
         counts: of what was mended, by kind; added to.
     """
-    raws = _raw_annotations(part, document)
+    raws = raw_annotations(part, document)
     mender = _Mender(part, raws, unsettled, counts)
     mender.nest_polygons()
     dropped = mender.drop()
@@ -49,7 +49,7 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
                 image["annotations"] = [raw for raw in image["annotations"] if id(raw) not in dropped]
 
 
-def _raw_annotations(part: Part, document: Any) -> list[dict[str, Any]]:
+def raw_annotations(part: Part, document: Any) -> list[dict[str, Any]]:
     """Return the objects that the table's rows were read from, in its order."""
     if part.form == "coco":
         lists = [document["annotations"]] if isinstance(document.get("annotations"), list) else []

@@ -170,7 +170,7 @@ def test_nothing_is_clipped_to_a_size_that_is_in_doubt(coco, write, tmp_path):
 
 def test_a_missing_size_is_that_of_the_file(coco, write):
     del coco["images"][0]["width"]
-    coco["images"][1]["height"] = "30"
+    coco["images"][1]["height"] = "high"
     file = write(coco)
     assert not mend(Source("", file), check_dataset([Source("", file)])).counts  # the images were not read
     mended = mend(Source("", file), check_dataset([Source("", file)], images=True))
