@@ -1,6 +1,7 @@
 """Each kind of finding in a file that is sound but for it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from pycocotools import mask as mask_util
 from sam_d2.data import load_dataset_file
 from sam_d2.data.finding_kinds import KINDS
 from sam_d2.doctor.checkup import check_dataset
+from sam_d2.doctor.ids import check_ids
 from sam_d2.doctor.mend import mend
-from sam_d2.doctor.parts import Source
+from sam_d2.doctor.parts import Source, read_part
 from sam_d2.errors import UserError
 
 NAN = float("nan")
@@ -338,6 +340,26 @@ def test_findings_of_annotations_with_one_id_are_those_of_each(coco, write):
     assert [one.kind for one in checkup.findings if one.image_id == 1] == ["box-outside", "box-far", "box-form"]
     mended = mend(Source("", file), checkup)
     assert [one["bbox"] for one in mended.document["annotations"]][:2] == [[5, 5, 10, 10], [20, 5, 20, 10]]
+
+
+def test_annotations_with_one_box_are_compared_in_time_that_grows_with_them(coco, write):
+    """400 triangles with the box that some exporters write, all zeros; pairs of them are 79,800. The last is a twin."""
+    coco["annotations"] = [
+        {"id": 1 + number, "image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 0], "area": 45, "iscrowd": 0,
+         "segmentation": [[20 + number / 1000, 5, 30, 5, 20, 15]]}
+        for number in [*range(399), 100]
+    ]  # fmt: skip
+    coco["annotations"][-1]["id"] = 400
+    part = read_part(Source("", write(coco)))
+    calls = []
+    sys.setprofile(lambda frame, event, arg: calls.append(event))
+    try:
+        check_ids(part)
+    finally:
+        sys.setprofile(None)
+    (twin,) = (one for one in part.findings if one.kind == "annotation-twice")
+    assert twin.annotation_id == 400 and "those of annotation 101" in twin.found
+    assert len(calls) < 100 * 400
 
 
 def test_one_broken_record_hides_no_other(coco, write):
