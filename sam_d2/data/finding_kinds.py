@@ -106,7 +106,7 @@ KINDS: dict[str, Kind] = {
     "image-grey": Kind("warning", "an image is grey"),
     "image-twice": Kind("warning", "two images have the same pixels"),
     # the dataset
-    "image-in-both": Kind("warning", "an image is in two files, such as train and test"),
+    "image-in-both": Kind("warning", "an image is in two splits, such as train and test"),
     "classes-differ": Kind("error", "the files have different classes"),
     "class-not-trained": Kind("warning", "a class is tested and not trained"),
     "no-annotations": Kind("warning", "there are no annotations"),

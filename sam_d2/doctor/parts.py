@@ -43,11 +43,13 @@ class Source:
             file.
         json_file: absolute path.
         image_roots: folders of its images, to try first.
+        shared: whether the training and another split are not parts of it, and therefore have images in common.
     """
 
     split: str
     json_file: Path
     image_roots: tuple[Path, ...] = ()
+    shared: bool = False
 
 
 @dataclass
