@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
     "polygon-unchecked": Kind("warning", "an outline is too intricate to look for crossings"),
     "rle-size": Kind("error", "an RLE has another size than its image"),
     "rle-counts": Kind("error", "the counts of an RLE do not sum to its size"),
-    # boxes and areas
+    # boxes, areas, crowd regions
     "box-nan": Kind("error", "a box has NaN or infinity", "the mask's bounds"),
     "box-form": Kind(
         "warning", "a box is XYXY where XYWH is expected, or the reverse", "the numbers of the right form"
@@ -85,6 +85,7 @@ KINDS: dict[str, Kind] = {
     "box-outside": Kind("warning", "a box reaches outside of its image", "the part inside"),
     "box-all-outside": Kind("warning", "a box lies outside of its image"),
     "box-far": Kind("warning", "a box is far from its mask"),
+    "iscrowd-absent": Kind("warning", "an annotation has no iscrowd", "0"),
     "area-absent": Kind("warning", "an annotation has no area", "the mask's"),
     "area-negative": Kind("warning", "an area is negative", "the mask's"),
     "area-nan": Kind("error", "an area is NaN or infinite", "the mask's"),

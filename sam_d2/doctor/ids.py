@@ -111,10 +111,10 @@ def _check_twins(part: Part) -> None:
 
 def _mask_key(item: Annotation) -> Hashable:
     """Return what is the same of annotations with the same mask, and of which both are crowd regions or neither."""
-    mask = item.segmentation
+    mask, crowd = item.segmentation, bool(known(item.iscrowd))
     if isinstance(mask, Rle):
-        return item.iscrowd, tuple(mask.size), mask.counts if isinstance(mask.counts, str) else tuple(mask.counts)
-    return item.iscrowd, tuple(map(tuple, mask or ()))
+        return crowd, tuple(mask.size), mask.counts if isinstance(mask.counts, str) else tuple(mask.counts)
+    return crowd, tuple(map(tuple, mask or ()))
 
 
 def most_common_classes(part: Part) -> Counter[int]:

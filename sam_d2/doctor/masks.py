@@ -20,10 +20,12 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 
 def check_masks(part: Part, columns: Columns) -> None:
-    """Add findings on the masks that can be used, and on `area`."""
+    """Add findings on the masks that can be used, on `area`, and on `iscrowd`."""
     _check_crossings(part, columns)
     _check_emptiness(part, columns)
     _check_areas(part, columns)
+    if part.form == "coco":  # the other form needs neither key
+        _check_absent(part, columns)
 
 
 def _check_crossings(part: Part, columns: Columns) -> None:
@@ -196,10 +198,14 @@ def _check_areas(part: Part, columns: Columns) -> None:
         else:
             fix = "AP by size sorts objects by it: write the mask's"
             part.report_row(row, "warning", "area", found, fix, "area-differs")
-    if part.form != "coco":
-        return  # the other form has none
+
+
+def _check_absent(part: Part, columns: Columns) -> None:
     has_mask = columns.has_mask()
     for row, item in enumerate(part.table.annotations):
+        if item.iscrowd is None:
+            fix = "0 is meant here; other programs, pycocotools' evaluation among them, need the key"
+            part.report_row(row, "warning", "iscrowd", "there is none", fix, "iscrowd-absent")
         if item.area is None and has_mask[row]:
             fix = "the mask's is used here; other programs need the key"
             part.report_row(row, "warning", "area", "there is none", fix, "area-absent")

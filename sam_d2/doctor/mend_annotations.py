@@ -35,6 +35,7 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
     mender = _Mender(part, raws, unsettled, counts)
     mender.nest_polygons()
     dropped = mender.drop()
+    mender.crowds(dropped)
     mender.masks()
     mender.boxes()
     mender.areas()
@@ -115,6 +116,13 @@ class _Mender:
                 copies.add(row)
             seen.add(said)
         return copies
+
+    def crowds(self, dropped: set[int]) -> None:
+        """Write that what does not say is no crowd region, but on those that are left out."""
+        for row in self.part.table.kind_rows["iscrowd-absent"]:
+            if id(self.raws[row]) not in dropped:
+                self.raws[row]["iscrowd"] = 0
+                self.counts["iscrowd-absent"] += 1
 
     def masks(self) -> None:
         """Leave out polygons of under 3 points, and clip those that reach outside, also far."""

@@ -41,7 +41,14 @@ def as_xyxy(content):
 def boxes_as_xyxy_without_masks(content):
     """As XYWH the boxes reach to x 45, 65 and y 35 and more, in images of 40 x 30; ten boxes are enough to tell."""
     content["annotations"] = [
-        {"id": number, "image_id": 1, "category_id": 1 + number % 2, "bbox": [20, 15, 30, 25], "area": 100}
+        {
+            "id": number,
+            "image_id": 1,
+            "category_id": 1 + number % 2,
+            "bbox": [20, 15, 30, 25],
+            "area": 100,
+            "iscrowd": 0,
+        }
         for number in range(1, 11)
     ]
 
@@ -139,6 +146,7 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "box far from an RLE": (
         [(*FIRST, "segmentation", rle(5, 5, 15, 15)), (*FIRST, "bbox", [25, 18, 10, 10])],
         "box-far", ANNOTATION, False),
+    "no iscrowd": ((*FIRST, "iscrowd", ...), "iscrowd-absent", ANNOTATION, True),
     "no area": ((*FIRST, "area", ...), "area-absent", ANNOTATION, True),
     "negative area": ((*FIRST, "area", -1), "area-negative", ANNOTATION, True),
     "area NaN": ((*FIRST, "area", NAN), "area-nan", ANNOTATION, True),
