@@ -55,6 +55,7 @@ def boxes_as_xyxy_without_masks(content):
 
 FIRST = ("annotations", 0)  # annotation 1 of image 1, a square [5, 5] to [15, 15]
 ANNOTATION, IMAGE, FILE = (1, 1), (1, None), (None, None)  # the image's and the annotation's id
+SQUARE = [5, 5, 15, 5, 15, 15, 5, 15]
 BOW = [5, 5, 15, 15, 15, 5, 5, 15]  # two triangles of 10 x 5 / 2 = 25 px^2, pixel by pixel more or less
 # change, kind, ids, whether nothing of the kind is left in the mended copy
 COCO: dict[str, tuple[Any, str, tuple, bool]] = {
@@ -152,6 +153,13 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "area NaN": ((*FIRST, "area", NAN), "area-nan", ANNOTATION, True),
     "area of the box": (("annotations", 1, "area", 100), "area-of-box", (1, 2), True),
     "another area": ((*FIRST, "area", 60), "area-differs", ANNOTATION, True),
+    # the square and its right half, 100 + 50 px^2, of which 100 pixels are drawn
+    "area of parts that overlap": (
+        [(*FIRST, "segmentation", [SQUARE, [10, 5, 15, 5, 15, 15, 10, 15]]), (*FIRST, "area", 150)],
+        "area-differs", ANNOTATION, True),
+    # of which one goes around its 25 px^2 clockwise, and the other against it
+    "area of an outline that crosses itself": (
+        [(*FIRST, "segmentation", [BOW]), (*FIRST, "area", 0)], "area-differs", ANNOTATION, True),
     "image missing": (("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
     "path that leaves": (("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
     "no annotations": (("annotations", []), "no-annotations", FILE, False),
@@ -167,6 +175,7 @@ FOLLOWS = {
     "polygon all outside": {"box-all-outside"},
     "boxes that may be XYXY": {"no-masks", "box-outside"},
     "neither has an area": {"mask-empty", "area-differs"},
+    "area of an outline that crosses itself": {"polygon-crossing"},
     "box outside": {"box-far"},
     "box all outside": {"box-far"},
     "path that leaves": {"image-missing"},
