@@ -202,10 +202,10 @@ def _long_outlines(
     extents = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)
     corners = np.bincount(rows, weights=counts, minlength=len(bounds))
     ends = np.cumsum(counts)
-    for row in np.flatnonzero(corners * extents > STRAY_OUTLINE).tolist():
-        side = _longest_side(table.owners[row])
-        if corners[row] * max(extents[row] - side, extents[row] * STRAY_OUTLINE / ENOUGH_OUTLINE) <= STRAY_OUTLINE:
-            continue  # it can be neither
+    candidates = np.flatnonzero(corners * extents > STRAY_OUTLINE)
+    sides = np.array([_longest_side(table.owners[row]) for row in candidates.tolist()])
+    possible = may_be_long(corners[candidates], extents[candidates], sides)
+    for row, side in zip(candidates[possible].tolist(), sides[possible].tolist(), strict=True):
         first, last = np.searchsorted(rows, [row, row + 1])
         length = outline_length(points[ends[first] - counts[first] : ends[last - 1]], counts[first:last])
         most = longest_outline(table.owners[row])
@@ -218,6 +218,17 @@ def _long_outlines(
         fix = f"write pixels of the image: {len(stray)} annotations go {total:,.0f} px too far, and drawing takes time"
         found += [(row, length, fix) for row, (length, _) in stray.items()]
     return found
+
+
+def may_be_long(corners: np.ndarray, extents: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Return whose outlines can be too long for their image, or a point of theirs far outside, bool (N,).
+
+    Args:
+        corners: how many the polygons of each have together (N,).
+        extents: the longer side of their bounds, px (N,); False where it is NaN.
+        sides: the longer side of the image, px (N,); infinite where unknown.
+    """
+    return corners * np.maximum(extents - sides, extents * (STRAY_OUTLINE / ENOUGH_OUTLINE)) > STRAY_OUTLINE
 
 
 def outline_length(points: np.ndarray, counts: np.ndarray) -> float:

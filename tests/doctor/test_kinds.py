@@ -105,9 +105,10 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "long outline with an odd one": (
         (*FIRST, "segmentation", [[5, 5, 15, 5, 15, 600_000, 5, 600_000], [5, 5, 15, 5, 15, 15, 5]]),
         "polygon-long", ANNOTATION, False),
-    # 40 px to and fro, 26,000 times
+    # 40 px to and fro, 26,000 times; the box fits
     "long outline inside": (
         lambda c: c["annotations"][0].update(
+            bbox=[0, 0, 40, 30],
             segmentation=[[x for place in range(26_000) for x in (40 * (place % 2), place / 1000)] + [0, 30]]),
         "polygon-long", ANNOTATION, False),
     "polygon of two points": (
