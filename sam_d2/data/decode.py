@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sam_d2.data.findings import Finding, RecordId
+from sam_d2.data.findings import Finding, RecordId, shortened
 from sam_d2.data.records import (
     CocoAnnotation,
     CocoBoxAnnotation,
@@ -172,7 +172,7 @@ def row_of(row: Mapping[str, Any]) -> str:
         return ""
     value = row[key]
     # of a path the end says which file it is
-    shown = repr(f"...{value[-57:]}" if len(value) > 60 else value) if isinstance(value, str) else _shorten(value)
+    shown = repr(f"...{value[-57:]}" if len(value) > 60 else value) if isinstance(value, str) else shortened(value)
     return f"{key} {shown}"
 
 
@@ -296,7 +296,7 @@ class _RecordReader:
                 values[field.name] = msgspec.convert(raw[key], wanted)
             except (msgspec.ValidationError, RecursionError, UnicodeError) as error:  # the last of half a character
                 # of a row the remedy says all that is expected
-                found = _shorten(raw[key]) + (f" ({error})" if row is None else "")
+                found = shortened(raw[key]) + (f" ({error})" if row is None else "")
                 report(key, found, expected, "wrong-type")
                 values[field.name] = msgspec.UNSET
         return record_type(**values)
@@ -320,8 +320,3 @@ def _description(annotation: Any) -> str:
 def _json_type(value: Any) -> str:
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
-
-
-def _shorten(value: Any, limit: int = 60) -> str:
-    text = repr(value[:8] if isinstance(value, list | str) else value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

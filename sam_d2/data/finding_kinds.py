@@ -110,6 +110,7 @@ KINDS: dict[str, Kind] = {
     "class-not-trained": Kind("warning", "a class is tested and not trained"),
     "no-annotations": Kind("warning", "there are no annotations"),
     "all-crowd": Kind("warning", "all annotations are crowd regions"),
+    "foreign-value": Kind("warning", "a domain or a provenance is of another form, and ignored"),
     "class-imbalance": Kind("warning", "some classes have a hundredth of another's instances"),
     "many-instances": Kind("warning", "an image has more than 100 instances"),
 }

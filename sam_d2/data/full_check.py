@@ -12,7 +12,7 @@ from sam_d2.data.decode import decode_content
 from sam_d2.data.findings import Finding
 from sam_d2.data.geometry import AnnotationTable, check_geometry
 from sam_d2.data.records import CocoFile, DatasetDict, known
-from sam_d2.data.references import check_references, duplicate_images
+from sam_d2.data.references import check_references, duplicate_images, foreign_domains
 
 ABSENT = {("segmentation", "missing key"), ("segmentation", "empty")}
 """Field and found of the findings on a mask that is not there."""
@@ -59,7 +59,7 @@ def check_records(file: Path, content: np.ndarray, problem: Finding | None, *, r
         images = records or []
         table = dicts_table(images, file, require_masks=require_masks)
         if records is not None:
-            findings += duplicate_images(images, file)
+            findings += duplicate_images(images, file) + foreign_domains(images, file)
     check_geometry(table)
     findings += table.findings
     if require_masks:

@@ -14,8 +14,8 @@ import numpy as np
 from msgspec import UNSET
 
 from sam_d2.data.finding_kinds import Severity
-from sam_d2.data.findings import Finding, RecordId
-from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
+from sam_d2.data.findings import Finding, RecordId, shortened
+from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle, made_by_model
 from sam_d2.data.rle import compressed_totals
 
 MIN_POLYGON = 6  # numbers: three points
@@ -94,11 +94,12 @@ class AnnotationTable:
 
 
 def check_geometry(table: AnnotationTable) -> None:
-    """Check boxes, masks and areas, and fill the table's findings, `without_mask` and `new_boxes`."""
+    """Check boxes, masks, areas and who made them, and fill the table's findings, `without_mask` and `new_boxes`."""
     boxes = _check_boxes(table)
     bounds = _check_polygons(table)
     _check_rles(table)
     _check_areas(table)
+    _check_provenance(table)
     _compare_boxes(table, boxes, bounds)
 
 
@@ -284,6 +285,14 @@ def _check_areas(table: AnnotationTable) -> None:
             table.report(row, "warning", "area", f"{area} is negative", "the mask's area is used", "area-negative")
         else:
             table.report(row, "error", "area", f"{area}", "write a finite number, or leave the key out", "area-nan")
+
+
+def _check_provenance(table: AnnotationTable) -> None:
+    for row, annotation in enumerate(table.annotations):
+        provenance = annotation.provenance
+        if provenance not in (None, UNSET) and not made_by_model(provenance):
+            fix = "it is ignored; of what a model made, write an object with that 'model'"
+            table.report(row, "warning", "provenance", shortened(provenance), fix, "foreign-value")
 
 
 def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray) -> None:

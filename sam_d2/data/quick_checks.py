@@ -7,7 +7,7 @@ from operator import attrgetter
 import numpy as np
 
 from sam_d2.data.geometry import FAR_IOU, MAX_COORDINATE, MIN_POLYGON, grown_iou, may_be_long, reach_outside
-from sam_d2.data.records import CocoAnnotation
+from sam_d2.data.records import CocoAnnotation, made_by_model
 
 
 def suspicious_rows(annotations: Sequence[CocoAnnotation], sizes: np.ndarray) -> np.ndarray:
@@ -28,6 +28,9 @@ def suspicious_rows(annotations: Sequence[CocoAnnotation], sizes: np.ndarray) ->
     bounds, corners, sound = _polygon_bounds([annotation.segmentation for annotation in annotations])
     areas = np.array(list(map(attrgetter("area"), annotations)), dtype=np.float64)  # None becomes NaN
     sound &= ~(areas < 0)
+    makers = list(map(attrgetter("provenance"), annotations))
+    if makers.count(None) < len(makers):
+        sound &= np.array([maker is None or made_by_model(maker) for maker in makers])
     with np.errstate(invalid="ignore", over="ignore"):
         sound &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & np.isfinite(boxes).all(axis=1)
         sound &= grown_iou(boxes, bounds) >= FAR_IOU

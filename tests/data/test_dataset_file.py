@@ -8,6 +8,7 @@ import pytest
 
 from detectron2.data.datasets import load_coco_json
 from sam_d2.data import load_dataset_file
+from sam_d2.data.records import domain_name, made_by_model
 from sam_d2.errors import UserError
 
 EXTRA_KEYS = ["id", "area"]
@@ -111,9 +112,37 @@ def test_domain_and_provenance_are_carried_along(form, coco, dicts, write):
     assert sorted(record.get("domain", "") for record in records) == ["", "sketch"]
     found = [item.get("provenance") for record in records for item in record["annotations"]]
     assert [one for one in found if one is not None] == [{"model": "sam", "score": 0.9}]
-    image["domain"], annotation["provenance"] = "", "by sam"
-    with pytest.raises(UserError, match=r"(?s)domain: .*expected a name.*provenance: 'by sam'.*expected an object"):
-        load_dataset_file(write(content))
+
+
+@pytest.mark.parametrize("form", ["coco", "dicts"])
+def test_a_domain_and_a_provenance_that_mean_something_else_are_ignored(form, coco, dicts, write):
+    """Other programs may have such keys too: no training stops on them."""
+    content = {"coco": coco, "dicts": dicts}[form]
+    images = content["images"] if form == "coco" else content
+    annotations = content["annotations"] if form == "coco" else content[0]["annotations"]
+    for image in images:
+        image["domain"] = {"id": 4}
+    annotations[0]["provenance"] = "crowdsourced"
+    dataset = load_dataset_file(write(content))
+    warnings = [(one.severity, one.kind, one.field, one.found) for one in dataset.findings]
+    domain = ("warning", "foreign-value", "domain", "{'id': 4}")
+    assert sorted(warnings) == [domain, domain, ("warning", "foreign-value", "provenance", "'crowdsourced'")]
+    assert not any("domain" in record for record in dataset.dataset_dicts)
+    assert not any("provenance" in item for record in dataset.dataset_dicts for item in record["annotations"])
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("sketch", "sketch"), (3, "3"), (2.0, "2"), (0.25, "0.25"), (0, "0"), ("", None), (None, None), (True, None),
+     (["sketch"], None), (float("nan"), None), (float("inf"), None), ("half \ud83d", None)],
+)  # fmt: skip
+def test_a_number_is_taken_as_the_name_of_a_domain(domain, name):
+    assert domain_name(domain) == name
+
+
+def test_only_an_object_with_a_model_is_a_provenance():
+    made = [made_by_model(one) for one in ({"model": "sam"}, {"annotator": 7}, "sam", ["model"], 1, None)]
+    assert made == [True] + 5 * [False]
 
 
 def test_byte_order_mark_is_accepted(coco, write):

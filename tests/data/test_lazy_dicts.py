@@ -33,6 +33,7 @@ ODDITIES = {
     "short polygons": {"segmentation": [[1, 1, 2, 2]]},
     "polygon outside": {"segmentation": [[1, 1, 9, 1, 9, 4, 1, 4]], "bbox": [1, 1, 5, 3]},
     "line": {"segmentation": [[1, 1, 2, 1, 3, 1]]},
+    "provenance of another kind": {"provenance": "crowdsourced"},
     "run lengths": {"segmentation": {"size": [8, 6], "counts": [10, 4, 34]}, "bbox": [1, 2, 1, 4]},
 }
 
@@ -76,8 +77,8 @@ def test_lazy_dicts_are_those_of_a_file_read_at_once(odd, write, read_at_once, r
     assert list(found.dataset_dicts) == expected.dataset_dicts
     assert found.findings == expected.findings and len(found.findings) >= 9
     assert (found.classes, found.category_ids) == (expected.classes, expected.category_ids)
-    # of 22 three have no mask that can be used: [], null and the polygon of two points
-    assert count_annotations(found.dataset_dicts) == 19 + 3 * (not require_masks)
+    # of 24 three have no mask that can be used: [], null and the polygon of two points
+    assert count_annotations(found.dataset_dicts) == 21 + 3 * (not require_masks)
     later = indexed(file, require_masks=require_masks, check_annotations=False)
     assert list(later.dataset_dicts) == expected.dataset_dicts and later.findings == []
 

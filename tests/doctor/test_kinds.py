@@ -146,6 +146,8 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "image missing": (("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
     "path that leaves": (("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
     "no annotations": (("annotations", []), "no-annotations", FILE, False),
+    "domain of another kind": (("images", 0, "domain", {"id": 4}), "foreign-value", IMAGE, False),
+    "provenance of another kind": ((*FIRST, "provenance", "crowdsourced"), "foreign-value", ANNOTATION, False),
     "all crowd": (all_annotations(iscrowd=1), "all-crowd", FILE, False),
 }  # fmt: skip
 # Beside what a case is about, what follows from it.
