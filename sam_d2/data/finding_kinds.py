@@ -29,6 +29,8 @@ KINDS: dict[str, Kind] = {
     "not-json": Kind("error", "the file is not JSON"),
     "cut-off": Kind("error", "the file is cut off"),
     "wrong-form": Kind("error", "the file is no dataset"),
+    "not-strict-json": Kind("warning", "a value is no JSON"),
+    "key-twice": Kind("warning", "a key of the file is there twice"),
     "missing-key": Kind(
         "error", "a key is missing", "annotation id: a new one; box: the mask's; image size: the file's"
     ),

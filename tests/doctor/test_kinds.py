@@ -146,6 +146,8 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "image missing": (("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
     "path that leaves": (("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
     "no annotations": (("annotations", []), "no-annotations", FILE, False),
+    "NaN that nobody reads": ((*FIRST, "score", NAN), "not-strict-json", ANNOTATION, False),
+    "NaN in the file's info": (("info", "year", NAN), "not-strict-json", FILE, False),
     "domain of another kind": (("images", 0, "domain", {"id": 4}), "foreign-value", IMAGE, False),
     "provenance of another kind": ((*FIRST, "provenance", "crowdsourced"), "foreign-value", ANNOTATION, False),
     "all crowd": (all_annotations(iscrowd=1), "all-crowd", FILE, False),
@@ -231,6 +233,16 @@ def test_a_file_that_is_no_dataset(content, kind, tmp_path):
     assert checkup.exit_code == 2
 
 
+@pytest.mark.parametrize("key", ["info", "images", "annotations", "categories"])
+def test_a_key_of_the_file_that_is_there_twice(key, coco, write):
+    """The doctor reads the last one, as training does."""
+    rest = json.dumps(coco)[1:]
+    file = write(b'{ "%s": [{"a": [1]}, {}],"note":"\\"{",\n%s' % (key.encode(), rest.encode()))
+    assert [(one.kind, one.field) for one in check_dataset([Source("", file)]).findings] == [("key-twice", key)]
+    sound = write(b'{ "note":"\\"{",\n%s' % rest.encode())
+    assert not check_dataset([Source("", sound)]).findings
+
+
 def test_a_file_that_is_not_there(tmp_path):
     assert kinds_of(check_dataset([Source("", tmp_path / "none.json")])) == {"file-unreadable"}
 
@@ -247,6 +259,8 @@ DICTS: dict[str, tuple[Any, str, tuple, bool]] = {
     "polygon outside": (
         [(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
              (0, "annotations", 0, "bbox", [30, 5, 40, 15])], "polygon-outside", (1, "annotations[0]"), True),
+    "NaN that nobody reads": ((0, "annotations", 1, "score", NAN), "not-strict-json", (1, "annotations[1]"), False),
+    "image's NaN that nobody reads": ((0, "gps", [NAN]), "not-strict-json", IMAGE, False),
     "image id twice": ((1, "image_id", 1), "image-id-twice", IMAGE, False),
 }  # fmt: skip
 
