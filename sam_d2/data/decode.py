@@ -45,6 +45,7 @@ ANNOTATION_DECODERS: dict[bool, msgspec.json.Decoder] = {
 """Of one annotation of a COCO file, by whether masks are required."""
 _PERHAPS_LOOSE = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]")
 _CHECKED = ("bbox", "segmentation", "area")  # whose NaN is an error of its own
+_NO_NAME = ("file_name", "missing-key")
 _FIRST = re.compile(rb"\s*(.?)", re.DOTALL)
 _EXPECTED = (
     "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} or Detectron2's list of dicts"
@@ -193,11 +194,15 @@ def _decode_by_record(
     value, problem = _parse(file, content)
     if problem is not None:
         return None, [problem]
+    if (other := _other_form(value)) is not None:
+        return None, [_of_file(file, "top level", f"{other[0]}, not a dataset", other[1], "wrong-form")]
     reader = _RecordReader(file, require_masks)
     if isinstance(value, dict):
         annotation_type = _COCO_ANNOTATIONS[require_masks]
         types = {"images": CocoImage, "annotations": annotation_type, "categories": CocoCategory}
         lists = {key: reader.coco_list(value, key, record_type) for key, record_type in types.items()}
+        if lists["images"] and all(isinstance(raw, dict) and _is_lvis(raw) for raw in value["images"]):
+            reader.findings = _without_names(file, reader.findings)
         return CocoFile(**lists), [*reader.findings, *_loose_values(file, content, value, reader.findings)]
     if not isinstance(value, list):
         return None, [_of_file(file, "top level", f"a JSON {_json_type(value)}", _EXPECTED, "wrong-form")]
@@ -206,6 +211,39 @@ def _decode_by_record(
         return None, [_of_file(file, "top level", found, _EXPECTED, "wrong-form")]
     records = reader.dataset_dicts(value)
     return records, [*reader.findings, *_loose_values(file, content, value, reader.findings)]
+
+
+def _other_form(value: Any) -> tuple[str, str] | None:
+    """Return what another program's file is, and how it becomes a COCO file; None of what may be a dataset."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict) and {"data", "annotations"} <= first.keys() and "file_name" not in first:
+        return "tasks of Label Studio", "export them there as COCO"
+    if not isinstance(value, dict) or "images" in value:
+        return None
+    if {"shapes", "imagePath"} <= value.keys():
+        return "the outlines of one image by LabelMe", "write all of them as one COCO file, as its labelme2coco.py does"
+    images = value.get("_via_img_metadata", value)
+    if (
+        isinstance(images, dict)
+        and images
+        and all(isinstance(one, dict) and "regions" in one for one in images.values())
+    ):
+        return "a file of the VGG Image Annotator", "export it there as COCO (Annotation > Export Annotations)"
+    return None
+
+
+def _is_lvis(image: dict[str, Any]) -> bool:
+    return "file_name" not in image and isinstance(image.get("coco_url"), str)
+
+
+def _without_names(file: Path, findings: list[Finding]) -> list[Finding]:
+    """Return the findings with one in place of those on each name that is not there."""
+    others = [one for one in findings if one.annotation_id is not None or (one.field, one.kind) != _NO_NAME]
+    fix = "write the end of the coco_url as file_name, such as train2017/000000391895.jpg"
+    return [
+        *others,
+        _of_file(file, "images.file_name", "images have a coco_url alone, as those of LVIS", fix, _NO_NAME[1]),
+    ]
 
 
 def _loose_values(file: Path, content: bytes, value: Any, reported: Sequence[Finding]) -> list[Finding]:

@@ -99,8 +99,9 @@ def _boxes_alone(table: AnnotationTable, findings: list[Finding]) -> list[Findin
     """Return the findings, and one error in place of those on each absent mask where a file has boxes alone."""
     instances = [item for item in table.annotations if not known(item.iscrowd)]
     others = [finding for finding in findings if (finding.field, finding.found) not in ABSENT]
+    boxed = any(item.bbox is not UNSET for item in instances)
     malformed = any(finding.field.startswith("segmentation") for finding in others)
-    if len(others) == len(findings) or malformed or any(item.segmentation for item in instances):
+    if len(others) == len(findings) or not boxed or malformed or any(item.segmentation for item in instances):
         return findings
     found = f"none of the {len(instances)} annotations has one: {BOXES_ALONE}"
     fix = (

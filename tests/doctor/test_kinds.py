@@ -233,6 +233,52 @@ def test_a_file_that_is_no_dataset(content, kind, tmp_path):
     assert checkup.exit_code == 2
 
 
+def test_one_unknown_category_is_not_all_ids_one_off(coco, write):
+    """With ids 1 and 5, one 4 may be a mistake for either, and so it is for all annotations with it."""
+    coco["categories"][1]["id"] = 5
+    for one in coco["annotations"]:
+        one["category_id"] = 4
+    kinds = kinds_of(check_dataset([Source("", write(coco))]))
+    assert kinds == {"unknown-category", "category-unused"}
+    coco["categories"] = [{"id": 5, "name": "shape"}]  # of one alone it is the only one meant
+    assert "category-ids-shifted" in kinds_of(check_dataset([Source("", write(coco))]))
+
+
+def test_annotations_without_a_box_are_not_a_file_of_boxes_alone(coco, write):
+    for one in coco["annotations"]:
+        del one["bbox"], one["segmentation"]
+    findings = check_dataset([Source("", write(coco))]).findings
+    assert [one.kind for one in findings] == 8 * ["missing-key"]  # box and mask of four
+
+
+def test_images_of_lvis_have_no_names(coco, write):
+    """One finding says so, and not one of each image; a file in which one image alone has no name is another matter."""
+    for image in coco["images"]:
+        image["coco_url"] = "http://images.cocodataset.org/train2017/" + image.pop("file_name")
+    findings = [one for one in check_dataset([Source("", write(coco))]).findings if one.severity == "error"]
+    assert [(one.kind, one.image_id, one.field) for one in findings] == [("missing-key", None, "images.file_name")]
+    assert "end of the coco_url" in findings[0].fix
+    coco["images"][1]["file_name"] = "doctor_2.png"
+    findings = [one for one in check_dataset([Source("", write(coco))]).findings if one.severity == "error"]
+    assert [(one.kind, one.image_id, one.field) for one in findings] == [("missing-key", 1, "file_name")]
+
+
+@pytest.mark.parametrize(
+    ("content", "program"),
+    [
+        (b'[{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": []}]}]', "Label Studio"),
+        (b'{"shapes": [{"label": "a", "points": [[1, 2]]}], "imagePath": "a.png", "imageHeight": 6}', "LabelMe"),
+        (b'{"a.png12": {"filename": "a.png", "size": 12, "regions": []}}', "VGG Image Annotator"),
+        (b'{"_via_img_metadata": {"a.png12": {"filename": "a.png", "regions": {}}}}', "VGG Image Annotator"),
+    ],
+)
+def test_the_form_of_another_program_is_named_with_its_way_to_coco(content, program, tmp_path):
+    file = tmp_path / "other.json"
+    file.write_bytes(content)
+    (finding,) = check_dataset([Source("", file)]).findings
+    assert finding.kind == "wrong-form" and program in finding.found and "COCO" in finding.fix
+
+
 @pytest.mark.parametrize("key", ["info", "images", "annotations", "categories"])
 def test_a_key_of_the_file_that_is_there_twice(key, coco, write):
     """The doctor reads the last one, as training does."""
