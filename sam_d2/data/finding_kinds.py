@@ -91,6 +91,7 @@ KINDS: dict[str, Kind] = {
     "area-nan": Kind("error", "an area is NaN or infinite", "the mask's"),
     "area-of-box": Kind("warning", "an area is that of the box", "the mask's"),
     "area-differs": Kind("warning", "an area is not that of the mask", "the mask's"),
+    "coordinates-normalised": Kind("warning", "coordinates may be fractions of the image, not pixels"),
     # images
     "image-missing": Kind("error", "images are missing"),
     "path-leaves-root": Kind("error", "a path leaves the image folder"),

@@ -244,6 +244,36 @@ def test_one_unknown_category_is_not_all_ids_one_off(coco, write):
     assert "category-ids-shifted" in kinds_of(check_dataset([Source("", write(coco))]))
 
 
+def as_fractions(content):
+    """Of images of 40 x 30 px."""
+    for one in content["annotations"]:
+        one["bbox"] = [number / size for number, size in zip(one["bbox"], 2 * (WIDTH, HEIGHT), strict=True)]
+        one["segmentation"] = [
+            [number / (WIDTH, HEIGHT)[place % 2] for place, number in enumerate(polygon)]
+            for polygon in one["segmentation"]
+        ]
+        one["area"] = one["bbox"][2] * one["bbox"][3]
+
+
+def test_coordinates_as_fractions_are_one_finding(coco, write):
+    as_fractions(coco)
+    (finding,) = check_dataset([Source("", write(coco))]).findings
+    assert (finding.kind, finding.severity) == ("coordinates-normalised", "warning")
+    assert finding.found.startswith("all boxes and masks of 4 annotations")
+    coco["annotations"][0] |= {"bbox": [0.5, 0.5, 0.6, 0.4], "segmentation": [[0.5, 0.5, 1.1, 0.5, 1.1, 0.9, 0.5, 0.9]]}
+    kinds = kinds_of(check_dataset([Source("", write(coco))]))  # 1.1 is in no image
+    assert "coordinates-normalised" not in kinds and "mask-empty" in kinds
+
+
+def test_boxes_as_fractions_are_told_where_there_are_no_masks(coco, write):
+    as_fractions(coco)
+    for one in coco["annotations"]:
+        one["segmentation"] = []
+    assert kinds_of(check_dataset([Source("", write(coco))])) == {"no-masks", "coordinates-normalised"}
+    coco["annotations"] = coco["annotations"][:1]
+    assert "coordinates-normalised" not in kinds_of(check_dataset([Source("", write(coco))]))
+
+
 def test_annotations_without_a_box_are_not_a_file_of_boxes_alone(coco, write):
     for one in coco["annotations"]:
         del one["bbox"], one["segmentation"]
