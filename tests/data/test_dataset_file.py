@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from detectron2.data.datasets import load_coco_json
-from sam_d2.data import load_dataset_file
+from sam_d2.data import inspect_dataset_file, load_dataset_file
+from sam_d2.data.image_root import alike_names
 from sam_d2.data.records import domain_name, made_by_model
+from sam_d2.doctor.checkup import check_dataset
+from sam_d2.doctor.parts import Source
 from sam_d2.errors import UserError
 
 EXTRA_KEYS = ["id", "area"]
@@ -239,6 +242,42 @@ def test_where_most_are_missing_it_may_be_either(coco, write):
         UserError, match=r"2 of 3 images are missing under .* restore .*; or name the folder .*Looked in"
     ):
         load_dataset_file(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "said"),
+    [
+        ("Test_B.PNG", "test_b.png", "'Test_B.PNG', but there is 'test_b.png'"),
+        ("Images/b.png", "images/b.png", "'Images/b.png', but there is 'images/b.png'"),
+        # a u with dots, as one character and as two, which a terminal shows alike
+        ("Z\u00fcrich.png", "Zu\u0308rich.png", r"'Z\xfcrich.png', but there is 'Zu\u0308rich.png'"),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_name_that_differs_in_case_or_accents_alone_is_said(name, there, said, images, coco, write, tmp_path):
+    coco["images"][0]["file_name"] = name
+    coco["images"] = coco["images"][:images]  # of one all are missing, of two half
+    coco["annotations"] = [item for item in coco["annotations"] if images == 2 or item["image_id"] == 20]
+    file = write(coco)
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    (finding,) = [one for one in inspect_dataset_file(file).findings if one.severity == "error"]
+    assert finding.found == f"1 of {images} images are missing under {tmp_path}: {said}"
+    assert finding.fix.startswith("write the names as the files have them")
+    if images == 2:
+        (finding,) = [one for one in check_dataset([Source("", file)]).findings if one.severity == "error"]
+        assert (finding.kind, finding.image_id) == ("image-missing", 20) and said.split(", but there is ")[
+            1
+        ] in finding.found
+
+
+def test_alike_names(tmp_path):
+    for name in ("a/x.png", "A/X.png", "b/y.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    names = ["folder.png", "A/x.PNG", "B/Y.png", "b/z.png", "../b/Y.png", "b/y.png/z", "", "/", f"{tmp_path}/B/y.png"]
+    assert alike_names(tmp_path, names) == {"B/Y.png": "b/y.png"}  # of the first there are two
 
 
 @pytest.mark.parametrize("name", ["../sam_d2_outside.png", "sub/../../sam_d2_outside.png", "{outside}"])
