@@ -27,6 +27,7 @@ STRAY_OUTLINE = 1e5  # px more than an annotation's points could have in their i
 MAX_STRAY = 1e7  # px of all these in a file: half a second for each time that they are drawn
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
+FIT_IOU = 0.9  # of a box that was made from its mask, and the bounds of that
 
 
 class Repair(NamedTuple):
@@ -317,9 +318,15 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
     for row in np.flatnonzero(far & ~flat & empty).tolist():
         found = f"the polygons' bounds {bounds[row].tolist()} have no area"
         table.report(row, "warning", "segmentation", found, "the box is used as it is", "mask-empty")
+    with np.errstate(invalid="ignore", over="ignore"):
+        as_xyxy = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)  # what was taken for XYWH
+        meant = (as_xyxy[:, 2:] > as_xyxy[:, :2]).all(axis=1) & (grown_iou(as_xyxy, bounds) >= FIT_IOU)
+        meant &= table.modes == XYWH_ABS
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
-        fix = "the box is used as it is; was XYXY written as XYWH?"
+        fix = "the box is used as it is"
+        if meant[row]:
+            fix += "; as XYXY it fits: --fix of tools/check_dataset.py writes XYWH"
         table.report(row, "warning", "bbox", found, fix, "box-far")
 
 

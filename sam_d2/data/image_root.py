@@ -80,8 +80,10 @@ def search_folders(json_file: Path, image_roots: Iterable[Path] = ()) -> list[Pa
 def _beside_annotations(json_file: Path) -> list[Path]:
     if json_file.parent.name != "annotations":
         return []
-    root, part = json_file.parent.parent, json_file.stem.removeprefix("instances_")
-    return [path for path in (root / "images" / part, root / part, root / "images") if path.is_dir()]
+    root, name = json_file.parent.parent, json_file.stem.removeprefix("instances_")
+    parts = dict.fromkeys((name, name.partition(".")[0]))  # of train.coco.json it is the word before the first dot
+    folders = [*(folder / part for part in parts for folder in (root / "images", root)), root / "images"]
+    return [path for path in folders if path.is_dir()]
 
 
 def folders_text(folders: Iterable[Path]) -> str:
@@ -151,11 +153,23 @@ def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, sea
             return Finding("error", json_file, None, None, "file_name", found, RENAME, kind="image-missing")
     fixes = [restore, f"{NAME_FOLDER}. Looked in: {folders_text(searched)}"]
     if len(absent) == total:
-        found, fix = f"none of its {total} images was found: {names}", fixes[1]
+        found, fix = f"none of its {total} images was found: {names}", _other_place(absent[0], searched) or fixes[1]
     else:
         found = f"{len(absent)} of {total} images are missing under {base}: {names}"
         fix = restore if 2 * len(absent) <= total else "; or ".join(fixes)
     return Finding("error", json_file, None, None, "file_name", found, fix, kind="image-missing")
+
+
+def _other_place(name: str, searched: Iterable[Path]) -> str:
+    """Return what to do where an image lies in a folder without those that its name begins with; "" elsewhere."""
+    prefix, _, last = name.rpartition("/")
+    folder = next((folder for folder in searched if prefix and (folder / last).is_file()), None)
+    if folder is None:
+        return ""
+    return (
+        f"{last!r} lies in {folder}, but the names begin with {prefix + '/'!r}: take that off the names in the file, "
+        f"or move that folder to a place that ends in {prefix}"
+    )
 
 
 def missing_files(base: Path, file_names: Sequence[str]) -> list[str]:

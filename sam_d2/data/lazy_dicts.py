@@ -242,8 +242,15 @@ def count_categories(dataset: Iterable[dict[str, Any]]) -> Counter[int]:
     """Return how often each class index occurs in dataset dicts, where it can be without decoding annotations."""
     counts: Counter[int] = Counter()
     for record in dataset:
-        found = record["annotations"]
-        counts.update(
-            found.categories if isinstance(found, LazyAnnotations) else [item["category_id"] for item in found]
-        )
+        counts.update(_categories(record))
     return counts
+
+
+def count_empty(dataset: Iterable[dict[str, Any]]) -> int:
+    """Return how many dataset dicts have no annotation, where it can be without decoding any."""
+    return sum(not _categories(record) for record in dataset)
+
+
+def _categories(record: dict[str, Any]) -> list[int]:
+    found = record["annotations"]
+    return found.categories if isinstance(found, LazyAnnotations) else [item["category_id"] for item in found]

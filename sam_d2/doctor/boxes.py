@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sam_d2.data.geometry import FAR_IOU, grown_iou, reach_outside
+from sam_d2.data.geometry import FAR_IOU, FIT_IOU, grown_iou, reach_outside
 from sam_d2.data.records import Rle
 from sam_d2.doctor.columns import Columns, read_boxes
 from sam_d2.doctor.parts import Part
 
-_FITS = 0.9  # IoU of a box and the bounds of its mask, each grown by 1 px, of boxes that were made from masks
 _MOST_OUTSIDE = 0.5
 _ENOUGH = 10  # boxes without masks on which a suspicion can rest
 _ENOUGH_TINY = 2  # annotations of less than a pixel; a lone one may be a mistake
@@ -28,7 +27,7 @@ def check_boxes(part: Part, columns: Columns) -> None:
         compared &= np.isfinite(columns.boxes).all(axis=1)
         as_said = grown_iou(columns.boxes, columns.bounds)
         as_other = grown_iou(others, columns.bounds)
-        fits = compared & sound & (as_other >= _FITS)
+        fits = compared & sound & (as_other >= FIT_IOU)
         proven = fits & (as_said < FAR_IOU)
     if proven.any() and fits[compared].all():  # every mask says so: then those that show it less are meant so too
         proven = (fits | (~compared & sound)) & (others != columns.boxes).any(axis=1)

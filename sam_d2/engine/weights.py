@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -159,6 +160,9 @@ def find_weights(name: str) -> Path:
             f"{message} Download it: python tools/download_checkpoint.py {url} (or set train.init_checkpoint='' to "
             "begin with random weights)."
         )
+    there = [path.name for path in Path(name).parent.glob("*.p*") if path.is_file()]
+    if nearest := get_close_matches(Path(name).name, there, 1):
+        message += f" Did you mean {nearest[0]!r}, which lies in {Path(name).parent}?"
     raise UserError(f"{message} Set train.init_checkpoint to an existing file, or to '' for random weights.")
 
 

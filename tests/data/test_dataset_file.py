@@ -205,6 +205,29 @@ def test_beside_the_folder_of_annotations_images_lie_as_in_coco(folder, coco, wr
         load_dataset_file(elsewhere)
 
 
+@pytest.mark.parametrize("folder", ["images/valid", "valid"])
+def test_the_word_of_a_split_may_be_followed_by_others(folder, coco, write, tmp_path):
+    assert (
+        load_dataset_file(write(coco, "annotations/valid.coco.json", images=f"../{folder}")).image_root
+        == tmp_path / folder
+    )
+
+
+def test_names_that_begin_with_folders_that_were_left_behind(coco, write, tmp_path):
+    file = write(coco, "mine/data.json", images="train")
+    for image in coco["images"]:
+        image["file_name"] = f"data/iwp/train/{image['file_name']}"
+    file.write_text(json.dumps(coco))
+    lies = (
+        rf"'sam_d2_test_a\.png' lies in {tmp_path / 'mine' / 'train'}, but the names begin with 'data/iwp/train/': take"
+    )
+    with pytest.raises(UserError, match=lies) as error:
+        load_dataset_file(file, tmp_path / "mine" / "train")
+    assert "move that folder to a place that ends in data/iwp/train" in str(error.value)
+    with pytest.raises(UserError, match="name the folder that these names are relative to"):
+        load_dataset_file(file)  # which is not looked in
+
+
 def test_given_image_root_comes_first_and_working_directory_is_searched(coco, write, tmp_path, monkeypatch):
     file = write(coco, "json/dataset.json", images="../pictures")
     assert load_dataset_file(file, tmp_path / "pictures").image_root == tmp_path / "pictures"

@@ -201,5 +201,11 @@ def test_what_is_refused(put, tmp_path):
     for sources, message in cases:
         with pytest.raises(UserError, match=f"(?s){message}"):
             merge_coco(sources, output)
+    mine = output.with_name("mine.json")
+    mine.write_text('{"info": {"description": "Merged by hand"}}')
+    with pytest.raises(UserError, match=r"mine\.json: exists and is no file that was merged here"):
+        merge_coco([a], mine)
+    mine.write_text(json.dumps(merge_coco([a], output).document))
+    assert merge_coco([a], mine).document["images"]  # of an earlier time
     with pytest.raises(UserError, match=r"a\.json would be overwritten"):
         merge_coco([a], a.file)
