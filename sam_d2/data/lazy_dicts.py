@@ -18,7 +18,7 @@ from sam_d2.data.dataset_dicts import annotation_dict, image_path
 from sam_d2.data.decode import ANNOTATION_DECODERS, decode_coco_annotations
 from sam_d2.data.findings import raise_findings
 from sam_d2.data.geometry import SOUND, AnnotationTable, Repair, check_geometry
-from sam_d2.data.records import XYWH_ABS, CocoAnnotation, CocoImage
+from sam_d2.data.records import XYWH_ABS, CocoAnnotation, CocoImage, domain_name
 
 
 class PendingCheck(NamedTuple):
@@ -226,8 +226,8 @@ class LazyDatasetDicts(Sequence):
             "image_id": image.id,
             "annotations": LazyAnnotations(self.store, row),
         }
-        if image.domain is not None:
-            record["domain"] = image.domain
+        if (domain := domain_name(image.domain)) is not None:
+            record["domain"] = domain
         return record
 
 

@@ -14,7 +14,7 @@ import msgspec
 from sam_d2.data.decode import decode_dataset
 from sam_d2.data.findings import Finding, plural, raise_findings
 from sam_d2.data.image_root import find_image_root, folders_text, names_folder, search_folders
-from sam_d2.data.records import CocoFile
+from sam_d2.data.records import CocoFile, domain_name
 from sam_d2.data.references import check_references
 from sam_d2.errors import UserError
 
@@ -217,7 +217,7 @@ def _check_images(contents: Sequence[_Content]) -> None:
     twice = []
     for content in contents:
         for image, path in zip(content.raw["images"], content.paths, strict=True):
-            domain = image.get("domain")
+            domain = domain_name(image.get("domain"))
             if domain not in (None, content.source.domain):
                 raise UserError(
                     f"{content.source.file}: image {image['id']} is of domain {domain!r} already, "

@@ -174,8 +174,8 @@ def test_what_is_refused(put, tmp_path):
     output = tmp_path / "all.json"
     tagged = content()
     tagged["images"][1]["domain"] = "cartoon"
-    wrong = content()
-    wrong["images"][1]["domain"] = 4
+    numbered = content()
+    numbered["images"][1]["domain"] = 4
     lost = put("lost", content())
     (lost.file.parent / "b.png").unlink()
     infinite = put("infinite", content())
@@ -194,7 +194,7 @@ def test_what_is_refused(put, tmp_path):
         ([put("p", content(images=("a.png", "a.png")))], "1 image is in two records"),
         ([put("q", content([(1, "cat"), (2, "cat")]))], "2 have the name 'cat'; categories are merged by name"),
         ([put("sketch", tagged)], "image 6 is of domain 'cartoon' already, not 'sketch'"),
-        ([put("number", wrong)], "image 6, domain: 4 .*expected a name"),
+        ([put("number", numbered)], "image 6 is of domain '4' already, not 'number'"),
         ([lost], r"1 of 2 images are missing under .*: 'b\.png'"),
         ([infinite], "write null, or leave out what is NaN"),
     ]

@@ -347,9 +347,19 @@ def test_an_outline_may_come_by_each_pixel_of_its_image_four_times(points, kinds
     """Sides of 1,000 px to and fro in 1000 x 1000 px, the last one back to the first point."""
     coco["images"][0].update(width=1000, height=1000)
     zigzag = [number for point in range(points) for number in (1000 * (point % 2), point / 5)]
-    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "segmentation": [zigzag]}]
+    box = [0, 0, 1000, points / 5 - 0.2]  # fits, so that nothing but the outline is odd
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "bbox": box, "segmentation": [zigzag]}]
     found = inspect_dataset_file(write(coco)).findings
     assert {one.kind for one in found if one.severity == "error"} == kinds
+
+
+@pytest.mark.parametrize(("right", "kinds"), [(1e6, set()), (1e6 + 1, {"polygon-far"})])
+def test_a_polygon_inside_its_image_may_be_a_million_pixels_away(right, kinds, coco, write):
+    coco["images"][0].update(width=2**31 - 1, height=60)
+    x = right - 20
+    polygon = {"bbox": [x, 5, 20, 20], "segmentation": [[x, 5, right, 5, right, 25, x, 25]]}
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, **polygon}]
+    assert {one.kind for one in inspect_dataset_file(write(coco)).findings} == kinds
 
 
 FAR = [0, 0, 5, 0, 5, 99_000]  # 5 px, and twice 99,000
