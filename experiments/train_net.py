@@ -167,7 +167,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from sam_d2.config import save_config
-    from sam_d2.config_dataset import log_dataset_settings
+    from sam_d2.config_dataset import log_dataset_settings, require_annotations
     from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
@@ -190,6 +190,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.records)
+    require_annotations(cfg, loader.records)
     log_dataset_settings(cfg, loader.size)
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)

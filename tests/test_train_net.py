@@ -285,6 +285,14 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"no parameter to train\. Take a part out of model\.freeze"):
             train_net(tmp_path / "run", "model.freeze=[image_encoder,prompt_encoder,mask_decoder]")
 
+    def test_nothing_to_learn_from(self, train_net, tmp_path, shapes_folder):
+        """A labelling tool's export before the labelling."""
+        shutil.copytree(shapes_folder, tmp_path, dirs_exist_ok=True)
+        content = json.loads((tmp_path / "dataset_train.json").read_text())
+        (tmp_path / "dataset_train.json").write_text(json.dumps({**content, "annotations": []}))
+        with pytest.raises(UserError, match=r"_train: none of its 6 images has an annotation, so there is nothing to"):
+            train_net(tmp_path / "run", "--dataset", str(tmp_path))
+
     def test_missing_checkpoint_with_its_address(self, train_net, tmp_path, monkeypatch, root):
         monkeypatch.setenv("SAM_D2_CHECKPOINTS", str(tmp_path))
         name = "sam_vit_b_01ec64.pth"
