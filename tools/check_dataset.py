@@ -96,7 +96,9 @@ def main() -> int:
         code = mended.checkup.exit_code
     for path, content in written.items():
         try:
-            write_atomically(path.absolute(), content)
+            write_atomically(path, content, replace=path != args.fix)
+        except FileExistsError as error:
+            raise UserError(f"--fix {path}: exists by now, and nothing is overwritten. Name another file.") from error
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}). Name another place.") from error
         print(f"Wrote {path}")

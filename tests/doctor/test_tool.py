@@ -265,3 +265,11 @@ def test_no_false_error_on_coco(part, real_data, doctor):
     file = real_data / f"coco_tiny80/annotations/instances_{part}.json"
     code, out, _ = doctor(file, "--images", "--image-root", real_data / f"coco_tiny80/images/{part}")
     assert code == 1 and "error" not in out.replace("errors", "")
+
+
+def test_a_copy_that_another_writes_meanwhile_is_kept(doctor, coco, write, tmp_path, monkeypatch):
+    coco["annotations"][1]["area"] = 100
+    out = tmp_path / "mended.json"
+    monkeypatch.setattr("sam_d2.doctor.show.show_mended", lambda *_: out.write_text("theirs"))
+    code, _, err = doctor(write(coco), "--fix", out)
+    assert (code, out.read_text()) == (2, "theirs") and "exists by now, and nothing is overwritten" in err
