@@ -166,7 +166,10 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.info("The model begins with random weights: train.init_checkpoint is empty")
             if any(type(module).__name__ == "FrozenBatchNorm2d" for module in self.model.modules()):
                 self.logger.warning(_FROZEN)
-        rest = super().load(path, [])
+        try:
+            rest = super().load(path, [])
+        finally:
+            self._parsed_url_during_load = None  # Detectron2's own would refuse any later file after a bad one
         for name in self.checkpointables if checkpointables is None else checkpointables:
             if name in rest:
                 load_state(path, name, self.checkpointables[name], rest.pop(name))

@@ -58,7 +58,7 @@ def parameter_groups(
 
     Returns:
         At most two groups for each factor, with ``params``, ``weight_decay`` and, where there are factors, ``lr``;
-        each in the model's order of parameters.
+        each in the model's order of parameters. One that several modules share is in the group of the first of them.
 
     Raises:
         UserError: a name fits no parameter of the model, or none that trains, a factor is not a positive number, or
@@ -67,11 +67,13 @@ def parameter_groups(
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     factors = _checked(model, lr, lr_factors or {})
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         undecayed_module = isinstance(module, (*_NORMS, nn.Embedding))
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)
             full_name = f"{module_name}.{name}" if module_name else name
             # One dimension: biases and the scales of norms of any class, such as SAM's LayerNorm2d.
             decays = not (undecayed_module or parameter.dim() <= 1 or full_name in exempt)

@@ -60,6 +60,14 @@ def test_a_model_that_names_nothing_groups_that_are_empty_and_nothing_at_all():
         parameter_groups(linear.requires_grad_(False), 0.1)
 
 
+def test_a_weight_that_two_modules_share_is_in_one_group_once():
+    model = nn.ModuleDict({"first": nn.Linear(2, 3), "second": nn.Linear(2, 3), "table": nn.Embedding(3, 2)})
+    model["second"].weight = model["table"].weight = model["first"].weight
+    decayed, kept = parameter_groups(model, 0.3, lr=0.5, lr_factors={"second": 0.1})[:2]
+    assert names(model, decayed) == ["first.weight"] and names(model, kept) == ["first.bias"]
+    torch.optim.AdamW(parameter_groups(model, 0.3), lr=1e-3)  # refuses one that is in two
+
+
 @pytest.mark.parametrize("freeze", ["[]", "[image_encoder,prompt_encoder]"])
 def test_every_trainable_parameter_of_sam_is_in_one_group_once(tiny_overrides, freeze):
     cfg = apply_overrides(
