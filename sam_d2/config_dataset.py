@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sam_d2.config_overrides import given_keys
 from sam_d2.errors import UserError
 from sam_d2.visible_text import clean
 
@@ -72,9 +73,9 @@ def set_max_iter(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the command line gives both, or the epochs are no positive number.
     """
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
     if cfg.train.get("max_epoch") is None:
         return
+    given = given_keys(overrides)
     if "train.max_iter" in given:
         if "train.max_epoch" in given:
             raise UserError("train.max_epoch and train.max_iter are both given: the first is turned into the second.")

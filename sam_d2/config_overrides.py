@@ -57,6 +57,23 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
+def given_keys(overrides: Sequence[str]) -> set[str]:
+    """Return the dotted keys that overrides give a value, whether each by itself or within a group.
+
+    Args:
+        overrides: as :func:`apply_overrides` has taken them; ``train={max_iter:200}`` gives ``train`` and
+            ``train.max_iter``.
+    """
+    parsed = map(_parse, overrides)
+    return {key for one in parsed for key in _keys_of(one.key_or_group, one.value())}
+
+
+def _keys_of(key: str, value: Any) -> Iterator[str]:
+    yield key
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        yield from _keys_of(f"{key}.{name}", inner)
+
+
 def _targets(cfg: DictConfig) -> dict[Any, str]:
     """Return the targets of a config, each with the first key where it stands."""
     found: dict[Any, str] = {}

@@ -59,11 +59,12 @@ def test_epochs_become_steps(cfg, epochs, accumulate, steps):
     assert cfg.train.max_iter == steps
 
 
-def test_steps_of_the_command_line_win_over_the_configs_epochs(cfg):
+@pytest.mark.parametrize("override", ["train.max_iter=7", "+train.max_iter=7", "train={max_iter: 7}"])
+def test_steps_of_the_command_line_win_over_the_configs_epochs(cfg, override):
     set_max_iter(cfg, [])
     assert cfg.train.max_iter == 5000, "null: nothing changes"
     cfg.train.max_epoch, cfg.train.max_iter = 2, 7
-    set_max_iter(cfg, ["train.max_iter=7"])
+    set_max_iter(cfg, [override])
     assert cfg.train.max_iter == 7 and cfg.train.max_epoch is None
 
 
@@ -74,10 +75,15 @@ def test_epochs_that_are_none(cfg, epochs):
         set_max_iter(cfg, [])
 
 
-def test_both_are_an_error(cfg):
+@pytest.mark.parametrize(
+    "overrides",
+    [["train.max_epoch=2", "train.max_iter=7"], ["train={max_epoch: 2, max_iter: 7}"],
+     ["train={max_epoch: 2}", "train.max_iter=7"]],
+)  # fmt: skip
+def test_both_are_an_error(cfg, overrides):
     cfg.train.max_epoch = 2
     with pytest.raises(UserError, match="both given"):
-        set_max_iter(cfg, ["train.max_epoch=2", "train.max_iter=7"])
+        set_max_iter(cfg, overrides)
 
 
 def test_the_log_has_both(cfg, caplog):

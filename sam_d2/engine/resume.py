@@ -56,6 +56,8 @@ _WARNED = (
     "train.amp.",
     "train.cache_embeddings",
     "train.compile",
+    "train.oom_retry",
+    "train.on_not_finite",
     "train.embedding_cache.dtype",
     "train.clip_gradient_norm",
     "train.max_iter",
@@ -63,6 +65,8 @@ _WARNED = (
 _MOST_CHARACTERS = 60
 _Setting = tuple[Any, Any]
 _ABSENT: _Setting = ("absent", "absent")
+_WITHOUT = {"train.compile": False, "train.oom_retry": True, "train.on_not_finite": "error"}
+"""What holds where a config of an earlier sam_d2 has no such setting."""
 
 
 def run_record(cfg: DictConfig, dataset: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
     now = _settings(
         {name: value for name, value in current.items() if name in record}, OmegaConf.create(current["config"])
     )
-    pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**before, **now}}
+    pairs = {key: (before.get(key, _absent(key)), now.get(key, _absent(key))) for key in {**before, **now}}
     changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
     prompt = str(OmegaConf.select(cfg, "model.prompt"))
     if refused := [key for key in changed if _decides(key, prompt)]:
@@ -139,6 +143,10 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
         for key in changed
         if key.startswith(_WARNED)
     ]
+
+
+def _absent(key: str) -> _Setting:
+    return (_WITHOUT[key], _WITHOUT[key]) if key in _WITHOUT else _ABSENT
 
 
 def _decides(key: str, prompt: str) -> bool:

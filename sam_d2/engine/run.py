@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from sam_d2.cli import check_output
+from sam_d2.config_overrides import given_keys
 from sam_d2.detectron2_source import describe_detectron2
 from sam_d2.engine.checkpoint import FINAL
 from sam_d2.engine.checkpoint_file import remove_partial
@@ -169,7 +170,7 @@ def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:
         UserError: there is none of the three, the file does not exist, or the run has not ended.
     """
     final = Path(cfg.train.output_dir) / f"{FINAL}.pth"
-    named = any(option.lstrip("+").startswith("train.init_checkpoint=") for option in args.opts)
+    named = "train.init_checkpoint" in given_keys(args.opts)
     if named and cfg.train.init_checkpoint:
         found, why = find_weights(cfg.train.init_checkpoint), "named on the command line"
     elif final.is_file():

@@ -156,6 +156,9 @@ def test_all_changes_are_named(cfg):
         ("train.max_iter", 5, "train.max_iter 6 -> 5"),
         ("train.clip_gradient_norm", 1.0, "train.clip_gradient_norm absent -> 1.0"),
         ("model.instances_per_chunk", 8, "model.instances_per_chunk 32 -> 8"),
+        ("train.on_not_finite", "skip", "train.on_not_finite absent -> skip: from here on the run differs"),
+        ("train.oom_retry", False, "train.oom_retry absent -> False: from here on the run differs"),
+        ("train.compile", True, "train.compile absent -> True: from here on the run differs"),
     ],
 )
 def test_what_may_be_changed_on_the_way_is_said(cfg, key, value, words):
@@ -175,6 +178,10 @@ def test_what_may_be_changed_on_the_way_is_said(cfg, key, value, words):
         ("model.prompts.detector.score", "class_score"),  # of a recipe that trains nothing here
         ("model.prompts.box.prompt_source", "ground_truth"),  # the recipe's test
         ("train.log_period", 1),
+        # settings that the run's config did not have: so it was trained
+        ("train.on_not_finite", "error"),
+        ("train.oom_retry", True),
+        ("train.compile", False),
     ],
 )
 def test_what_decides_no_weight_is_free(cfg, key, value):

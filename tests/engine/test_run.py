@@ -176,7 +176,9 @@ class TestCheckpointToEvaluate:
 
     def test_the_command_line_wins(self, cfg, files, log):
         cfg.train.init_checkpoint = str(files["named.pth"])
-        for option in (f"train.init_checkpoint={files['named.pth']}", f"+train.init_checkpoint={files['named.pth']}"):
+        value = files["named.pth"]
+        options = [f"train.init_checkpoint={value}", f"+train.init_checkpoint={value}"]
+        for option in (*options, f"train={{init_checkpoint: '{value}'}}"):
             assert checkpoint_to_evaluate(cfg, arguments(opts=["train.seed=1", option])) == files["named.pth"]
         assert f"Evaluating {files['named.pth']} (named on the command line)" in log.text
 
