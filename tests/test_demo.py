@@ -245,7 +245,7 @@ class TestFileAsAnEvaluationAsks:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--config-file {sam}/config.yaml --input {photos}/a.png", "Add --prompt-boxes FILE, or --detector RUN"),
+        ("--config-file {sam}/config.yaml --input {photos}/a.png", "Add --detector RUN, or --prompt-boxes FILE with"),
         ("--config-file {run}/config.yaml --input {photos}/a.png --detector {run}", "--detector: the model of"),
         ("--config-file {sam} --input {photos}/a.png --detector nope", "--detector nope: no such run folder or config"),
         ("--config-file nope --input {photos}/a.png", "--config-file nope: no such run folder or config file."),

@@ -29,13 +29,16 @@ KINDS: dict[str, Kind] = {
     "not-json": Kind("error", "the file is not JSON"),
     "cut-off": Kind("error", "the file is cut off"),
     "wrong-form": Kind("error", "the file is no dataset"),
+    "not-strict-json": Kind("warning", "a value is no JSON"),
+    "key-twice": Kind("warning", "a key of the file is there twice"),
     "missing-key": Kind(
         "error", "a key is missing", "annotation id: a new one; box: the mask's; image size: the file's"
     ),
     "wrong-type": Kind(
         "error",
         "a value is of the wrong type, or out of range",
-        "annotation id: a new one; box, area: the mask's; polygon not in a list: put into one; image size: the file's",
+        '7.0 or "7": 7; other annotation ids: new ones; box, area: the mask\'s; polygon not in a list: put into one; '
+        "image size: the file's",
     ),
     # ids and names
     "no-images": Kind("error", "there are no images"),
@@ -58,7 +61,7 @@ KINDS: dict[str, Kind] = {
     ),
     # masks
     "no-masks": Kind("error", "no annotation has a mask"),
-    "mask-absent": Kind("warning", "an annotation has no mask", "the annotation is left out"),
+    "mask-absent": Kind("warning", "an annotation has no mask"),
     "mask-empty": Kind("warning", "a mask has no pixel, or no area"),
     "polygon-odd": Kind("error", "a polygon has an odd count of numbers"),
     "polygon-nan": Kind("error", "a polygon has NaN or infinity"),
@@ -73,7 +76,7 @@ KINDS: dict[str, Kind] = {
     "polygon-unchecked": Kind("warning", "an outline is too intricate to look for crossings"),
     "rle-size": Kind("error", "an RLE has another size than its image"),
     "rle-counts": Kind("error", "the counts of an RLE do not sum to its size"),
-    # boxes and areas
+    # boxes, areas, crowd regions
     "box-nan": Kind("error", "a box has NaN or infinity", "the mask's bounds"),
     "box-form": Kind(
         "warning", "a box is XYXY where XYWH is expected, or the reverse", "the numbers of the right form"
@@ -84,11 +87,13 @@ KINDS: dict[str, Kind] = {
     "box-outside": Kind("warning", "a box reaches outside of its image", "the part inside"),
     "box-all-outside": Kind("warning", "a box lies outside of its image"),
     "box-far": Kind("warning", "a box is far from its mask"),
+    "iscrowd-absent": Kind("warning", "an annotation has no iscrowd", "0"),
     "area-absent": Kind("warning", "an annotation has no area", "the mask's"),
     "area-negative": Kind("warning", "an area is negative", "the mask's"),
     "area-nan": Kind("error", "an area is NaN or infinite", "the mask's"),
     "area-of-box": Kind("warning", "an area is that of the box", "the mask's"),
     "area-differs": Kind("warning", "an area is not that of the mask", "the mask's"),
+    "coordinates-normalised": Kind("warning", "coordinates may be fractions of the image, not pixels"),
     # images
     "image-missing": Kind("error", "images are missing"),
     "path-leaves-root": Kind("error", "a path leaves the image folder"),
@@ -105,11 +110,12 @@ KINDS: dict[str, Kind] = {
     "image-grey": Kind("warning", "an image is grey"),
     "image-twice": Kind("warning", "two images have the same pixels"),
     # the dataset
-    "image-in-both": Kind("warning", "an image is in two files, such as train and test"),
+    "image-in-both": Kind("warning", "an image is in two splits, such as train and test"),
     "classes-differ": Kind("error", "the files have different classes"),
     "class-not-trained": Kind("warning", "a class is tested and not trained"),
     "no-annotations": Kind("warning", "there are no annotations"),
     "all-crowd": Kind("warning", "all annotations are crowd regions"),
+    "foreign-value": Kind("warning", "a domain or a provenance is of another form, and ignored"),
     "class-imbalance": Kind("warning", "some classes have a hundredth of another's instances"),
     "many-instances": Kind("warning", "an image has more than 100 instances"),
 }

@@ -19,7 +19,7 @@ from sam_d2.data.finding_kinds import Severity
 from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.full_check import check_records
 from sam_d2.data.geometry import AnnotationTable
-from sam_d2.data.image_root import missing_files, search_folders
+from sam_d2.data.image_root import RENAME, alike_names, missing_files, names_folder, names_text, search_folders
 from sam_d2.data.records import CocoCategory, CocoFile, known
 from sam_d2.doctor.columns import Columns
 
@@ -43,11 +43,13 @@ class Source:
             file.
         json_file: absolute path.
         image_roots: folders of its images, to try first.
+        shared: whether the training and another split are not parts of it, and therefore have images in common.
     """
 
     split: str
     json_file: Path
     image_roots: tuple[Path, ...] = ()
+    shared: bool = False
 
 
 @dataclass
@@ -119,19 +121,13 @@ class Part:
             if image.file_name is not UNSET and place not in self.absent:
                 yield place, self.root / image.file_name
 
-    def replace_findings(self, kinds: set[str], rows: set[int] | None = None) -> None:
-        """Forget findings of some kinds, on some rows or on all: one that says more takes their place."""
-        gone = {
-            (self.table.image_ids[row], self.table.labels[row])
-            for kind in kinds for row in self.table.kind_rows[kind]
-            if rows is None or row in rows
-        }  # fmt: skip
-        self.findings = [
-            finding for finding in self.findings
-            if finding.kind not in kinds or (finding.image_id, finding.annotation_id) not in gone
-        ]  # fmt: skip
+    def replace_findings(self, kinds: set[str], rows: set[int]) -> None:
+        """Forget findings of some kinds on some rows: one that says more takes their place."""
+        of_rows = zip(self.table.findings, self.table.finding_rows, strict=True)
+        gone = {id(finding) for finding, row in of_rows if row in rows and finding.kind in kinds}
+        self.findings = [finding for finding in self.findings if id(finding) not in gone]
         for kind in kinds:
-            self.table.kind_rows[kind] -= self.table.kind_rows[kind] if rows is None else rows
+            self.table.kind_rows[kind] -= rows
 
 
 def read_part(source: Source, content: np.ndarray | None = None) -> Part:
@@ -172,11 +168,18 @@ def _find_images(part: Part) -> None:
     absent, root = min(((missing_files(folder, names), folder) for folder in folders), key=lambda pair: len(pair[0]))
     if len(absent) == len(names):
         here = "here: --image-root DIR, for a lone file; for training "
-        part.findings += [replace(finding, fix=here + finding.fix) for finding in missing]
+        part.findings += [
+            replace(finding, fix=here + finding.fix) if names_folder(finding) else finding for finding in missing
+        ]
         return
     part.root, gone = root, set(absent)
+    alike = alike_names(root, absent)
     for place, name in zip(places, names, strict=True):
         if name in gone:
             part.absent.add(place)
+            found = f"{name!r} is not under {root}"
             fix = "restore the file, or remove the image and its annotations from the dataset file"
-            part.report_image(place, "error", "file_name", f"{name!r} is not under {root}", fix, MISSING)
+            if (other := alike.get(name)) is not None:
+                asked, there = names_text(name, other)
+                found, fix = f"{asked} is not under {root}, but {there} is", RENAME
+            part.report_image(place, "error", "file_name", found, fix, MISSING)

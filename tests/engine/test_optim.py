@@ -9,7 +9,7 @@ from torch import nn
 from detectron2.config import instantiate
 from detectron2.solver import LRMultiplier
 from sam_d2.config import apply_overrides, load_config
-from sam_d2.engine.optim import parameter_groups
+from sam_d2.engine.optim import build_optimizer, parameter_groups
 from sam_d2.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "sam_tiny.py"
@@ -84,6 +84,27 @@ def test_every_trainable_parameter_of_sam_is_in_one_group_once(tiny_overrides, f
     assert any(name.startswith("image_encoder") for name in trainable.values()) == (freeze == "[]")
 
 
+class TestBuildOptimizer:
+    def config(self, **options):
+        cfg = load_config(CONFIG).optimizer
+        cfg.update(options)
+        return cfg
+
+    def test_of_the_model(self):
+        model = Model()
+        optimizer = build_optimizer(self.config(), model)
+        assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["lr"] == 2e-3
+        assert names(model, optimizer.param_groups[0]) == ["linear.weight", "conv.weight"]
+
+    @pytest.mark.parametrize(
+        ("options", "reason"), [({"eps": -1.0}, "Invalid epsilon value: -1.0"), ({"momentum": 0.9}, "'momentum'")]
+    )
+    def test_a_setting_that_it_refuses(self, options, reason):
+        with pytest.raises(UserError, match=r"^optimizer: it cannot be built with these settings \(") as caught:
+            build_optimizer(self.config(**options), Model())
+        assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
 class TestLearningRatesPerPart:
     def rates(self, model, **options):
         groups = parameter_groups(model, 0.3, **options)
@@ -115,6 +136,8 @@ class TestLearningRatesPerPart:
         [
             ({"encoder": 0.1}, r"no parameters in 'encoder' \(it has linear, norm"),
             ({"lin": 0.1}, "no parameters in 'lin'"),
+            ({"linear": 0.1, "frozen": 0.1}, "all parameters in 'frozen' are frozen. .* out of model.freeze"),
+            ({"frozen.bias": 0.1}, "all parameters in 'frozen.bias' are frozen"),
             ({"linear": 0}, "linear has 0, not a positive number"),
             ({"linear": float("nan")}, "not a positive number"),
             ({"linear": "fast"}, "'fast', not a positive number"),
