@@ -4,6 +4,9 @@ The weights of the paper (20 focal, 1 dice, 1 predicted IoU; arXiv 2304.02643, a
 are applied once, in the meta-architecture.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
@@ -99,3 +102,25 @@ def best_mask_losses(logits: Tensor, predicted_iou: Tensor, targets: Tensor, *, 
     return torch.stack(
         [focal_losses.gather(1, best)[:, 0], dice_losses.gather(1, best)[:, 0], iou_losses.mean(dim=1)], dim=1
     )
+
+
+def zero_loss(parameters: Sequence[Tensor]) -> Tensor:
+    """Return a scalar 0 that all parameters have a part in: each gets a gradient, of zeros where nothing else is added.
+
+    Args:
+        parameters: at least one, of any shape; their values are not read.
+    """
+    return _ZeroLoss.apply(*parameters)
+
+
+class _ZeroLoss(torch.autograd.Function):
+    """0 times the sum of parameters would be that too, with a sum and a product of each one in every step."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)

@@ -22,6 +22,7 @@ from sam_d2.modeling.embedding_cache import EmbeddingCache
 from sam_d2.modeling.heads import of_highest_iou
 from sam_d2.modeling.instance_losses import InstanceLosses, TrainedImage
 from sam_d2.modeling.lora import lora_keys
+from sam_d2.modeling.losses import zero_loss
 from sam_d2.modeling.mask_decoder import SharedMaskDecoder
 from sam_d2.modeling.postprocess import MaskCodes, encode_logits, instances_of
 from sam_d2.modeling.prompt_recipes import DETECTOR, PromptRecipe, recipe_name
@@ -462,7 +463,7 @@ class PromptableSAM(nn.Module):
         per_image = [losses.mean(dim=0) for losses in losses_of(images, self.prompts[self.prompt])]
         # Every trainable parameter takes part in every step, also those that this step's prompts do not touch, and
         # also where there is no instance: so DDP never waits for a gradient that one rank does not make.
-        zero = 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         total = torch.stack(per_image).sum(dim=0) / len(batched_inputs) if per_image else embeddings.new_zeros(3)
-        total = total.float() + zero
+        total = total.float() + (zero_loss(trained) if trained else 0.0)
         return {name: self.loss_weights[name] * value for name, value in zip(LOSSES, total.unbind(), strict=True)}

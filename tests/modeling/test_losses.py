@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detectron2.structures import PolygonMasks
-from sam_d2.modeling.losses import iou_prediction_loss, mask_dice_loss, mask_focal_loss, mask_iou
+from sam_d2.modeling.losses import iou_prediction_loss, mask_dice_loss, mask_focal_loss, mask_iou, zero_loss
 from sam_d2.modeling.masks import low_res_targets, object_cells
 
 ZERO = torch.zeros(1, 2, 2)  # probability 1/2 everywhere
@@ -141,3 +142,26 @@ def test_iou_prediction_by_hand():
     torch.testing.assert_close(loss, torch.tensor([0.04, 0.04, 0.0]))  # (-0.2)^2, 0.2^2, 0
     loss.sum().backward()
     torch.testing.assert_close(predicted.grad, torch.tensor([-0.4, 0.4, 0.0]))  # 2 * difference
+
+
+def test_a_zero_that_all_parameters_have_a_part_in():
+    used, unused = torch.tensor([1.0, -3.0], requires_grad=True), torch.full((2, 3), math.inf, requires_grad=True)
+    loss = zero_loss([used, unused])
+    assert loss.item() == 0 and loss.shape == ()
+    ((used**2).sum() + 5 * loss).backward()
+    assert used.grad.tolist() == [2, -6] and torch.equal(unused.grad, torch.zeros(2, 3))
+
+
+def test_the_zero_costs_no_operation_of_each_parameter():
+    """Before its backward pass; a step has hundreds of parameters, most of them small."""
+    done = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            done.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    parameters = [torch.ones(3, requires_grad=True) for _ in range(20)]
+    with Counted():
+        zero_loss(parameters)
+    assert len(done) == 1, done
