@@ -176,6 +176,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.embedding_cache import use_embedding_cache
     from sam_d2.engine.graceful_stop import EVALUATION_DUE, CatchUp, GracefulStop, SafeEvaluation, how_to_go_on
+    from sam_d2.engine.optim import build_optimizer
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
@@ -193,8 +194,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)
     cache = use_embedding_cache(cfg, model, loader.mapper, loader.size)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer, model)
     evaluation = build_evaluation(cfg)
     validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
     if cfg.train.early_stop.metric is None:
@@ -239,7 +239,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     evaluated = [
         SafeEvaluation(cfg.train.eval_period, evaluate, checkpointer),
         best,
-        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
+        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop, max_iter=cfg.train.max_iter),
         checkpoint,
     ]
     catch_up = CatchUp(evaluated)

@@ -3,11 +3,14 @@
 import argparse
 import atexit
 import os
+import re
+import select
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +21,8 @@ from sam_d2.visible_text import printable
 
 OUR_FAULT = 70
 """Exit code of a program that ends with a traceback; Python's own, 1, is what tools say of warnings and differences."""
+NO_READER = 141
+"""Exit code of a program whose output nobody reads any more, such as into ``head``: as of one that SIGPIPE ends."""
 
 EXAMPLES = """
 examples:
@@ -35,13 +40,25 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong, and the nearest option where one is unknown."""
+        if message.startswith("unrecognized arguments"):
+            for word in re.findall(r"--[\w.-]+", message):
+                if "." in word:
+                    message += f". {word[2:]}=VALUE, without dashes, changes the config"
+                elif nearest := get_close_matches(word, self._option_string_actions, 1):
+                    message += f". Did you mean {nearest[0]}?"
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``experiments/train_net.py``: Detectron2's options, and those of sam_d2.
 
     Names and defaults are those of Detectron2's ``default_argument_parser``, so that its launch scripts work
     here.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Train and score a model on a data set.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -124,10 +141,13 @@ def check_output(path: Path, option: str = "--output") -> None:
         option: what named it, for the message.
 
     Raises:
-        UserError: it is a folder, or the nearest folder that exists is a file or may not be written to.
+        UserError: it is a folder, a device or a pipe, or the nearest folder that exists is a file or may not be
+            written to.
     """
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; name the file, such as {path / 'NAME'}.")
+    if path.exists() and not path.is_file():  # which would be replaced
+        raise UserError(f"{option} {path}: is a device or a pipe, not a file. Name a file.")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         problem = "may not be written to" if nearest.is_dir() else "is a file, not a folder"
@@ -156,7 +176,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Raises:
         SystemExit: always; with 2 after a :class:`~sam_d2.errors.UserError`, whose message alone is printed, or a
             fault of the machine that :mod:`sam_d2.faults` knows, with 130 after Ctrl-C and 143 after SIGTERM, and with
-            :data:`OUR_FAULT` after the traceback of any other exception.
+            :data:`OUR_FAULT` after the traceback of any other exception. Where nobody reads its output any more it is
+            :data:`NO_READER`, without a word.
     """
     # Raised by libraries at import, before every message of ours, and nothing that a user could change.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
@@ -175,13 +196,38 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     """Run a program, print its error, and return its exit code."""
     try:
         with stop_requests.handled():
-            return main() or 0
+            return _code_of(main)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich's
+            return NO_READER
+        raise
     except KeyboardInterrupt as error:
         request = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         print(request.told, file=sys.stderr)
         return request.exit_code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout.fileno()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at the exit
+            return NO_READER
         return tell(error)
+
+
+def _code_of(main: Callable[[], int | None]) -> int:
+    """Run a program to its end, where what it has printed is written: at the exit Python would complain by itself."""
+    try:
+        code = main() or 0
+    except SystemExit:  # argparse's, after its help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Tell whether a file is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def tell(error: Exception) -> int:

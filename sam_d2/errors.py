@@ -22,3 +22,7 @@ class UserError(Exception):
 
 class BadImageError(UserError):
     """An image file that is missing, unreadable, or of another size than its annotations say."""
+
+
+class TooLargeImageError(BadImageError):
+    """An image file that says that it has more pixels than are read."""

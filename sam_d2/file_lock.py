@@ -36,8 +36,11 @@ class FileLock:
         self.hint = hint
         self._file: IO[str] | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, wait: bool = False) -> None:
         """Take the lock, unless this object has it.
+
+        Args:
+            wait: until another process has given it back, instead of being refused.
 
         Raises:
             UserError: another process has it.
@@ -45,7 +48,7 @@ class FileLock:
         while self._file is None:
             file = self.path.open("a+", encoding="utf-8")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 raise UserError(

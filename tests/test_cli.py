@@ -38,6 +38,11 @@ def test_options_and_overrides_in_any_order():
         ("--config-file a.py --num-gpus -1", "--num-gpus >= 0"),
         ("--config-file a.py --machine-rank 1", "--machine-rank < --num-machines"),
         ("--config-file a.py --evaluate", "unrecognized arguments: --evaluate"),
+        ("--promt box --config-file a.py", "unrecognized arguments: --promt. Did you mean --prompt?"),
+        (
+            "--config-file a.py --train.max_iter=5",
+            "max_iter=5. train.max_iter=VALUE, without dashes",
+        ),
     ],
 )
 def test_wrong_arguments_end_with_a_message_and_code_2(arguments, message, capsys):
@@ -70,6 +75,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
         check_output(tmp_path)
     with pytest.raises(UserError, match=r"--to .*x\.html: .*/file is a file, not a folder"):
         check_output(tmp_path / "file" / "new" / "x.html", "--to")
+
+
+def test_nor_is_one_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"--output .*pipe: is a device or a pipe"):
+        check_output(tmp_path / "pipe")
 
 
 def test_nor_is_one_in_a_folder_without_permission(tmp_path, monkeypatch):
@@ -106,6 +117,25 @@ def test_a_fault_of_ours_shows_where_and_is_no_code_of_a_result(capsys):
     error = capsys.readouterr().err
     assert error.startswith("Traceback") and error.endswith("ZeroDivisionError: integer division or modulo by zero\n")
     assert "lambda: 1 // 0" in error
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print('x' * 100_000)",  # a write finds the pipe closed
+        "print('x'); return 2",  # it is still in the buffer at the end
+        "print('x'); sys.exit(2)",
+        "from rich.console import Console; Console().print('x' * 100_000)",  # ends the process with 1 by itself
+    ],
+)
+def test_a_program_whose_output_nobody_reads_has_none_of_its_codes(program):
+    """Else `check_dataset.py ... | head` would end with the code of warnings."""
+    code = f"import sys; from sam_d2.cli import run_main\ndef main():\n    {program}\nrun_main(main)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_importing_the_command_line_and_configs_loads_no_torch():

@@ -83,6 +83,8 @@ def image_files(inputs: list[Path]) -> list[Path]:
     """Return the files that are named, and in their places the images of the folders that are."""
     files: list[Path] = []
     for path in inputs:
+        if not path.exists():
+            raise UserError(f"--input {path}: no such file or folder.")
         if not path.is_dir():
             files.append(path)
             continue
@@ -190,7 +192,8 @@ def main() -> int:
     finds = args.detector or OmegaConf.select(cfg, "dataloader.detector.config")
     if "prompts" in cfg.model and args.prompt_boxes is None and not finds:
         raise UserError(
-            f"{args.config_file}: SAM needs to be told where to look. Add --prompt-boxes FILE, or --detector RUN."
+            f"{args.config_file}: SAM needs to be told where to look. Add --detector RUN, or --prompt-boxes FILE with "
+            '[{"file_name": "a.jpg", "bbox": [x, y, width, height]}, ...].'
         )
     if "prompts" not in cfg.model and (args.prompt_boxes is not None or args.detector is not None):
         option = "--detector" if args.prompt_boxes is None else "--prompt-boxes"

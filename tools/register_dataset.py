@@ -145,9 +145,12 @@ def main() -> int:
         )
         return 0
     print(f"Registered in {manifest}. Train with SAM ViT-B's weights, a tiny SAM from nothing on a CPU, or a detector:")
+    train = "  python experiments/train_net.py --config-file configs"
     for config, prompt in (("sam", "--prompt box "), ("sam_tiny", "--prompt box "), ("mask_rcnn_R_18_FPN", "")):
-        print(f"  python experiments/train_net.py --config-file configs/{config}.py {prompt}--dataset {args.name}")
-    print("README.md has the sizes of each: tiles with many small objects want configs/sam_tiny_256.py, for example.")
+        print(f"{train}/{config}.py {prompt}--dataset {args.name}")
+    print("README.md has the sizes of each. Tiles with many small objects want, for example, after `make quickstart`:")
+    print(f"{train}/sam_tiny_256.py --prompt box --dataset {args.name} \\")
+    print("      train.init_checkpoint=experiments/output/sam_tiny_quickstart_box/model_final.pth")
     return 0
 
 

@@ -10,7 +10,7 @@ import detectron2.data.transforms as T
 from detectron2.data import detection_utils
 from detectron2.structures import Instances, PolygonMasks
 from sam_d2.data.augmentations import PerspectiveTransform
-from sam_d2.data.image import read_image
+from sam_d2.data.image import read_image, size_remedy
 from sam_d2.errors import BadImageError
 
 
@@ -34,8 +34,8 @@ def read_annotated_image(record: dict[str, Any], image_format: str) -> np.ndarra
         height, width = image.shape[:2]
         raise BadImageError(
             f"{image_label(record)}: the file has {width} x {height} pixels (width x height, turned as its EXIF "
-            f"orientation says), the annotations say {record['width']} x {record['height']}. Correct width and height "
-            "there, or put back the image that was annotated."
+            f"orientation says), the annotations say {record['width']} x {record['height']}; "
+            f"{size_remedy((record['width'], record['height']), (width, height))}."
         ) from error
     return image
 

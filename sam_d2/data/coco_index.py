@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Raw, Struct
 
-from sam_d2.data.decode import ANNOTATION_DECODERS
+from sam_d2.data.decode import ANNOTATION_DECODERS, place_in
 from sam_d2.data.findings import Finding
 from sam_d2.data.geometry import SOUND, AnnotationTable, Repair, check_geometry
 from sam_d2.data.lazy_dicts import AnnotationStore
@@ -185,20 +185,15 @@ def _places(content: np.ndarray, records: list[Raw]) -> tuple[np.ndarray, np.nda
     lengths = np.fromiter(map(len, map(memoryview, records)), dtype=np.int64, count=len(records))  # type: ignore[arg-type]
     begins = np.empty_like(lengths)
     if len(records):
-        begins[0] = _place(content, records[0])
+        begins[0] = place_in(content, records[0])
     if len(records) > 1:
-        gap = _place(content, records[1]) - int(begins[0] + lengths[0])
+        gap = place_in(content, records[1]) - int(begins[0] + lengths[0])
         begins[1:] = begins[0] + np.cumsum(lengths[:-1] + gap)
         ends = begins + lengths
-        uniform = begins[-1] == _place(content, records[-1]) and gap <= _MAX_GAP
+        uniform = begins[-1] == place_in(content, records[-1]) and gap <= _MAX_GAP
         if not uniform or any(_differ(content[ends[:-1] + offset]) for offset in range(gap)):
-            begins = np.fromiter((_place(content, record) for record in records), dtype=np.int64, count=len(records))
+            begins = np.fromiter((place_in(content, record) for record in records), dtype=np.int64, count=len(records))
     return begins, begins + lengths
-
-
-def _place(content: np.ndarray, record: Raw) -> int:
-    address = np.frombuffer(record, dtype=np.uint8).__array_interface__["data"][0]
-    return address - content.__array_interface__["data"][0]
 
 
 def _differ(values: np.ndarray) -> bool:

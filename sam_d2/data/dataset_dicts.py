@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 
 from sam_d2.data.geometry import MIN_POLYGON, AnnotationTable, Repair, compressed_rle
-from sam_d2.data.records import XYWH_ABS, XYXY_ABS, Annotation, CocoFile, DatasetDict, Image, Rle, known
+from sam_d2.data.records import (
+    XYWH_ABS,
+    XYXY_ABS,
+    Annotation,
+    CocoFile,
+    DatasetDict,
+    Image,
+    Rle,
+    domain_name,
+    known,
+    made_by_model,
+)
 
 
 def coco_table(records: CocoFile, file: Path, *, require_masks: bool = True) -> AnnotationTable:
@@ -70,7 +81,7 @@ def build_dataset_dicts(
             "width": image.width,
             "image_id": image.id,
             "annotations": annotations[image.id],
-            **({} if image.domain is None else {"domain": image.domain}),
+            **({} if (domain := domain_name(image.domain)) is None else {"domain": domain}),
         }
         for image in images
     ]
@@ -109,6 +120,6 @@ def annotation_dict(item: Annotation, category: int, mode: int, repair: Repair) 
         result["id"] = identity
     if item.area is not None and item.area >= 0:
         result["area"] = item.area
-    if item.provenance is not None:
+    if item.provenance is not None and made_by_model(item.provenance):
         result["provenance"] = item.provenance
     return result

@@ -3,14 +3,14 @@
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from sam_d2.data.findings import Finding, RecordId
+from sam_d2.data.findings import Finding, RecordId, shortened
 from sam_d2.data.records import (
     CocoAnnotation,
     CocoBoxAnnotation,
@@ -23,6 +23,9 @@ from sam_d2.data.records import (
     DatasetBoxDict,
     DatasetDict,
 )
+
+NOT_STRICT = "not-strict-json"
+"""Kind of the finding on a value that JSON does not have, where no reader needs it."""
 
 UTF8_BOM = b"\xef\xbb\xbf"
 # By whether masks are required.
@@ -40,6 +43,9 @@ ANNOTATION_DECODERS: dict[bool, msgspec.json.Decoder] = {
     masks: msgspec.json.Decoder(record_type) for masks, record_type in _COCO_ANNOTATIONS.items()
 }
 """Of one annotation of a COCO file, by whether masks are required."""
+_PERHAPS_LOOSE = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]")
+_CHECKED = ("bbox", "segmentation", "area")  # whose NaN is an error of its own
+_NO_NAME = ("file_name", "missing-key")
 _FIRST = re.compile(rb"\s*(.?)", re.DOTALL)
 _EXPECTED = (
     "expected a COCO file {'images': [...], 'annotations': [...], 'categories': [...]} or Detectron2's list of dicts"
@@ -103,6 +109,12 @@ def decode_content(
         return decoders[require_masks].decode(content.data), []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _decode_by_record(file, content.tobytes(), require_masks)
+
+
+def place_in(content: np.ndarray, value: msgspec.Raw) -> int:
+    """Return where a value begins that was decoded from a file's content, and is a view of it."""
+    address = np.frombuffer(value, dtype=np.uint8).__array_interface__["data"][0]
+    return address - content.__array_interface__["data"][0]
 
 
 def _first_character(content: np.ndarray) -> bytes:
@@ -172,7 +184,7 @@ def row_of(row: Mapping[str, Any]) -> str:
         return ""
     value = row[key]
     # of a path the end says which file it is
-    shown = repr(f"...{value[-57:]}" if len(value) > 60 else value) if isinstance(value, str) else _shorten(value)
+    shown = repr(f"...{value[-57:]}" if len(value) > 60 else value) if isinstance(value, str) else shortened(value)
     return f"{key} {shown}"
 
 
@@ -182,18 +194,121 @@ def _decode_by_record(
     value, problem = _parse(file, content)
     if problem is not None:
         return None, [problem]
+    if (other := _other_form(value)) is not None:
+        return None, [_of_file(file, "top level", f"{other[0]}, not a dataset", other[1], "wrong-form")]
     reader = _RecordReader(file, require_masks)
     if isinstance(value, dict):
         annotation_type = _COCO_ANNOTATIONS[require_masks]
         types = {"images": CocoImage, "annotations": annotation_type, "categories": CocoCategory}
         lists = {key: reader.coco_list(value, key, record_type) for key, record_type in types.items()}
-        return CocoFile(**lists), reader.findings
+        if lists["images"] and all(isinstance(raw, dict) and _is_lvis(raw) for raw in value["images"]):
+            reader.findings = _without_names(file, reader.findings)
+        return CocoFile(**lists), [*reader.findings, *_loose_values(file, content, value, reader.findings)]
     if not isinstance(value, list):
         return None, [_of_file(file, "top level", f"a JSON {_json_type(value)}", _EXPECTED, "wrong-form")]
     if value and isinstance(value[0], dict) and "score" in value[0] and "file_name" not in value[0]:
         found = "a list of COCO results (they have a 'score'), not a dataset"
         return None, [_of_file(file, "top level", found, _EXPECTED, "wrong-form")]
-    return reader.dataset_dicts(value), reader.findings
+    records = reader.dataset_dicts(value)
+    return records, [*reader.findings, *_loose_values(file, content, value, reader.findings)]
+
+
+def _other_form(value: Any) -> tuple[str, str] | None:
+    """Return what another program's file is, and how it becomes a COCO file; None of what may be a dataset."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict) and {"data", "annotations"} <= first.keys() and "file_name" not in first:
+        return "tasks of Label Studio", "export them there as COCO"
+    if not isinstance(value, dict) or "images" in value:
+        return None
+    if {"shapes", "imagePath"} <= value.keys():
+        return "the outlines of one image by LabelMe", "write all of them as one COCO file, as its labelme2coco.py does"
+    images = value.get("_via_img_metadata", value)
+    if (
+        isinstance(images, dict)
+        and images
+        and all(isinstance(one, dict) and "regions" in one for one in images.values())
+    ):
+        return "a file of the VGG Image Annotator", "export it there as COCO (Annotation > Export Annotations)"
+    return None
+
+
+def _is_lvis(image: dict[str, Any]) -> bool:
+    return "file_name" not in image and isinstance(image.get("coco_url"), str)
+
+
+def _without_names(file: Path, findings: list[Finding]) -> list[Finding]:
+    """Return the findings with one in place of those on each name that is not there."""
+    others = [one for one in findings if one.annotation_id is not None or (one.field, one.kind) != _NO_NAME]
+    fix = "write the end of the coco_url as file_name, such as train2017/000000391895.jpg"
+    return [
+        *others,
+        _of_file(file, "images.file_name", "images have a coco_url alone, as those of LVIS", fix, _NO_NAME[1]),
+    ]
+
+
+def _loose_values(file: Path, content: bytes, value: Any, reported: Sequence[Finding]) -> list[Finding]:
+    """Return warnings on values that Python reads and JSON does not have, where nobody looks at them.
+
+    Args:
+        file: for the findings.
+        content: of the file.
+        value: the same, parsed.
+        reported: what was found in the records, which is not said again.
+    """
+    if not _PERHAPS_LOOSE.search(content):
+        return []
+    known = {(finding.image_id, finding.annotation_id, finding.field) for finding in reported}
+    found = []
+    for image_id, annotation_id, prefix, record in _all_records(value):
+        for key, item in record.items() if isinstance(record, dict) else ():
+            place = image_id, annotation_id, prefix + key
+            if key not in _CHECKED and place not in known and not _is_strict(item):
+                found.append(
+                    Finding("warning", file, *place, f"{_shortened_json(item)} is no JSON",
+                            "other programs refuse the file: write null, or leave the key out", kind=NOT_STRICT)
+                )  # fmt: skip
+    return found
+
+
+def _all_records(value: Any) -> Iterator[tuple[RecordId, RecordId, str, Any]]:
+    """Yield a file without its lists, and their records: image id, annotation id, prefix of fields, and the record."""
+    if isinstance(value, list):
+        for index, raw in enumerate(value):
+            image_id = _id_of(raw, "image_id", f"[{index}]")
+            image = dict(raw) if isinstance(raw, dict) else {}
+            items = image.pop("annotations", None)
+            yield image_id, None, "", image
+            for place, item in enumerate(items if isinstance(items, list) else []):
+                yield image_id, _id_of(item, "id", f"annotations[{place}]"), "", item
+        return
+    lists = ("images", "annotations", "categories")
+    yield None, None, "", {key: value[key] for key in value if key not in lists}
+    for key in lists:
+        for index, raw in enumerate(value[key] if isinstance(value.get(key), list) else []):
+            yield *_ids_of(raw, key, index), f"{key}[{index}]." if key == "categories" else "", raw
+
+
+def _ids_of(raw: Any, key: str, index: int) -> tuple[RecordId, RecordId]:
+    """Return what messages call the image and the annotation of a record of one of COCO's lists."""
+    position = f"{key}[{index}]"
+    if key == "images":
+        return _id_of(raw, "id", position), None
+    return (_id_of(raw, "image_id", None), _id_of(raw, "id", position)) if key == "annotations" else (None, None)
+
+
+def _shortened_json(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _is_strict(value: Any) -> bool:
+    try:
+        msgspec.json.decode(json.dumps(value), type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    except RecursionError:  # nested too deeply is another matter
+        return True
+    return True
 
 
 def _parse(file: Path, content: bytes) -> tuple[Any, Finding | None]:
@@ -233,15 +348,8 @@ class _RecordReader:
             return []
         records = []
         for index, raw in enumerate(value[key]):
-            position = f"{key}[{index}]"
-            image_id: RecordId = None
-            annotation_id: RecordId = None
-            if key == "images":
-                image_id = _id_of(raw, "id", position)
-            elif key == "annotations":
-                image_id, annotation_id = _id_of(raw, "image_id", None), _id_of(raw, "id", position)
-            prefix = f"{position}." if key == "categories" else ""
-            records.append(self.record(raw, record_type, prefix, image_id, annotation_id))
+            prefix = f"{key}[{index}]." if key == "categories" else ""
+            records.append(self.record(raw, record_type, prefix, *_ids_of(raw, key, index)))
         return [record for record in records if record is not None]
 
     def dataset_dicts(self, value: list[Any]) -> list[DatasetDict]:
@@ -296,7 +404,7 @@ class _RecordReader:
                 values[field.name] = msgspec.convert(raw[key], wanted)
             except (msgspec.ValidationError, RecursionError, UnicodeError) as error:  # the last of half a character
                 # of a row the remedy says all that is expected
-                found = _shorten(raw[key]) + (f" ({error})" if row is None else "")
+                found = shortened(raw[key]) + (f" ({error})" if row is None else "")
                 report(key, found, expected, "wrong-type")
                 values[field.name] = msgspec.UNSET
         return record_type(**values)
@@ -320,8 +428,3 @@ def _description(annotation: Any) -> str:
 def _json_type(value: Any) -> str:
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
-
-
-def _shorten(value: Any, limit: int = 60) -> str:
-    text = repr(value[:8] if isinstance(value, list | str) else value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -29,6 +29,8 @@ KINDS: dict[str, Kind] = {
     "not-json": Kind("error", "the file is not JSON"),
     "cut-off": Kind("error", "the file is cut off"),
     "wrong-form": Kind("error", "the file is no dataset"),
+    "not-strict-json": Kind("warning", "a value is no JSON"),
+    "key-twice": Kind("warning", "a key of the file is there twice"),
     "missing-key": Kind(
         "error", "a key is missing", "annotation id: a new one; box: the mask's; image size: the file's"
     ),
@@ -91,6 +93,7 @@ KINDS: dict[str, Kind] = {
     "area-nan": Kind("error", "an area is NaN or infinite", "the mask's"),
     "area-of-box": Kind("warning", "an area is that of the box", "the mask's"),
     "area-differs": Kind("warning", "an area is not that of the mask", "the mask's"),
+    "coordinates-normalised": Kind("warning", "coordinates may be fractions of the image, not pixels"),
     # images
     "image-missing": Kind("error", "images are missing"),
     "path-leaves-root": Kind("error", "a path leaves the image folder"),
@@ -112,6 +115,7 @@ KINDS: dict[str, Kind] = {
     "class-not-trained": Kind("warning", "a class is tested and not trained"),
     "no-annotations": Kind("warning", "there are no annotations"),
     "all-crowd": Kind("warning", "all annotations are crowd regions"),
+    "foreign-value": Kind("warning", "a domain or a provenance is of another form, and ignored"),
     "class-imbalance": Kind("warning", "some classes have a hundredth of another's instances"),
     "many-instances": Kind("warning", "an image has more than 100 instances"),
 }

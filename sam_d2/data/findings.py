@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sam_d2.data.finding_kinds import KINDS, Severity
 from sam_d2.errors import UserError
@@ -171,3 +172,9 @@ def _warning_line(count: int, first: Finding) -> str:
 def plural(count: int, one: str, several: str = "") -> str:
     """A number and what is counted, such as ``2 images``; ``several`` is ``one`` with an s by default."""
     return f"{count} {one}" if count == 1 else f"{count} {several or one + 's'}"
+
+
+def shortened(value: Any, limit: int = 60) -> str:
+    """Return a value of a file as a message shows it, at most ``limit`` characters."""
+    text = repr(value[:8] if isinstance(value, list) else value[:limit] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

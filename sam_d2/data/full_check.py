@@ -1,18 +1,23 @@
 """Read a dataset file whole, record by record where it is damaged, and check all that it says."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import UNSET
 
 from sam_d2.data.dataset_dicts import coco_table, dicts_table
-from sam_d2.data.decode import decode_content
+from sam_d2.data.decode import decode_content, place_in
 from sam_d2.data.findings import Finding
 from sam_d2.data.geometry import AnnotationTable, check_geometry
 from sam_d2.data.records import CocoFile, DatasetDict, known
-from sam_d2.data.references import check_references, duplicate_images
+from sam_d2.data.references import check_references, duplicate_images, foreign_domains
+
+_ONE_KEY = re.compile(rb'\s*[{,]\s*"(?:[^"\\]|\\.)*"\s*:\s*', re.DOTALL)
 
 ABSENT = {("segmentation", "missing key"), ("segmentation", "empty")}
 """Field and found of the findings on a mask that is not there."""
@@ -54,12 +59,13 @@ def check_records(file: Path, content: np.ndarray, problem: Finding | None, *, r
     if isinstance(records, CocoFile):
         findings += check_references(records, file, {finding.field for finding in findings})
         table = coco_table(records, file, require_masks=require_masks)
+        findings += _repeated_keys(file, content)
         images = sorted(records.images, key=lambda image: (image.id is UNSET, image.id or 0))
     else:
         images = records or []
         table = dicts_table(images, file, require_masks=require_masks)
         if records is not None:
-            findings += duplicate_images(images, file)
+            findings += duplicate_images(images, file) + foreign_domains(images, file)
     check_geometry(table)
     findings += table.findings
     if require_masks:
@@ -68,12 +74,34 @@ def check_records(file: Path, content: np.ndarray, problem: Finding | None, *, r
     return CheckedRecords(records, images, table, findings)
 
 
+def _repeated_keys(file: Path, content: np.ndarray) -> list[Finding]:
+    """Return warnings on keys of a COCO file that are there twice, of which readers keep the last."""
+    try:
+        members = msgspec.json.decode(content.data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []  # the errors say enough
+    findings, end = [], 0
+    places = sorted((place_in(content, value), len(memoryview(value))) for value in members.values())
+    for begin, length in places:
+        between = content[end:begin].tobytes()
+        end = begin + length
+        if _ONE_KEY.fullmatch(between) is None:  # a member lies there that another has taken the place of
+            pairs = json.loads(b"{%snull}" % between.lstrip(b"{, \t\r\n"), object_pairs_hook=list)
+            findings += [
+                Finding("warning", file, None, None, key, "it is there twice",
+                        "the last one is taken, and nothing of the others: join them", kind="key-twice")
+                for key, _ in pairs[:-1]
+            ]  # fmt: skip
+    return findings
+
+
 def _boxes_alone(table: AnnotationTable, findings: list[Finding]) -> list[Finding]:
     """Return the findings, and one error in place of those on each absent mask where a file has boxes alone."""
     instances = [item for item in table.annotations if not known(item.iscrowd)]
     others = [finding for finding in findings if (finding.field, finding.found) not in ABSENT]
+    boxed = any(item.bbox is not UNSET for item in instances)
     malformed = any(finding.field.startswith("segmentation") for finding in others)
-    if len(others) == len(findings) or malformed or any(item.segmentation for item in instances):
+    if len(others) == len(findings) or not boxed or malformed or any(item.segmentation for item in instances):
         return findings
     found = f"none of the {len(instances)} annotations has one: {BOXES_ALONE}"
     fix = (

@@ -14,8 +14,8 @@ import numpy as np
 from msgspec import UNSET
 
 from sam_d2.data.finding_kinds import Severity
-from sam_d2.data.findings import Finding, RecordId
-from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle
+from sam_d2.data.findings import Finding, RecordId, shortened
+from sam_d2.data.records import XYWH_ABS, Annotation, Image, Rle, made_by_model
 from sam_d2.data.rle import compressed_totals
 
 MIN_POLYGON = 6  # numbers: three points
@@ -27,6 +27,7 @@ STRAY_OUTLINE = 1e5  # px more than an annotation's points could have in their i
 MAX_STRAY = 1e7  # px of all these in a file: half a second for each time that they are drawn
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
+FIT_IOU = 0.9  # of a box that was made from its mask, and the bounds of that
 _ABSENT_FIX = (
     "the annotation is left out; tools/masks_from_boxes.py --keep-existing makes masks of boxes, not of crowd regions"
 )
@@ -100,11 +101,12 @@ class AnnotationTable:
 
 
 def check_geometry(table: AnnotationTable) -> None:
-    """Check boxes, masks and areas, and fill the table's findings, `without_mask` and `new_boxes`."""
+    """Check boxes, masks, areas and who made them, and fill the table's findings, `without_mask` and `new_boxes`."""
     boxes = _check_boxes(table)
     bounds = _check_polygons(table)
     _check_rles(table)
     _check_areas(table)
+    _check_provenance(table)
     _compare_boxes(table, boxes, bounds)
 
 
@@ -208,10 +210,10 @@ def _long_outlines(
     extents = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)
     corners = np.bincount(rows, weights=counts, minlength=len(bounds))
     ends = np.cumsum(counts)
-    for row in np.flatnonzero(corners * extents > STRAY_OUTLINE).tolist():
-        side = _longest_side(table.owners[row])
-        if corners[row] * max(extents[row] - side, extents[row] * STRAY_OUTLINE / ENOUGH_OUTLINE) <= STRAY_OUTLINE:
-            continue  # it can be neither
+    candidates = np.flatnonzero(corners * extents > STRAY_OUTLINE)
+    sides = np.array([_longest_side(table.owners[row]) for row in candidates.tolist()])
+    possible = may_be_long(corners[candidates], extents[candidates], sides)
+    for row, side in zip(candidates[possible].tolist(), sides[possible].tolist(), strict=True):
         first, last = np.searchsorted(rows, [row, row + 1])
         length = outline_length(points[ends[first] - counts[first] : ends[last - 1]], counts[first:last])
         most = longest_outline(table.owners[row])
@@ -224,6 +226,17 @@ def _long_outlines(
         fix = f"write pixels of the image: {len(stray)} annotations go {total:,.0f} px too far, and drawing takes time"
         found += [(row, length, fix) for row, (length, _) in stray.items()]
     return found
+
+
+def may_be_long(corners: np.ndarray, extents: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Return whose outlines can be too long for their image, or a point of theirs far outside, bool (N,).
+
+    Args:
+        corners: how many the polygons of each have together (N,).
+        extents: the longer side of their bounds, px (N,); False where it is NaN.
+        sides: the longer side of the image, px (N,); infinite where unknown.
+    """
+    return corners * np.maximum(extents - sides, extents * (STRAY_OUTLINE / ENOUGH_OUTLINE)) > STRAY_OUTLINE
 
 
 def outline_length(points: np.ndarray, counts: np.ndarray) -> float:
@@ -281,6 +294,14 @@ def _check_areas(table: AnnotationTable) -> None:
             table.report(row, "error", "area", f"{area}", "write a finite number, or leave the key out", "area-nan")
 
 
+def _check_provenance(table: AnnotationTable) -> None:
+    for row, annotation in enumerate(table.annotations):
+        provenance = annotation.provenance
+        if provenance not in (None, UNSET) and not made_by_model(provenance):
+            fix = "it is ignored; of what a model made, write an object with that 'model'"
+            table.report(row, "warning", "provenance", shortened(provenance), fix, "foreign-value")
+
+
 def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray) -> None:
     """Replace boxes without area by the bounds of the mask; find boxes far from their polygons."""
     with np.errstate(invalid="ignore", over="ignore"):
@@ -303,9 +324,15 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
     for row in np.flatnonzero(far & ~flat & empty).tolist():
         found = f"the polygons' bounds {bounds[row].tolist()} have no area"
         table.report(row, "warning", "segmentation", found, "the box is used as it is", "mask-empty")
+    with np.errstate(invalid="ignore", over="ignore"):
+        as_xyxy = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)  # what was taken for XYWH
+        meant = (as_xyxy[:, 2:] > as_xyxy[:, :2]).all(axis=1) & (grown_iou(as_xyxy, bounds) >= FIT_IOU)
+        meant &= table.modes == XYWH_ABS
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
         found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
-        fix = "the box is used as it is; was XYXY written as XYWH?"
+        fix = "the box is used as it is"
+        if meant[row]:
+            fix += "; as XYXY it fits: --fix of tools/check_dataset.py writes XYWH"
         table.report(row, "warning", "bbox", found, fix, "box-far")
 
 

@@ -1,6 +1,8 @@
 """Find the folder under which all images of a dataset lie."""
 
+import contextlib
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
@@ -14,6 +16,10 @@ NAME_FOLDER = (
     "name the folder that these names are relative to (--train-images, --test-images of tools/register_dataset.py; "
     "'images' in the manifest)"
 )
+
+
+RENAME = "write the names as the files have them: they differ in case, or in how accents are written"
+"""Fix of the finding on images that are there under another name."""
 
 
 def find_image_root(
@@ -74,8 +80,10 @@ def search_folders(json_file: Path, image_roots: Iterable[Path] = ()) -> list[Pa
 def _beside_annotations(json_file: Path) -> list[Path]:
     if json_file.parent.name != "annotations":
         return []
-    root, part = json_file.parent.parent, json_file.stem.removeprefix("instances_")
-    return [path for path in (root / "images" / part, root / part, root / "images") if path.is_dir()]
+    root, name = json_file.parent.parent, json_file.stem.removeprefix("instances_")
+    parts = dict.fromkeys((name, name.partition(".")[0]))  # of train.coco.json it is the word before the first dot
+    folders = [*(folder / part for part in parts for folder in (root / "images", root)), root / "images"]
+    return [path for path in folders if path.is_dir()]
 
 
 def folders_text(folders: Iterable[Path]) -> str:
@@ -88,18 +96,80 @@ def names_folder(finding: Finding) -> bool:
     return finding.field == "file_name" and NAME_FOLDER in finding.fix
 
 
-def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, searched: Iterable[Path]) -> Finding:
+def alike_names(base: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return, of missing names, the files under `base` that differ in case or in how accents are written alone.
+
+    File systems of macOS and Windows do not tell such names apart, others do. Each folder is listed once.
+
+    Returns:
+        By name the one path there is; those of none and of several are left out.
+    """
+    listed: dict[str, dict[str, list[str]]] = {}
+    alike = {}
+    for name in names:
+        found = [""]
+        for part in PurePath(name).parts:
+            for folder in found:
+                if folder not in listed:
+                    listed[folder] = _folded_entries(base / folder)
+            key = _folded(part)
+            found = [f"{folder}{other}/" for folder in found for other in listed[folder].get(key, [])]
+        files = [path for other in found if (base / (path := other.removesuffix("/"))).is_file()]
+        if len(files) == 1:
+            alike[name] = files[0]
+    return alike
+
+
+def names_text(name: str, other: str) -> tuple[str, str]:
+    """Return two names so that a difference shows that a terminal would not, of accents."""
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+        return ascii(name), ascii(other)
+    return repr(name), repr(other)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _folded_entries(folder: Path) -> dict[str, list[str]]:
+    entries: defaultdict[str, list[str]] = defaultdict(list)
+    with contextlib.suppress(OSError):  # a file, or none
+        for path in folder.iterdir():
+            entries[_folded(path.name)].append(path.name)
+    return entries
+
+
+def _missing(json_file: Path, base: Path, absent: Sequence[str], total: int, searched: Sequence[Path]) -> Finding:
     """Say what is missing: single files, where most are there, or else the folder."""
     names = ", ".join(repr(name) for name in absent[:MAX_NAMES]) + (", ..." if len(absent) > MAX_NAMES else "")
     names += " (backslashes do not separate folders here)" if any("\\" in name for name in absent) else ""
     restore = "restore these files, or remove the images and their annotations from the dataset file"
+    first = absent[:MAX_NAMES]
+    for folder in searched if len(absent) == total else [base]:
+        alike = alike_names(folder, first)
+        if len(alike) == len(set(first)):
+            asked, there = names_text(first[0], alike[first[0]])
+            found = f"{len(absent)} of {total} images are missing under {folder}: {asked}, but there is {there}"
+            return Finding("error", json_file, None, None, "file_name", found, RENAME, kind="image-missing")
     fixes = [restore, f"{NAME_FOLDER}. Looked in: {folders_text(searched)}"]
     if len(absent) == total:
-        found, fix = f"none of its {total} images was found: {names}", fixes[1]
+        found, fix = f"none of its {total} images was found: {names}", _other_place(absent[0], searched) or fixes[1]
     else:
         found = f"{len(absent)} of {total} images are missing under {base}: {names}"
         fix = restore if 2 * len(absent) <= total else "; or ".join(fixes)
     return Finding("error", json_file, None, None, "file_name", found, fix, kind="image-missing")
+
+
+def _other_place(name: str, searched: Iterable[Path]) -> str:
+    """Return what to do where an image lies in a folder without those that its name begins with; "" elsewhere."""
+    prefix, _, last = name.rpartition("/")
+    folder = next((folder for folder in searched if prefix and (folder / last).is_file()), None)
+    if folder is None:
+        return ""
+    return (
+        f"{last!r} lies in {folder}, but the names begin with {prefix + '/'!r}: take that off the names in the file, "
+        f"or move that folder to a place that ends in {prefix}"
+    )
 
 
 def missing_files(base: Path, file_names: Sequence[str]) -> list[str]:

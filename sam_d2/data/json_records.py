@@ -48,6 +48,7 @@ class JsonRecords:
         closing: list[bytes] = []  # brackets that are awaited
         level = 2  # depth inside of a list of records; in a file that is a list it is 1
         key, wanted, first = "", False, True
+        keys: set[str] = set()
         skeleton = bytearray()  # the file's object with the places of its lists and objects in place of their content
         for token, gap, place in _tokens(self.path):
             depth = len(closing)
@@ -78,6 +79,10 @@ class JsonRecords:
                     wanted = False
             elif depth == 1 and level == 2:
                 key = _string(token)
+                if gap.strip() != b":":  # that comes before a value
+                    if key in keys:
+                        raise IrregularJsonError(f"{key!r} is there twice: join both, of which other readers take one")
+                    keys.add(key)
                 skeleton += token
             else:
                 _require(depth > level or (depth == level and not wanted))
@@ -87,6 +92,35 @@ class JsonRecords:
             raise IrregularJsonError(str(error)) from error
         _require(isinstance(members, dict) or wanted)
         self.members = members if isinstance(members, dict) else {}
+
+
+def first_member(path: Path) -> tuple[str, int, int] | None:
+    """Return key, begin and end of the first member of a file's object, where it is a list or an object.
+
+    The file is read up to that end.
+
+    Args:
+        path: of a JSON file in UTF-8.
+
+    Raises:
+        IrregularJsonError: it ends before.
+    """
+    key: str | None = None
+    begin = depth = 0
+    for token, _, place in _tokens(path):
+        if token in (b"{", b"["):
+            depth += 1
+            if depth == 2:
+                begin = place
+        elif token in (b"}", b"]"):
+            depth -= 1
+            if depth < 2:
+                return (key, begin, place + 1) if depth and key is not None else None
+        elif depth < 2:
+            if depth == 0 or key is not None:
+                return None  # the file is a text, or the first member is no list or object
+            key = _string(token)
+    return None
 
 
 def _tokens(path: Path) -> Iterator[tuple[bytes, bytes, int]]:

@@ -18,7 +18,7 @@ from sam_d2.data.dataset_dicts import annotation_dict, image_path
 from sam_d2.data.decode import ANNOTATION_DECODERS, decode_coco_annotations
 from sam_d2.data.findings import raise_findings
 from sam_d2.data.geometry import SOUND, AnnotationTable, Repair, check_geometry
-from sam_d2.data.records import XYWH_ABS, CocoAnnotation, CocoImage
+from sam_d2.data.records import XYWH_ABS, CocoAnnotation, CocoImage, domain_name
 
 
 class PendingCheck(NamedTuple):
@@ -226,8 +226,8 @@ class LazyDatasetDicts(Sequence):
             "image_id": image.id,
             "annotations": LazyAnnotations(self.store, row),
         }
-        if image.domain is not None:
-            record["domain"] = image.domain
+        if (domain := domain_name(image.domain)) is not None:
+            record["domain"] = domain
         return record
 
 
@@ -242,8 +242,15 @@ def count_categories(dataset: Iterable[dict[str, Any]]) -> Counter[int]:
     """Return how often each class index occurs in dataset dicts, where it can be without decoding annotations."""
     counts: Counter[int] = Counter()
     for record in dataset:
-        found = record["annotations"]
-        counts.update(
-            found.categories if isinstance(found, LazyAnnotations) else [item["category_id"] for item in found]
-        )
+        counts.update(_categories(record))
     return counts
+
+
+def count_empty(dataset: Iterable[dict[str, Any]]) -> int:
+    """Return how many dataset dicts have no annotation, where it can be without decoding any."""
+    return sum(not _categories(record) for record in dataset)
+
+
+def _categories(record: dict[str, Any]) -> list[int]:
+    found = record["annotations"]
+    return found.categories if isinstance(found, LazyAnnotations) else [item["category_id"] for item in found]

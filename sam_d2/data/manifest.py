@@ -11,15 +11,16 @@ they hold where a clone is moved. Where one file serves both, each split says wh
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from sam_d2.atomic import write_atomically
 from sam_d2.data.split import Split
 from sam_d2.errors import UserError
+from sam_d2.file_lock import FileLock
 
 MANIFEST_VARIABLE = "SAM_D2_DATASETS"
 RESERVED_NAME = "quickstart"
@@ -99,7 +100,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def add_to_manifest(path: Path, name: str, entry: ManifestDataset, replace: bool = False) -> None:
-    """Add a dataset; the same entry again changes nothing.
+    """Add a dataset; the same entry again changes nothing. Of several processes each waits for its turn.
 
     Args:
         path: the manifest; it and its folder are made where they do not exist.
@@ -111,16 +112,28 @@ def add_to_manifest(path: Path, name: str, entry: ManifestDataset, replace: bool
         UserError: the name cannot be used or is taken, or the manifest cannot be read or written.
     """
     check_name(name)
+    if read_manifest(path).datasets.get(name) == entry:
+        return  # also where nothing could be written
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")) as lock:
+            lock.acquire(wait=True)  # from reading to writing: what another process adds meanwhile would be lost
+            _add(path, name, entry, replace)
+    except OSError as error:
+        raise UserError(
+            f"Manifest {path} cannot be written: {error.strerror}. Check the folder's permissions."
+        ) from error
+
+
+def _add(path: Path, name: str, entry: ManifestDataset, replace: bool) -> None:
     manifest = read_manifest(path)
     known = manifest.datasets.get(name)
-    if known == entry:
-        return
-    if known is not None and not replace:
+    if known not in (None, entry) and not replace:
         raise UserError(
             f"Manifest {path} has another dataset {name!r}. Choose another name, or pass --replace to overwrite it."
         )
     manifest.datasets[name] = entry
-    _write(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
 def check_name(name: str) -> None:
@@ -163,18 +176,3 @@ def from_manifest(entry: str, manifest: Path) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"Manifest {manifest}: {entry[:60]!r} is no path ({reason}). Correct it.") from error
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write by way of a temporary file beside it, so that a reader never sees half a manifest."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = Path(handle.name)
-            handle.write(content)
-        temporary.chmod(0o644)  # a temporary file is made for its owner alone
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        raise UserError(
-            f"Manifest {path} cannot be written: {error.strerror}. Check the folder's permissions."
-        ) from error

@@ -14,12 +14,14 @@ import msgspec
 from sam_d2.data.decode import decode_dataset
 from sam_d2.data.findings import Finding, plural, raise_findings
 from sam_d2.data.image_root import find_image_root, folders_text, names_folder, search_folders
-from sam_d2.data.records import CocoFile
+from sam_d2.data.records import CocoFile, domain_name
 from sam_d2.data.references import check_references
 from sam_d2.errors import UserError
 
 MAX_LISTED = 5
 _UTF8_BOM = b"\xef\xbb\xbf"
+_MERGED = "Merged from"
+"""How the description of a merged file begins."""
 _BOXES_ALONE = ("segmentation", "missing key")
 """Field and found of the finding on a record without a mask, which a merged file may hold as well."""
 
@@ -65,6 +67,15 @@ class _Content:
     paths: list[str]
 
 
+def is_merged(file: Path) -> bool:
+    """Tell whether a file is one that :func:`merge_coco` made."""
+    try:
+        info = msgspec.json.decode(file.read_bytes())["info"]
+        return isinstance(info["sources"], list) and str(info["description"]).startswith(_MERGED)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return False
+
+
 def merge_coco(sources: Sequence[Source], output: Path, rename: Mapping[str, str] | None = None) -> Merged:
     """Join COCO files.
 
@@ -84,7 +95,7 @@ def merge_coco(sources: Sequence[Source], output: Path, rename: Mapping[str, str
 
     Raises:
         UserError: a file cannot be read or has errors, a domain is named twice, or an image lies in two of them or
-            has another domain already.
+            has another domain already, or the output is there and is no merged file.
 
     Example:
         >>> merged = merge_coco([Source("sketch", Path("sketch.json"))], Path("all.json"))  # doctest: +SKIP
@@ -128,7 +139,7 @@ def merge_coco(sources: Sequence[Source], output: Path, rename: Mapping[str, str
         )
     names = ", ".join(source.domain for source in sources)
     document = {
-        "info": {"description": f"Merged from {len(sources)} files, domains: {names}", "sources": described},
+        "info": {"description": f"{_MERGED} {len(sources)} files, domains: {names}", "sources": described},
         "licenses": licences,
         "images": images,
         "annotations": annotations,
@@ -145,6 +156,8 @@ def _check_domains(sources: Sequence[Source], output: Path) -> None:
     for source in sources:
         if output.exists() and source.file.exists() and source.file.samefile(output):
             raise UserError(f"{source.file} would be overwritten. Name another --output.")
+    if output.exists() and not is_merged(output):
+        raise UserError(f"--output {output}: exists and is no file that was merged here. Name another file.")
 
 
 def _read(source: Source) -> _Content:
@@ -204,7 +217,7 @@ def _check_images(contents: Sequence[_Content]) -> None:
     twice = []
     for content in contents:
         for image, path in zip(content.raw["images"], content.paths, strict=True):
-            domain = image.get("domain")
+            domain = domain_name(image.get("domain"))
             if domain not in (None, content.source.domain):
                 raise UserError(
                     f"{content.source.file}: image {image['id']} is of domain {domain!r} already, "

@@ -8,6 +8,7 @@ The record-by-record reading of a damaged file (:mod:`sam_d2.data.decode`) leave
 whose problem it has reported; the checks skip those.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, field
@@ -53,13 +54,13 @@ class Image(Struct, kw_only=True):
         file_name: path relative to the image root.
         height: H0, px.
         width: W0, px.
-        domain: what sort of image it is, such as `sketch`, for an AP of each; None where the file does not say.
+        domain: as the file has it; :func:`domain_name` reads it.
     """
 
     file_name: Name
     height: Side
     width: Side
-    domain: Annotated[Name | None, Meta(description="a name, such as 'sketch'")] = None
+    domain: Annotated[Any, Meta(description="a name, such as 'sketch'")] = None
 
 
 class Annotation(Struct, kw_only=True):
@@ -72,7 +73,7 @@ class Annotation(Struct, kw_only=True):
         iscrowd: 1 for a region of many instances that COCO's evaluation ignores; None, where the file does not say,
             means 0.
         area: of the mask, px^2; None where the file has none.
-        provenance: what made the annotation, where a model did (`model`, `checkpoint_sha256`, `prompt`, ...).
+        provenance: as the file has it; :func:`made_by_model` reads it.
     """
 
     category_id: Id
@@ -80,7 +81,7 @@ class Annotation(Struct, kw_only=True):
     segmentation: Segmentation
     iscrowd: Annotated[Literal[0, 1] | bool, Meta(description="0 or 1")] = None  # type: ignore[assignment]  # no null
     area: Annotated[float | None, Meta(description="a number, in px^2")] = None
-    provenance: Annotated[dict[str, Any] | None, Meta(description="an object that says which model made it")] = None
+    provenance: Annotated[Any, Meta(description="an object that says which model made it")] = None
 
 
 class CocoImage(Image, kw_only=True):
@@ -197,6 +198,29 @@ class DatasetBoxDict(DatasetDict, kw_only=True):
     annotations: Annotated[  # type: ignore[assignment]  # read only
         list[DatasetBoxAnnotation], Meta(description="a list, [] where there are none")
     ]
+
+
+def domain_name(domain: Any) -> str | None:
+    """Return what sort of image a record says that it has, such as ``sketch``; None where it names none.
+
+    COCO's form knows no such key, so that anything may stand there: a number is taken as a name.
+    """
+    if isinstance(domain, bool):
+        return None
+    if isinstance(domain, float):
+        return f"{domain:.15g}" if math.isfinite(domain) else None
+    if isinstance(domain, int):
+        return str(domain)
+    # Half a surrogate pair is text that cannot be written.
+    return domain if isinstance(domain, str) and domain.encode(errors="ignore").decode() == domain != "" else None
+
+
+def made_by_model(provenance: Any) -> bool:
+    """Tell whether what stands in a record's `provenance` says which model made the annotation.
+
+    Such an object has `model`, and may have `checkpoint_sha256`, `prompt`, `score` and `stability`.
+    """
+    return isinstance(provenance, dict) and "model" in provenance
 
 
 def known(value: Any) -> Any:

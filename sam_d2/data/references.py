@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec import UNSET
 
-from sam_d2.data.findings import Finding
-from sam_d2.data.records import CocoFile, known
+from sam_d2.data.findings import Finding, shortened
+from sam_d2.data.records import CocoFile, domain_name, known
 
 _CORRECT_ID = "correct the id, or add the record"
 _UNIQUE = "give every record its own id"
@@ -41,6 +41,7 @@ def check_references(records: CocoFile, file: Path, broken: Container[str] = ())
             for key, count in _duplicates(category.name for category in records.categories)
         ),
     ]  # fmt: skip
+    findings += foreign_domains(records.images, file)
     if not records.categories and "categories" not in broken:
         findings.append(
             Finding("error", file, None, None, "categories", "none", "name at least one category", kind="no-categories")
@@ -73,6 +74,15 @@ def duplicate_images(images: Sequence[Any], file: Path) -> list[Finding]:
         Finding("error", file, key, None, "id", f"{count} images have it", _UNIQUE, kind="image-id-twice")
         for key, count in _duplicates(image.id for image in images)
     ]
+
+
+def foreign_domains(images: Sequence[Any], file: Path) -> list[Finding]:
+    """Return warnings on what stands for the domain of COCO's images or Detectron2's dicts and names none."""
+    return [
+        Finding("warning", file, known(image.id), None, "domain", shortened(image.domain),
+                "it is ignored; for an AP of each domain, write a name such as 'sketch'", kind="foreign-value")
+        for image in images if known(image.domain) is not None and domain_name(image.domain) is None
+    ]  # fmt: skip
 
 
 def _duplicates(values: Iterable[Hashable]) -> list[tuple[Any, int]]:

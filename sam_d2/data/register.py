@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sam_d2.data.dataset_file import DatasetFile, ImageRoot, load_dataset_file, with_classes
-from sam_d2.data.findings import raise_findings
-from sam_d2.data.lazy_dicts import count_categories
+from sam_d2.data.findings import doctor_command, plural, raise_findings
+from sam_d2.data.lazy_dicts import count_categories, count_empty
 from sam_d2.data.split import Split, split_dataset
 from sam_d2.errors import UserError
 from sam_d2.visible_text import clean
@@ -163,10 +163,15 @@ def _log_contents(name: str, source: _Source, records: list[dict[str, Any]], dat
     counts = count_categories(records)
     most = ", ".join(f"{clean(dataset.classes[index])} {count}" for index, count in counts.most_common(_MAX_CLASSES))
     more = ", ..." if len(counts) > _MAX_CLASSES else ""
+    empty = count_empty(records)
     logger.info(
-        "%s: %d images%s, %d instances of %d classes%s",
+        "%s: %d images%s, %d instances of %d classes%s%s",
         name, len(records), part, counts.total(), len(dataset.classes), f" ({most}{more})" if counts else "",
+        f"; {plural(empty, 'image')} without any" if empty else "",
     )  # fmt: skip
+    if warnings := [finding for finding in dataset.findings if finding.severity == "warning"]:
+        # They were said when the file was read, before there was a run folder with a log.
+        logger.info("%s: %s; %s says them", name, plural(len(warnings), "warning"), doctor_command(source.json_file))
 
 
 def _as_paths(image_root: ImageRoot) -> tuple[Path, ...]:

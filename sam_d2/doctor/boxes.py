@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sam_d2.data.geometry import FAR_IOU, grown_iou, reach_outside
+from sam_d2.data.geometry import FAR_IOU, FIT_IOU, grown_iou, reach_outside
 from sam_d2.data.records import Rle
 from sam_d2.doctor.columns import Columns, read_boxes
 from sam_d2.doctor.parts import Part
 
-_FITS = 0.9  # IoU of a box and the bounds of its mask, each grown by 1 px, of boxes that were made from masks
 _MOST_OUTSIDE = 0.5
 _ENOUGH = 10  # boxes without masks on which a suspicion can rest
+_ENOUGH_TINY = 2  # annotations of less than a pixel; a lone one may be a mistake
+_OF_TINY = {"mask-empty", "box-and-mask-empty", "area-of-box", "area-differs"}
 _EXPLAINED = {"box-far", "box-empty", "box-and-mask-empty", "box-outside", "box-all-outside"}
 
 
@@ -26,7 +27,7 @@ def check_boxes(part: Part, columns: Columns) -> None:
         compared &= np.isfinite(columns.boxes).all(axis=1)
         as_said = grown_iou(columns.boxes, columns.bounds)
         as_other = grown_iou(others, columns.bounds)
-        fits = compared & sound & (as_other >= _FITS)
+        fits = compared & sound & (as_other >= FIT_IOU)
         proven = fits & (as_said < FAR_IOU)
     if proven.any() and fits[compared].all():  # every mask says so: then those that show it less are meant so too
         proven = (fits | (~compared & sound)) & (others != columns.boxes).any(axis=1)
@@ -34,6 +35,22 @@ def check_boxes(part: Part, columns: Columns) -> None:
     _report_far(part, columns, np.flatnonzero(compared & (as_said < FAR_IOU) & ~proven))
     if not compared.any():
         _suspect_form(part, columns, others, sound)
+
+
+def check_scale(part: Part, columns: Columns) -> None:
+    """Add one finding where all boxes and masks lie in the first pixel, in place of those on each."""
+    given = np.concatenate((columns.boxes, columns.bounds))
+    given = given[np.isfinite(given).all(axis=1)]
+    sizes = columns.sizes[np.isfinite(columns.sizes).all(axis=1)]
+    if len(part.table.annotations) < _ENOUGH_TINY or not len(given) or not len(sizes) or sizes.min() <= 1:
+        return
+    if (given < 0).any() or (given > 1).any():
+        return
+    rows = set(range(len(part.table.annotations)))
+    part.replace_findings(_OF_TINY, rows)
+    found = f"all boxes and masks of {len(rows)} annotations lie between 0 and 1 px"
+    fix = "are they fractions of the image? multiply x and widths by its width, y and heights by its height"
+    part.report_file("warning", "bbox, segmentation", found, fix, "coordinates-normalised")
 
 
 def _report_form(part: Part, columns: Columns, proven: np.ndarray) -> None:

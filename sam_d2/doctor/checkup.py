@@ -10,7 +10,7 @@ import numpy as np
 
 from sam_d2.data.findings import Finding
 from sam_d2.doctor.balance import check_balance
-from sam_d2.doctor.boxes import check_boxes
+from sam_d2.doctor.boxes import check_boxes, check_scale
 from sam_d2.doctor.columns import make_columns
 from sam_d2.doctor.ids import check_ids
 from sam_d2.doctor.images import ImageFacts, check_images, read_images
@@ -85,5 +85,6 @@ def _check_part(source: Source, content: np.ndarray | None) -> Part:
     check_ids(part)
     check_masks(part, columns)
     check_boxes(part, columns)
+    check_scale(part, columns)
     check_balance(part)
     return part

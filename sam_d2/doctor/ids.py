@@ -55,8 +55,9 @@ def _check_categories(part: Part) -> None:
             found = f"id {identity}, {known(category.name)!r}: no annotation has it"
             fix = "it stays a class, and its AP is left out; remove it from every file, if nothing is missing"
             part.report_file("warning", "categories", found, fix, "category-unused")
+    several = len(used) >= min(2, len(ids))  # one alone of many may be a mistake of its own
     for step, words in ((1, "one less than"), (-1, "one more than")):
-        if ids and not used <= ids and {identity + step for identity in used} <= ids:
+        if ids and several and not used <= ids and {identity + step for identity in used} <= ids:
             found = f"{min(used)} to {max(used)}, each {words} a category's id ({min(ids)} to {max(ids)})"
             fix = "were the ids counted from 0 in one place and from 1 in the other? write the category's own id"
             part.report_file("error", "category_id", found, fix, "category-ids-shifted")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +16,12 @@ import numpy as np
 from msgspec import UNSET
 from PIL import Image
 
-from sam_d2.data.image import read_image
+from sam_d2.data.image import MAX_PIXELS, has_deep_colours, image_array, opened_image, orientation_of, size_remedy
 from sam_d2.doctor.parts import Part
-from sam_d2.errors import UserError
+from sam_d2.errors import BadImageError, TooLargeImageError
 
-_EXIF_ORIENTATION = 0x0112
-_PNG, _PNG_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # place of the byte that says it
 _CUT_OFF = ("truncated", "broken data stream", "unrecognized data stream", "decoder error -2")
-_ALPHA, _GREY = ("RGBA", "LA", "PA", "La", "RGBa"), ("L", "LA", "La", "1")
+_ALPHA, _GREY = ("RGBA", "RGBX", "LA", "PA", "La", "RGBa"), ("L", "LA", "La", "1")
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
@@ -36,7 +36,7 @@ class ImageFacts:
         stored: the same before turning.
         orientation: of EXIF; 1 is upright.
         mode: Pillow's.
-        deep: a PNG of 16 bits whose colours Pillow cuts to 8.
+        deep: whether it has colours of 16 bits.
         digest: sha256 of the pixels as training sees them, and of their size.
     """
 
@@ -50,6 +50,30 @@ class ImageFacts:
     digest: str = ""
 
 
+class _Pixels:
+    """Those that may be decoded at once: threads wait for their share."""
+
+    def __init__(self, number: int) -> None:
+        self._free = self._all = number
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, number: int) -> Iterator[None]:
+        number = min(number, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= number)
+            self._free -= number
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += number
+                self._changed.notify_all()
+
+
+_decoded = _Pixels(MAX_PIXELS)
+
+
 def read_images(paths: Iterable[Path]) -> dict[Path, ImageFacts]:
     """Return the facts of image files, each read once, some at a time."""
     unique = list(dict.fromkeys(paths))
@@ -61,24 +85,18 @@ def read_images(paths: Iterable[Path]) -> dict[Path, ImageFacts]:
 def inspect_image(path: Path) -> ImageFacts:
     """Return the facts of an image file, which is decoded whole, as training reads it."""
     try:
-        with Image.open(path) as image:
-            stored, mode = image.size, image.mode
-            orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        with opened_image(path) as image, _decoded.taken(image.width * image.height):
+            stored, mode, deep = image.size, image.mode, has_deep_colours(image)
             if mode == "P" and "transparency" in image.info:
                 mode = "PA"
-    except Image.DecompressionBombError as error:
-        return ImageFacts("image-refused", str(error))
-    except Exception as error:  # a damaged file makes decoders stumble over anything
-        return _unread(str(error))
-    try:
-        array = read_image(path)
-    except UserError as error:
-        return _unread(str(error).removeprefix(f"{path}: "))
+            orientation, array = orientation_of(image), image_array(image)
+            digest = _digest(array)
+    except TooLargeImageError as error:
+        return ImageFacts("image-refused", str(error).removeprefix(f"{path}: "))
+    except BadImageError as error:
+        return _unread(str(error.__cause__ or error).removeprefix(f"{path}: "))
     height, width = array.shape[:2]
-    with path.open("rb") as file:
-        head = file.read(_PNG_BIT_DEPTH + 1)
-    deep = head[: len(_PNG)] == _PNG and head[_PNG_BIT_DEPTH] == 16 and mode not in _WIDE
-    return ImageFacts("", "", (width, height), stored, orientation, mode, deep, _digest(array))
+    return ImageFacts("", "", (width, height), stored, orientation, mode, deep, digest)
 
 
 def _unread(problem: str) -> ImageFacts:
@@ -120,7 +138,7 @@ def _check_size(part: Part, place: int, fact: ImageFacts) -> None:
     elif (image.height, image.width) == fact.size:
         found, fix = f"{found}: width and height are swapped", "write the file's width and height"
     else:
-        fix = "was the image resized after annotating? put the original in place, or write the file's width and height"
+        fix = size_remedy((image.width, image.height), fact.size)
     part.report_image(place, "error", "width, height", found, fix, "image-size")
 
 
@@ -132,11 +150,10 @@ def _pixel_notes(fact: ImageFacts) -> dict[str, tuple[str, str]]:
             "it is turned before use: its annotations must have been drawn on the turned image",
         )
     if fact.mode in _ALPHA:
-        notes["image-alpha"] = (f"mode {fact.mode}", "the alpha channel is dropped")
-    if fact.mode in _WIDE:
-        notes["image-16-bit"] = (f"mode {fact.mode}", "it is scaled to 8 bits by its own maximum, image by image")
-    elif fact.deep:
-        notes["image-16-bit"] = ("colours of 16 bits", "the lower 8 bits are dropped")
+        notes["image-alpha"] = (f"mode {fact.mode}", "alpha, or a fourth band, is dropped")
+    if fact.deep or fact.mode in _WIDE:
+        found = "colours of 16 bits" if fact.deep else f"mode {fact.mode}"
+        notes["image-16-bit"] = (found, "it is scaled to 8 bits by its own maximum, image by image")
     if fact.mode in _GREY:
         notes["image-grey"] = (f"mode {fact.mode}", "it becomes three equal channels")
     return notes

@@ -19,7 +19,7 @@ from sam_d2.data.finding_kinds import Severity
 from sam_d2.data.findings import Finding, RecordId
 from sam_d2.data.full_check import check_records
 from sam_d2.data.geometry import AnnotationTable
-from sam_d2.data.image_root import missing_files, search_folders
+from sam_d2.data.image_root import RENAME, alike_names, missing_files, names_folder, names_text, search_folders
 from sam_d2.data.records import CocoCategory, CocoFile, known
 from sam_d2.doctor.columns import Columns
 
@@ -168,11 +168,18 @@ def _find_images(part: Part) -> None:
     absent, root = min(((missing_files(folder, names), folder) for folder in folders), key=lambda pair: len(pair[0]))
     if len(absent) == len(names):
         here = "here: --image-root DIR, for a lone file; for training "
-        part.findings += [replace(finding, fix=here + finding.fix) for finding in missing]
+        part.findings += [
+            replace(finding, fix=here + finding.fix) if names_folder(finding) else finding for finding in missing
+        ]
         return
     part.root, gone = root, set(absent)
+    alike = alike_names(root, absent)
     for place, name in zip(places, names, strict=True):
         if name in gone:
             part.absent.add(place)
+            found = f"{name!r} is not under {root}"
             fix = "restore the file, or remove the image and its annotations from the dataset file"
-            part.report_image(place, "error", "file_name", f"{name!r} is not under {root}", fix, MISSING)
+            if (other := alike.get(name)) is not None:
+                asked, there = names_text(name, other)
+                found, fix = f"{asked} is not under {root}, but {there} is", RENAME
+            part.report_image(place, "error", "file_name", found, fix, MISSING)

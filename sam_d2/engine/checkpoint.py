@@ -166,7 +166,10 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.info("The model begins with random weights: train.init_checkpoint is empty")
             if any(type(module).__name__ == "FrozenBatchNorm2d" for module in self.model.modules()):
                 self.logger.warning(_FROZEN)
-        rest = super().load(path, [])
+        try:
+            rest = super().load(path, [])
+        finally:
+            self._parsed_url_during_load = None  # Detectron2's own would refuse any later file after a bad one
         for name in self.checkpointables if checkpointables is None else checkpointables:
             if name in rest:
                 load_state(path, name, self.checkpointables[name], rest.pop(name))
@@ -186,7 +189,7 @@ class Checkpointer(DetectionCheckpointer):
             del data[ENTRY]
         else:
             state = weights_in(data, filename)
-            data = data if "model" in data else {"model": state}
+            data = {**data, "model": state} if "model" in data else {"model": state}
             # Reading again, because loading drops what it has read, and values left in the file cost no memory.
             saves = bool(self.save_dir) and self.save_to_disk
             mapped = weights_in(load_checkpoint_file(filename, mmap=True), filename) if saves else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -146,7 +147,7 @@ def find_weights(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = ", ".join(str(candidate.parent.resolve()) for candidate in candidates)
+    looked = ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))
     message = f"Checkpoint {name} is not found (looked in {looked})."
     published = PUBLISHED.get(Path(name).name)
     if published is not None:
@@ -159,6 +160,9 @@ def find_weights(name: str) -> Path:
             f"{message} Download it: python tools/download_checkpoint.py {url} (or set train.init_checkpoint='' to "
             "begin with random weights)."
         )
+    there = [path.name for path in Path(name).parent.glob("*.p*") if path.is_file()]
+    if nearest := get_close_matches(Path(name).name, there, 1):
+        message += f" Did you mean {nearest[0]!r}, which lies in {Path(name).parent}?"
     raise UserError(f"{message} Set train.init_checkpoint to an existing file, or to '' for random weights.")
 
 

@@ -203,7 +203,14 @@ def write_tiles(
         # a dollar in a file name begins no formula
         axis.set_title(text, fontsize=12, parse_math=False)
     if handles:
-        figure.legend(handles=list(handles), loc="outside upper right", ncols=len(handles), fontsize=13)
+        figure.legend(
+            handles=list(handles),
+            loc="outside upper right"
+            if columns > 1
+            else "outside lower center",  # a lone title fills the line
+            ncols=len(handles),
+            fontsize=13,
+        )
     if title:
         figure.suptitle(clean(title), x=0.01, ha="left", fontsize=14, parse_math=False)
     buffer = BytesIO()

@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from sam_d2.data.dataset_file import ImageRoot, inspect_dataset_file
+from sam_d2.data.decode import NOT_STRICT
 from sam_d2.data.findings import WarningCounts, raise_findings
 from sam_d2.data.geometry import AnnotationTable, check_geometry
 from sam_d2.data.image_root import find_image_root
@@ -38,6 +39,7 @@ CREATE TABLE annotations (row INTEGER PRIMARY KEY, begin INTEGER, end INTEGER, i
                           kind TEXT, has_mask INTEGER, x0 REAL, y0 REAL, x1 REAL, y1 REAL);
 CREATE TABLE facts (image_root TEXT);
 """
+_RAW = msgspec.json.Decoder(msgspec.Raw)
 _DECODERS: dict[str, msgspec.json.Decoder] = {
     "images": msgspec.json.Decoder(CocoImage),
     "annotations": msgspec.json.Decoder(CocoBoxAnnotation),
@@ -177,7 +179,10 @@ class _Builder:
                 self._check_annotations()
         except (IrregularJsonError, msgspec.DecodeError, UnicodeDecodeError, sqlite3.IntegrityError, OSError) as error:
             # All problems at once, each with its place: what reading the file whole is for.
-            raise_findings(inspect_dataset_file(self.source, image_roots, require_masks=False).findings, doctor=True)
+            findings = inspect_dataset_file(self.source, image_roots, require_masks=False).findings
+            # What is read there all the same, and not here, where records are copied as they stand.
+            errors = [replace(one, severity="error") if one.kind == NOT_STRICT else one for one in findings]
+            raise_findings(errors, doctor=True)
             raise UserError(f"{self.source}: cannot be read record by record ({error}).") from error
         self.connection.execute("INSERT INTO facts VALUES (?)", (str(self._image_root(image_roots)),))
         self.connection.execute("CREATE INDEX annotations_of_image ON annotations (image)")
@@ -200,6 +205,8 @@ class _Builder:
             else:
                 _require(record.id not in self._categories, f"category id {record.id} is used twice")
                 self._categories.add(record.id)
+        if isinstance(info := records.members.get("info"), list):
+            _RAW.decode(self._read(*info))  # is written again
         _require(counts["images"] > 0 and counts["categories"] > 0, "no images or no categories")
         for key, value in records.members.items():
             place = value if isinstance(value, list) else [None, None]

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from sam_d2.data.json_records import IrregularJsonError, first_member
 from sam_d2.errors import UserError
 from sam_d2.labelling.index import BOX, CROWD, DatasetIndex
 from sam_d2.labelling.journal import MADE, Journal, MadeAnnotation, sync_folder
@@ -117,15 +118,16 @@ def count(journal: Journal, index: DatasetIndex, problems: dict[int, str], keep_
 
 def read_info(path: Path) -> dict[str, Any] | None:
     """Return what the ``info`` at the beginning of a file says of how its masks were made; None where it does not."""
-    decoder = msgspec.json.Decoder()
     try:
+        found = first_member(path)
+        if found is None or found[0] != "info":
+            return None
         with path.open("rb") as file:
-            line = file.readline(_BLOCK)  # the writer puts it on a line of its own
-        info = decoder.decode(line.strip().removeprefix(b'{"info":').removesuffix(b","))
-    except (OSError, msgspec.DecodeError):
+            info = os.pread(file.fileno(), found[2] - found[1], found[1])
+        made = msgspec.json.decode(info, type=dict[str, msgspec.Raw]).get(INFO)
+        return None if made is None else msgspec.json.decode(made, type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, IrregularJsonError):
         return None
-    made = info.get(INFO) if isinstance(info, dict) else None
-    return made if isinstance(made, dict) else None
 
 
 def _kind(kind: str, has_mask: int, keep_existing: bool) -> str:
@@ -171,11 +173,16 @@ class _Writer:
 
     def _info(self, members: list[tuple[Any, ...]], made: dict[str, Any]) -> dict[str, Any]:
         """Return the file's own info with what is new; an info that is no object is kept under a key."""
-        info: Any = {}
+        own: dict[str, Any] = {}
         for key, begin, end, value in members:
             if key == "info":
-                info = msgspec.json.decode(value if begin is None else self.index.read(begin, end))
-        own = info if isinstance(info, dict) else {"source": info}
+                info = value.encode() if begin is None else self.index.read(begin, end)
+                is_object = info[:1] == b"{"
+                own = (
+                    msgspec.json.decode(info, type=dict[str, msgspec.Raw])
+                    if is_object
+                    else {"source": msgspec.Raw(info)}
+                )
         return {**own, INFO: made}
 
     def _list(self, records: Iterator[bytes]) -> None:

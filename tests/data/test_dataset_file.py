@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from detectron2.data.datasets import load_coco_json
-from sam_d2.data import load_dataset_file
+from sam_d2.data import inspect_dataset_file, load_dataset_file
+from sam_d2.data.image_root import alike_names
+from sam_d2.data.records import domain_name, made_by_model
+from sam_d2.doctor.checkup import check_dataset
+from sam_d2.doctor.parts import Source
 from sam_d2.errors import UserError
 
 EXTRA_KEYS = ["id", "area"]
@@ -111,9 +115,37 @@ def test_domain_and_provenance_are_carried_along(form, coco, dicts, write):
     assert sorted(record.get("domain", "") for record in records) == ["", "sketch"]
     found = [item.get("provenance") for record in records for item in record["annotations"]]
     assert [one for one in found if one is not None] == [{"model": "sam", "score": 0.9}]
-    image["domain"], annotation["provenance"] = "", "by sam"
-    with pytest.raises(UserError, match=r"(?s)domain: .*expected a name.*provenance: 'by sam'.*expected an object"):
-        load_dataset_file(write(content))
+
+
+@pytest.mark.parametrize("form", ["coco", "dicts"])
+def test_a_domain_and_a_provenance_that_mean_something_else_are_ignored(form, coco, dicts, write):
+    """Other programs may have such keys too: no training stops on them."""
+    content = {"coco": coco, "dicts": dicts}[form]
+    images = content["images"] if form == "coco" else content
+    annotations = content["annotations"] if form == "coco" else content[0]["annotations"]
+    for image in images:
+        image["domain"] = {"id": 4}
+    annotations[0]["provenance"] = "crowdsourced"
+    dataset = load_dataset_file(write(content))
+    warnings = [(one.severity, one.kind, one.field, one.found) for one in dataset.findings]
+    domain = ("warning", "foreign-value", "domain", "{'id': 4}")
+    assert sorted(warnings) == [domain, domain, ("warning", "foreign-value", "provenance", "'crowdsourced'")]
+    assert not any("domain" in record for record in dataset.dataset_dicts)
+    assert not any("provenance" in item for record in dataset.dataset_dicts for item in record["annotations"])
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("sketch", "sketch"), (3, "3"), (2.0, "2"), (0.25, "0.25"), (0, "0"), ("", None), (None, None), (True, None),
+     (["sketch"], None), (float("nan"), None), (float("inf"), None), ("half \ud83d", None)],
+)  # fmt: skip
+def test_a_number_is_taken_as_the_name_of_a_domain(domain, name):
+    assert domain_name(domain) == name
+
+
+def test_only_an_object_with_a_model_is_a_provenance():
+    made = [made_by_model(one) for one in ({"model": "sam"}, {"annotator": 7}, "sam", ["model"], 1, None)]
+    assert made == [True] + 5 * [False]
 
 
 def test_byte_order_mark_is_accepted(coco, write):
@@ -174,6 +206,29 @@ def test_beside_the_folder_of_annotations_images_lie_as_in_coco(folder, coco, wr
         load_dataset_file(elsewhere)
 
 
+@pytest.mark.parametrize("folder", ["images/valid", "valid"])
+def test_the_word_of_a_split_may_be_followed_by_others(folder, coco, write, tmp_path):
+    assert (
+        load_dataset_file(write(coco, "annotations/valid.coco.json", images=f"../{folder}")).image_root
+        == tmp_path / folder
+    )
+
+
+def test_names_that_begin_with_folders_that_were_left_behind(coco, write, tmp_path):
+    file = write(coco, "mine/data.json", images="train")
+    for image in coco["images"]:
+        image["file_name"] = f"data/iwp/train/{image['file_name']}"
+    file.write_text(json.dumps(coco))
+    lies = (
+        rf"'sam_d2_test_a\.png' lies in {tmp_path / 'mine' / 'train'}, but the names begin with 'data/iwp/train/': take"
+    )
+    with pytest.raises(UserError, match=lies) as error:
+        load_dataset_file(file, tmp_path / "mine" / "train")
+    assert "move that folder to a place that ends in data/iwp/train" in str(error.value)
+    with pytest.raises(UserError, match="name the folder that these names are relative to"):
+        load_dataset_file(file)  # which is not looked in
+
+
 def test_given_image_root_comes_first_and_working_directory_is_searched(coco, write, tmp_path, monkeypatch):
     file = write(coco, "json/dataset.json", images="../pictures")
     assert load_dataset_file(file, tmp_path / "pictures").image_root == tmp_path / "pictures"
@@ -211,6 +266,42 @@ def test_where_most_are_missing_it_may_be_either(coco, write):
         UserError, match=r"2 of 3 images are missing under .* restore .*; or name the folder .*Looked in"
     ):
         load_dataset_file(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "said"),
+    [
+        ("Test_B.PNG", "test_b.png", "'Test_B.PNG', but there is 'test_b.png'"),
+        ("Images/b.png", "images/b.png", "'Images/b.png', but there is 'images/b.png'"),
+        # a u with dots, as one character and as two, which a terminal shows alike
+        ("Z\u00fcrich.png", "Zu\u0308rich.png", r"'Z\xfcrich.png', but there is 'Zu\u0308rich.png'"),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_name_that_differs_in_case_or_accents_alone_is_said(name, there, said, images, coco, write, tmp_path):
+    coco["images"][0]["file_name"] = name
+    coco["images"] = coco["images"][:images]  # of one all are missing, of two half
+    coco["annotations"] = [item for item in coco["annotations"] if images == 2 or item["image_id"] == 20]
+    file = write(coco)
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    (finding,) = [one for one in inspect_dataset_file(file).findings if one.severity == "error"]
+    assert finding.found == f"1 of {images} images are missing under {tmp_path}: {said}"
+    assert finding.fix.startswith("write the names as the files have them")
+    if images == 2:
+        (finding,) = [one for one in check_dataset([Source("", file)]).findings if one.severity == "error"]
+        assert (finding.kind, finding.image_id) == ("image-missing", 20) and said.split(", but there is ")[
+            1
+        ] in finding.found
+
+
+def test_alike_names(tmp_path):
+    for name in ("a/x.png", "A/X.png", "b/y.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    names = ["folder.png", "A/x.PNG", "B/Y.png", "b/z.png", "../b/Y.png", "b/y.png/z", "", "/", f"{tmp_path}/B/y.png"]
+    assert alike_names(tmp_path, names) == {"B/Y.png": "b/y.png"}  # of the first there are two
 
 
 @pytest.mark.parametrize("name", ["../sam_d2_outside.png", "sub/../../sam_d2_outside.png", "{outside}"])

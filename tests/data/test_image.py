@@ -1,12 +1,13 @@
 """Reading image files: every kind becomes (H, W, 3) uint8, and a file that cannot is named."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 import sam_d2  # noqa: F401
 from detectron2.data import detection_utils
-from sam_d2.data.image import read_image
+from sam_d2.data.image import image_array, read_image
 from sam_d2.errors import UserError
 
 # Two pixels: red-ish and blue-ish, all six values different.
@@ -73,6 +74,39 @@ def test_sixteen_bit_is_scaled_by_its_maximum(tmp_path, values, expected):
     for name in ("a.png", "a.tif"):
         file = save(np.array([values], dtype=np.uint16), tmp_path / name)
         assert read_image(file).tolist() == [[[value] * 3 for value in expected]]
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_colours_of_sixteen_bits_have_one_scale(tmp_path, kind, bands):
+    """As sensors of 12 bits have them: Pillow would keep the upper 8 of 16, and show them black."""
+    file = tmp_path / f"a.{kind}"
+    values = np.array([[[0, 100, 400], [2000, 1000, 0]]], dtype=np.uint16)
+    alpha = np.full((1, 2, bands - 3), 4000, dtype=np.uint16)  # is dropped before the maximum is looked for
+    cv2.imwrite(str(file), np.concatenate([values[:, :, ::-1], alpha], axis=2))
+    expected = [[[0, 13, 51], [255, 128, 0]]]  # 255 / 2000 x (100, 400, 1000) = (12.75, 51, 127.5)
+    assert read_image(file).tolist() == expected
+    with Image.open(file) as opened:
+        assert image_array(opened, "BGR").tolist() == [[pixel[::-1] for pixel in expected[0]]]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(UserError, match=rf"a\.{kind}: not a readable image"):
+        read_image(file)
+
+
+def test_they_are_turned_too(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.tif"), np.array([[[0, 0, 0], [0, 0, 1000]]], dtype=np.uint16))
+    with Image.open(tmp_path / "a.tif") as image:
+        image.getexif()[0x0112] = 3  # by 180 degrees
+        assert image_array(image).tolist() == [[[255, 0, 0], [0, 0, 0]]]
+
+
+def test_a_large_image_is_made_rgb_in_parts(tmp_path, noise, monkeypatch):
+    palette = Image.fromarray(noise).convert("P")
+    whole = image_array(palette)
+    monkeypatch.setattr("sam_d2.data.image._PIXELS_AT_ONCE", 60 * 7)  # of 40 rows: 5 parts of 7, and 5 rows
+    np.testing.assert_array_equal(image_array(palette), whole)
+    np.testing.assert_array_equal(image_array(Image.fromarray(noise)), noise)
 
 
 def test_all_of_a_tall_image_has_one_scale(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sam_d2.data import json_records
-from sam_d2.data.json_records import IrregularJsonError, JsonRecords
+from sam_d2.data.json_records import IrregularJsonError, JsonRecords, first_member
 
 CONTENT = {
     "info": {"year": "2026", "note": 'brackets ]}{[ and "quotes" \\ \\" in text'},
@@ -47,6 +47,31 @@ def test_a_file_that_is_a_list(tmp_path):
     records = JsonRecords(file, ("",))
     assert [json.loads(content[begin:end]) for _, begin, end in records] == json.loads(content)
     assert records.members == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('{"info": {"a": [1, "}"]}, "images": []}', ("info", 9, 24)),
+        (' {\n"images" : [ {} ], "info": {}}', ("images", 14, 20)),
+        ('{"version": 1, "info": {}}', None),
+        ('{"version": "info", "info": {}}', None),
+        ("{}", None), ("[[1]]", None), ('"info"', None), ("", None),
+    ],
+)  # fmt: skip
+def test_first_member(tmp_path, content, found):
+    (tmp_path / "a.json").write_text(content)
+    assert first_member(tmp_path / "a.json") == found
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"images": [], "images": []}', '{"a": 1, "b": "a", "a": 2}', '{"images": [{}], "note": "a:", "images": [{}]}'],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(IrregularJsonError, match=r"'(images|a)' is there twice"):
+        list(JsonRecords(tmp_path / "a.json", KEYS))
 
 
 @pytest.mark.parametrize(

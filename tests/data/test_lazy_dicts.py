@@ -33,6 +33,7 @@ ODDITIES = {
     "short polygons": {"segmentation": [[1, 1, 2, 2]]},
     "polygon outside": {"segmentation": [[1, 1, 9, 1, 9, 4, 1, 4]], "bbox": [1, 1, 5, 3]},
     "line": {"segmentation": [[1, 1, 2, 1, 3, 1]]},
+    "provenance of another kind": {"provenance": "crowdsourced"},
     "run lengths": {"segmentation": {"size": [8, 6], "counts": [10, 4, 34]}, "bbox": [1, 2, 1, 4]},
 }
 
@@ -76,8 +77,8 @@ def test_lazy_dicts_are_those_of_a_file_read_at_once(odd, write, read_at_once, r
     assert list(found.dataset_dicts) == expected.dataset_dicts
     assert found.findings == expected.findings and len(found.findings) >= 9
     assert (found.classes, found.category_ids) == (expected.classes, expected.category_ids)
-    # of 22 three have no mask that can be used: [], null and the polygon of two points
-    assert count_annotations(found.dataset_dicts) == 19 + 3 * (not require_masks)
+    # of 24 three have no mask that can be used: [], null and the polygon of two points
+    assert count_annotations(found.dataset_dicts) == 21 + 3 * (not require_masks)
     later = indexed(file, require_masks=require_masks, check_annotations=False)
     assert list(later.dataset_dicts) == expected.dataset_dicts and later.findings == []
 
@@ -114,6 +115,28 @@ def test_the_full_checks_find_nothing_on_the_others(tmp_path):
     others = sorted(set(range(len(items))) - set(suspects))
     assert len(others) > 50 and findings(others) == []
     assert {finding.annotation_id for finding in findings(suspects)} == set(suspects)
+
+
+def test_whatever_the_full_checks_find_is_on_a_row_that_they_are_given(tmp_path):
+    """Also an outline that is too long, or too far out, in an image with room for its box, which fits."""
+    random = np.random.default_rng(7)
+    images, items = [], []
+    for row in range(300):
+        width, height = (2 ** random.uniform(3, 24, 2)).astype(int).tolist()
+        corners = int(2 ** random.uniform(1.7, 11))
+        points = random.uniform(0, 2 ** random.uniform(-0.5, 0.05, 2), (corners, 2)) * (width, height)
+        low, high = points.min(axis=0), points.max(axis=0)
+        box = [*low.tolist(), *(high - low).tolist()]
+        polygons = [part.ravel().tolist() for part in np.split(points, [3] if corners > 6 else [])]
+        images.append(Image(file_name="a.png", width=width, height=height))
+        items.append(CocoAnnotation(id=row, image_id=1, category_id=1, bbox=box, segmentation=polygons))
+    count = len(items)
+    table = AnnotationTable(tmp_path, items, images, [1] * count, list(range(count)), np.full(count, XYWH_ABS))
+    check_geometry(table)
+    found = {kind: len(rows) for kind, rows in table.kind_rows.items()}
+    assert min(found["polygon-long"], found["polygon-far"], found["polygon-outside"]) > 10
+    suspects = suspicious_rows(items, np.array([[image.width, image.height] for image in images]))
+    assert set().union(*table.kind_rows.values()) <= set(suspects.tolist())
 
 
 @pytest.mark.parametrize("form", ["indented", "compact", "uneven"])

@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
+from threading import Thread
 
+import msgspec
 import pytest
 
 from sam_d2.data.manifest import (
@@ -15,6 +17,7 @@ from sam_d2.data.manifest import (
 )
 from sam_d2.data.split import Split
 from sam_d2.errors import UserError
+from sam_d2.file_lock import FileLock
 
 ENTRY = ManifestDataset(
     classes=["iwp"],
@@ -41,6 +44,21 @@ def test_an_entry_is_written_in_the_documented_form_and_read_again(tmp_path):
     add_to_manifest(path, "nuts", ManifestDataset(["nut"], {"train": part}))
     assert read_manifest(path).datasets == {"iwp": ENTRY, "nuts": ManifestDataset(["nut"], {"train": part})}
     assert [item.name for item in path.parent.iterdir()] == ["datasets.json"]  # no temporary file is left
+
+
+def test_what_another_process_adds_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "datasets.json"
+    add_to_manifest(path, "iwp", ENTRY)
+    second = Thread(target=add_to_manifest, args=(path, "second", ENTRY))
+    with FileLock(tmp_path / ".datasets.json.lock") as lock:  # the other one has read the manifest, and will write it
+        lock.acquire()
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        path.write_bytes(msgspec.json.encode(Manifest(datasets={"iwp": ENTRY, "first": ENTRY})))
+    second.join(10)
+    assert list(read_manifest(path).datasets) == ["iwp", "first", "second"]
+    assert [item.name for item in tmp_path.iterdir()] == ["datasets.json"]
 
 
 def test_another_entry_of_the_same_name_must_be_asked_for(tmp_path):

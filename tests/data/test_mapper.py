@@ -342,7 +342,13 @@ def test_another_size_than_the_annotations_say(record):
         at_test()(entry)
     message = str(caught.value)
     assert message.startswith(f"{entry['file_name']} (image id 7): the file has 60 x 40 pixels")
-    assert "the annotations say 40 x 60. Correct" in message and "\n" not in message
+    assert "the annotations say 40 x 60; put back the image that was annotated, or, if" in message
+    assert "\n" not in message
+    entry.update(height=81, width=120)  # half of it, rounded
+    with pytest.raises(
+        UserError, match=r"it is 0\.5 times as large as the image that was annotated: put that one back"
+    ):
+        at_test()(entry)
 
 
 def test_size_is_filled_in_where_the_record_has_none(record):

@@ -174,8 +174,8 @@ def test_what_is_refused(put, tmp_path):
     output = tmp_path / "all.json"
     tagged = content()
     tagged["images"][1]["domain"] = "cartoon"
-    wrong = content()
-    wrong["images"][1]["domain"] = 4
+    numbered = content()
+    numbered["images"][1]["domain"] = 4
     lost = put("lost", content())
     (lost.file.parent / "b.png").unlink()
     infinite = put("infinite", content())
@@ -194,12 +194,18 @@ def test_what_is_refused(put, tmp_path):
         ([put("p", content(images=("a.png", "a.png")))], "1 image is in two records"),
         ([put("q", content([(1, "cat"), (2, "cat")]))], "2 have the name 'cat'; categories are merged by name"),
         ([put("sketch", tagged)], "image 6 is of domain 'cartoon' already, not 'sketch'"),
-        ([put("number", wrong)], "image 6, domain: 4 .*expected a name"),
+        ([put("number", numbered)], "image 6 is of domain '4' already, not 'number'"),
         ([lost], r"1 of 2 images are missing under .*: 'b\.png'"),
         ([infinite], "write null, or leave out what is NaN"),
     ]
     for sources, message in cases:
         with pytest.raises(UserError, match=f"(?s){message}"):
             merge_coco(sources, output)
+    mine = output.with_name("mine.json")
+    mine.write_text('{"info": {"description": "Merged by hand"}}')
+    with pytest.raises(UserError, match=r"mine\.json: exists and is no file that was merged here"):
+        merge_coco([a], mine)
+    mine.write_text(json.dumps(merge_coco([a], output).document))
+    assert merge_coco([a], mine).document["images"]  # of an earlier time
     with pytest.raises(UserError, match=r"a\.json would be overwritten"):
         merge_coco([a], a.file)

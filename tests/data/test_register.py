@@ -142,4 +142,17 @@ def test_what_a_dataset_holds_is_logged_in_a_line(coco, write, caplog):
     DatasetCatalog.get("made_train")
     # 7 instances of 7 classes, of which 6 occur; the most frequent first, 5 of them
     assert "made_train: 2 images, 7 instances of 7 classes (more 1 2, " in caplog.text
-    assert caplog.messages[-1].count(" 1, ") == 4 and caplog.messages[-1].endswith(", ...)")
+    assert caplog.messages[-1].count(" 1, ") == 4 and caplog.messages[-1].endswith(", ...); 1 image without any")
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_warnings_are_pointed_to_where_there_is_a_log(coco, write, caplog):
+    """What they are is said when the file is read, which is before a run has a folder."""
+    coco["annotations"][1]["bbox"] = [-9, 1, 12, 3]
+    file = write(coco)
+    register_dataset("made_train", file)
+    cached_dataset_file(file)
+    caplog.clear()
+    caplog.set_level("INFO", "sam_d2.data.register")
+    DatasetCatalog.get("made_train")
+    assert caplog.messages[1:] == [f"made_train: 1 warning; python tools/check_dataset.py {file} says them"]

@@ -157,7 +157,7 @@ WARNINGS = {
         (*ANNOTATION, "segmentation", [[1, 1, 3, 1, 3, 4, 1, 4], [-3, 1, 1, 1, 1, 3]]), "segmentation",
         "what lies outside the image is clipped"),
     "box far from its mask": (
-        (*ANNOTATION, "bbox", [4, 5, 2, 3]), "bbox", "the box is used as it is; was"),
+        (*ANNOTATION, "bbox", [4, 5, 2, 3]), "bbox", "the box is used as it is"),
     # the box of 2 x 3 px has the point as its corner: each grown by 1 px, the IoU is 4 / 20
     "mask without area": (
         (*ANNOTATION, "segmentation", [[1, 1, 1, 1, 1, 1]]), "segmentation", "the box is used as it is"),
@@ -180,6 +180,21 @@ def test_what_can_be_used_is_a_warning(case, coco, write, edit):
     assert [(item.severity, item.field) for item in dataset.findings] == [("warning", field)]
     assert dataset.findings[0].fix.startswith(fix)
     assert len(dataset.dataset_dicts) == 2
+
+
+@pytest.mark.parametrize(
+    ("box", "ending"),
+    [
+        # of the polygon's corners 20, 20 and 30, 35; as XYWH it ends at 50, 55
+        ([20, 20, 30, 35], "as it is; as XYXY it fits: --fix of tools/check_dataset.py writes XYWH"),
+        ([25, 30, 30, 35], "as it is"),  # as XYXY 5 x 5 of the 10 x 15 px
+    ],
+)
+def test_a_box_that_fits_its_mask_as_xyxy_is_said_to(box, ending, coco, write):
+    coco["images"][1] |= {"width": 60, "height": 80}  # the one that is named first in the annotations
+    coco["annotations"] = coco["annotations"][:1]
+    coco["annotations"][0] |= {"bbox": box, "segmentation": [[20, 20, 30, 20, 30, 35, 20, 35]]}
+    assert [item.fix for item in load_dataset_file(write(coco)).findings] == [f"the box is used {ending}"]
 
 
 def test_neither_box_nor_mask_with_area_stays_with_a_warning(coco, write):
@@ -332,9 +347,19 @@ def test_an_outline_may_come_by_each_pixel_of_its_image_four_times(points, kinds
     """Sides of 1,000 px to and fro in 1000 x 1000 px, the last one back to the first point."""
     coco["images"][0].update(width=1000, height=1000)
     zigzag = [number for point in range(points) for number in (1000 * (point % 2), point / 5)]
-    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "segmentation": [zigzag]}]
+    box = [0, 0, 1000, points / 5 - 0.2]  # fits, so that nothing but the outline is odd
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, "bbox": box, "segmentation": [zigzag]}]
     found = inspect_dataset_file(write(coco)).findings
     assert {one.kind for one in found if one.severity == "error"} == kinds
+
+
+@pytest.mark.parametrize(("right", "kinds"), [(1e6, set()), (1e6 + 1, {"polygon-far"})])
+def test_a_polygon_inside_its_image_may_be_a_million_pixels_away(right, kinds, coco, write):
+    coco["images"][0].update(width=2**31 - 1, height=60)
+    x = right - 20
+    polygon = {"bbox": [x, 5, 20, 20], "segmentation": [[x, 5, right, 5, right, 25, x, 25]]}
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": 20, **polygon}]
+    assert {one.kind for one in inspect_dataset_file(write(coco)).findings} == kinds
 
 
 FAR = [0, 0, 5, 0, 5, 99_000]  # 5 px, and twice 99,000

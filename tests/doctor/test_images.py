@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,9 +44,13 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:1500])
 
 
-def deep_colours(folder):
-    import cv2
+def four_bands(folder):
+    """A TIFF of 16 bits under the name of the PNG."""
+    cv2.imwrite(str(folder / "doctor_1.tif"), noise(HEIGHT, WIDTH, 4).astype(np.uint16) * 200)
+    (folder / "doctor_1.tif").replace(folder / "doctor_1.png")
 
+
+def deep_colours(folder):
     cv2.imwrite(str(folder / "doctor_1.png"), noise(HEIGHT, WIDTH, 3).astype(np.uint16) * 200)
 
 
@@ -58,6 +63,7 @@ CASES = {
     "alpha": (lambda folder: save(folder, noise(HEIGHT, WIDTH, 4)), {"image-alpha"}),
     "grey": (lambda folder: save(folder, noise(HEIGHT, WIDTH)), {"image-grey"}),
     "grey with alpha": (lambda folder: save(folder, noise(HEIGHT, WIDTH, 2)), {"image-grey", "image-alpha"}),
+    "four bands": (four_bands, {"image-16-bit", "image-alpha"}),
     "16 bits": (wide, {"image-16-bit"}),
     "colours of 16 bits": (deep_colours, {"image-16-bit"}),
     "turned": (turned, {"image-exif"}),

@@ -117,9 +117,10 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "long outline with an odd one": (
         (*FIRST, "segmentation", [[5, 5, 15, 5, 15, 600_000, 5, 600_000], [5, 5, 15, 5, 15, 15, 5]]),
         "polygon-long", ANNOTATION, False),
-    # 40 px to and fro, 26,000 times
+    # 40 px to and fro, 26,000 times; the box fits
     "long outline inside": (
         lambda c: c["annotations"][0].update(
+            bbox=[0, 0, 40, 30],
             segmentation=[[x for place in range(26_000) for x in (40 * (place % 2), place / 1000)] + [0, 30]]),
         "polygon-long", ANNOTATION, False),
     "polygon of two points": (
@@ -166,6 +167,10 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "image missing": (("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
     "path that leaves": (("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
     "no annotations": (("annotations", []), "no-annotations", FILE, False),
+    "NaN that nobody reads": ((*FIRST, "score", NAN), "not-strict-json", ANNOTATION, False),
+    "NaN in the file's info": (("info", "year", NAN), "not-strict-json", FILE, False),
+    "domain of another kind": (("images", 0, "domain", {"id": 4}), "foreign-value", IMAGE, False),
+    "provenance of another kind": ((*FIRST, "provenance", "crowdsourced"), "foreign-value", ANNOTATION, False),
     "all crowd": (all_annotations(iscrowd=1), "all-crowd", FILE, False),
 }  # fmt: skip
 # Beside what a case is about, what follows from it.
@@ -250,6 +255,92 @@ def test_a_file_that_is_no_dataset(content, kind, tmp_path):
     assert checkup.exit_code == 2
 
 
+def test_one_unknown_category_is_not_all_ids_one_off(coco, write):
+    """With ids 1 and 5, one 4 may be a mistake for either, and so it is for all annotations with it."""
+    coco["categories"][1]["id"] = 5
+    for one in coco["annotations"]:
+        one["category_id"] = 4
+    kinds = kinds_of(check_dataset([Source("", write(coco))]))
+    assert kinds == {"unknown-category", "category-unused"}
+    coco["categories"] = [{"id": 5, "name": "shape"}]  # of one alone it is the only one meant
+    assert "category-ids-shifted" in kinds_of(check_dataset([Source("", write(coco))]))
+
+
+def as_fractions(content):
+    """Of images of 40 x 30 px."""
+    for one in content["annotations"]:
+        one["bbox"] = [number / size for number, size in zip(one["bbox"], 2 * (WIDTH, HEIGHT), strict=True)]
+        one["segmentation"] = [
+            [number / (WIDTH, HEIGHT)[place % 2] for place, number in enumerate(polygon)]
+            for polygon in one["segmentation"]
+        ]
+        one["area"] = one["bbox"][2] * one["bbox"][3]
+
+
+def test_coordinates_as_fractions_are_one_finding(coco, write):
+    as_fractions(coco)
+    (finding,) = check_dataset([Source("", write(coco))]).findings
+    assert (finding.kind, finding.severity) == ("coordinates-normalised", "warning")
+    assert finding.found.startswith("all boxes and masks of 4 annotations")
+    coco["annotations"][0] |= {"bbox": [0.5, 0.5, 0.6, 0.4], "segmentation": [[0.5, 0.5, 1.1, 0.5, 1.1, 0.9, 0.5, 0.9]]}
+    kinds = kinds_of(check_dataset([Source("", write(coco))]))  # 1.1 is in no image
+    assert "coordinates-normalised" not in kinds and "mask-empty" in kinds
+
+
+def test_boxes_as_fractions_are_told_where_there_are_no_masks(coco, write):
+    as_fractions(coco)
+    for one in coco["annotations"]:
+        one["segmentation"] = []
+    assert kinds_of(check_dataset([Source("", write(coco))])) == {"no-masks", "coordinates-normalised"}
+    coco["annotations"] = coco["annotations"][:1]
+    assert "coordinates-normalised" not in kinds_of(check_dataset([Source("", write(coco))]))
+
+
+def test_annotations_without_a_box_are_not_a_file_of_boxes_alone(coco, write):
+    for one in coco["annotations"]:
+        del one["bbox"], one["segmentation"]
+    findings = check_dataset([Source("", write(coco))]).findings
+    assert [one.kind for one in findings] == 8 * ["missing-key"]  # box and mask of four
+
+
+def test_images_of_lvis_have_no_names(coco, write):
+    """One finding says so, and not one of each image; a file in which one image alone has no name is another matter."""
+    for image in coco["images"]:
+        image["coco_url"] = "http://images.cocodataset.org/train2017/" + image.pop("file_name")
+    findings = [one for one in check_dataset([Source("", write(coco))]).findings if one.severity == "error"]
+    assert [(one.kind, one.image_id, one.field) for one in findings] == [("missing-key", None, "images.file_name")]
+    assert "end of the coco_url" in findings[0].fix
+    coco["images"][1]["file_name"] = "doctor_2.png"
+    findings = [one for one in check_dataset([Source("", write(coco))]).findings if one.severity == "error"]
+    assert [(one.kind, one.image_id, one.field) for one in findings] == [("missing-key", 1, "file_name")]
+
+
+@pytest.mark.parametrize(
+    ("content", "program"),
+    [
+        (b'[{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": []}]}]', "Label Studio"),
+        (b'{"shapes": [{"label": "a", "points": [[1, 2]]}], "imagePath": "a.png", "imageHeight": 6}', "LabelMe"),
+        (b'{"a.png12": {"filename": "a.png", "size": 12, "regions": []}}', "VGG Image Annotator"),
+        (b'{"_via_img_metadata": {"a.png12": {"filename": "a.png", "regions": {}}}}', "VGG Image Annotator"),
+    ],
+)
+def test_the_form_of_another_program_is_named_with_its_way_to_coco(content, program, tmp_path):
+    file = tmp_path / "other.json"
+    file.write_bytes(content)
+    (finding,) = check_dataset([Source("", file)]).findings
+    assert finding.kind == "wrong-form" and program in finding.found and "COCO" in finding.fix
+
+
+@pytest.mark.parametrize("key", ["info", "images", "annotations", "categories"])
+def test_a_key_of_the_file_that_is_there_twice(key, coco, write):
+    """The doctor reads the last one, as training does."""
+    rest = json.dumps(coco)[1:]
+    file = write(b'{ "%s": [{"a": [1]}, {}],"note":"\\"{",\n%s' % (key.encode(), rest.encode()))
+    assert [(one.kind, one.field) for one in check_dataset([Source("", file)]).findings] == [("key-twice", key)]
+    sound = write(b'{ "note":"\\"{",\n%s' % rest.encode())
+    assert not check_dataset([Source("", sound)]).findings
+
+
 def test_a_file_that_is_not_there(tmp_path):
     assert kinds_of(check_dataset([Source("", tmp_path / "none.json")])) == {"file-unreadable"}
 
@@ -266,6 +357,8 @@ DICTS: dict[str, tuple[Any, str, tuple, bool]] = {
     "polygon outside": (
         [(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
              (0, "annotations", 0, "bbox", [30, 5, 40, 15])], "polygon-outside", (1, "annotations[0]"), True),
+    "NaN that nobody reads": ((0, "annotations", 1, "score", NAN), "not-strict-json", (1, "annotations[1]"), False),
+    "image's NaN that nobody reads": ((0, "gps", [NAN]), "not-strict-json", IMAGE, False),
     "image id twice": ((1, "image_id", 1), "image-id-twice", IMAGE, False),
 }  # fmt: skip
 

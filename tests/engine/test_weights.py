@@ -46,6 +46,12 @@ def test_another_name_gives_no_address():
     assert "http" not in str(caught.value)
 
 
+def test_a_name_beside_it_is_suggested(tmp_path):
+    (tmp_path / "model_final.pth").touch()
+    with pytest.raises(UserError, match=rf"Did you mean 'model_final\.pth', which lies in {tmp_path}\? Set train"):
+        find_weights(str(tmp_path / "model_fnal.pth"))
+
+
 def test_a_folder_is_not_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match="is not found"):
         find_weights(str(tmp_path))

@@ -124,6 +124,26 @@ def test_problems_are_those_of_a_dataset_read_whole(index, boxes, tmp_path, chan
     assert not list(tmp_path.glob("*.sqlite")) and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"note": "kept', '"score": NaN, "note": "kept', "image 40, annotation 9, score: NaN is no JSON;.*write null"),
+        ('"note": "kept', '"note": "\\ud83d kept', r'image 40, annotation 9, note: "\\ud83d kept .* is no JSON'),
+        ('"captured":', '"gps": [-Infinity], "captured":', r"image 30, gps: \[-Infinity\] is no JSON"),
+        ('"supercategory":', '"weight": NaN, "supercategory":', r"categories\[0\]\.weight: NaN is no JSON"),
+        ('"year": 2026', '"year": NaN', 'info: .*NaN} is no JSON'),
+        ('"revision": 12', '"revision": 12, "revision": 13', "'revision' is there twice: join both"),
+    ],
+)  # fmt: skip
+def test_what_is_no_json_is_named_before_anything_is_made(index, boxes, old, new, message):
+    """Training reads these files; here records are copied as they stand, and must be JSON."""
+    text = boxes.read_text()
+    assert text.count(old) == 1
+    boxes.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        index(boxes)
+
+
 def test_a_file_that_is_cut_off(index, boxes):
     boxes.write_text(boxes.read_text()[:-30])
     with pytest.raises(UserError, match="the file is cut off: a value begun at line 1"):

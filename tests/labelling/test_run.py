@@ -1,6 +1,7 @@
 """How the images of a dataset are divided among processes, and what the line of a run says."""
 
 import io
+import json
 import sqlite3
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.utils import comm
 from sam_d2.labelling import progress
 from sam_d2.labelling.index import DatasetIndex, build_index
 from sam_d2.labelling.journal import MADE, FinishedImage, Journal, MadeAnnotation
+from sam_d2.labelling.output import read_info
 from sam_d2.labelling.progress import LabelProgress
 from sam_d2.labelling.run import LabellingRun
 
@@ -48,6 +50,22 @@ def test_a_batch_is_there_whole_or_not_at_all(begun):
         writer.write([FinishedImage(1, [twice]), FinishedImage(3, [twice])])
     assert list(begun.journal.made()) == []
     assert begun.journal.finished(5).tolist() == [True, False, False, False, False]
+
+
+def test_what_made_a_file_is_found_however_long_its_info_is(boxes, tmp_path):
+    content = json.loads(boxes.read_text())
+    content["info"] = {"description": "x" * (1 << 21), "largest": [], "scale": "1e400"}
+    for item in content["annotations"]:
+        item["iscrowd"] = 1  # passed on, so that no model is needed
+    boxes.write_text(json.dumps(content).replace('"1e400"', "1e400"))  # JSON, and beyond a float
+    journal = Journal(tmp_path / "journal")
+    journal.begin({}, lambda path: build_index(boxes, None, (), path), threads=1)
+    run = LabellingRun(boxes, tmp_path / "out.json", journal, keep_existing=False, batch_size=2)
+    counts = run.join(DatasetIndex(journal.index, boxes), {"model": "sam"})
+    made = read_info(tmp_path / "out.json")
+    assert counts.crowd == 10 and made["model"] == "sam" and made["annotations"]["crowd"] == 10
+    assert '"scale":1e400' in (tmp_path / "out.json").read_text()
+    assert read_info(boxes) is None
 
 
 def test_the_line(monkeypatch):
