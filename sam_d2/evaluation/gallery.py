@@ -205,9 +205,7 @@ def write_tiles(
     if handles:
         figure.legend(
             handles=list(handles),
-            loc="outside upper right"
-            if columns > 1
-            else "outside lower center",  # a lone title fills the line
+            loc="outside upper right" if columns > 1 else "outside lower center",  # a lone title fills the line
             ncols=len(handles),
             fontsize=13,
         )
