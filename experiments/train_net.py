@@ -167,11 +167,11 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from detectron2.solver import LRMultiplier
     from detectron2.utils import comm
     from sam_d2.config import save_config
-    from sam_d2.config_dataset import log_dataset_settings
+    from sam_d2.config_dataset import log_dataset_settings, require_annotations
     from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
-    from sam_d2.engine.distributed import choose_amp_dtype, distribute, share_buffers
+    from sam_d2.engine.distributed import choose_amp_dtype, distribute, in_main_process, share_buffers
     from sam_d2.engine.early_stop import EarlyStop
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.embedding_cache import use_embedding_cache
@@ -190,6 +190,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     model = build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
     record = run_record(cfg, loader.records)
+    require_annotations(cfg, loader.records)
     log_dataset_settings(cfg, loader.size)
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)
@@ -261,6 +262,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         model.train()
     if start >= cfg.train.max_iter:
         logger.info("Already trained to step %d: only scored. To train on, raise train.max_iter", start)
+        final = output / f"{FINAL}.pth"  # of a run that was stopped, and is to end here, there is none
+        in_main_process(lambda: final.is_file() or checkpointer.save(FINAL, iteration=start - 1), output)
     if cache is not None and hasattr(loader.mapper, "is_cached"):
         with trainer.autocast():
             loader.mapper.is_cached = cache.lookup(model)

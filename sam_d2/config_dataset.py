@@ -101,6 +101,25 @@ def set_tasks(cfg: DictConfig, dataset: str) -> None:
         cfg.dataloader.evaluator.tasks = ["bbox"]
 
 
+def require_annotations(cfg: DictConfig, records: Sequence[dict[str, Any]]) -> None:
+    """Refuse a training that could learn nothing.
+
+    Args:
+        cfg: of the run, completed.
+        records: the training dataset's dicts.
+
+    Raises:
+        UserError: none of them has an annotation.
+    """
+    from sam_d2.data.findings import plural
+
+    if not any(len(record.get("annotations", ())) for record in records):
+        raise UserError(
+            f"{cfg.dataloader.train.dataset.names}: none of its {plural(len(records), 'image')} has an annotation, so "
+            "there is nothing to learn. Name another dataset, or annotate it."
+        )
+
+
 def log_dataset_settings(cfg: DictConfig, images: int) -> None:
     """Log the number of classes, and the length of the training in epochs.
 

@@ -26,6 +26,7 @@ from sam_d2.engine.resume import check_resume
 from sam_d2.engine.test_checks import check_tests
 from sam_d2.engine.weights import find_weights
 from sam_d2.engine.whole_checkpoint import has_checkpoint as has_checkpoint_in
+from sam_d2.engine.whole_checkpoint import whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.file_lock import FileLock
 
@@ -162,10 +163,10 @@ def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:
     """Return the checkpoint that ``--eval-only`` means, and log which it is.
 
     What the command line names wins; then comes the run's own ``model_final.pth``; then what the config begins
-    with, which is the model before training.
+    with, which is the model before training, where none was.
 
     Raises:
-        UserError: there is none of the three, or the file does not exist.
+        UserError: there is none of the three, the file does not exist, or the run has not ended.
     """
     final = Path(cfg.train.output_dir) / f"{FINAL}.pth"
     named = any(option.lstrip("+").startswith("train.init_checkpoint=") for option in args.opts)
@@ -173,6 +174,11 @@ def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:
         found, why = find_weights(cfg.train.init_checkpoint), "named on the command line"
     elif final.is_file():
         found, why = final, "the run's final checkpoint"
+    elif newest := whole_checkpoint(final.parent)[0]:
+        raise UserError(
+            f"--eval-only: {final} does not exist: the run has not ended. Add train.init_checkpoint={newest} to score "
+            "that, or go on with --resume."
+        )
     elif cfg.train.init_checkpoint:
         found, why = find_weights(cfg.train.init_checkpoint), f"the config's; {final} does not exist"
     else:
