@@ -4,7 +4,7 @@
   python tools/check_dataset.py cells                           # a name: all of its files, and against one another
   python tools/check_dataset.py data/cells --images             # a folder; every image is read too
   python tools/check_dataset.py cells.json --fix cells_mended.json
-  python tools/check_dataset.py cells --json findings.json      # every finding, not the first few of each kind
+  python tools/check_dataset.py cells --json findings.json      # up to 10,000 of each kind, not the first few
 
 docs/check-dataset.md lists the checks and what --fix mends. Nothing is ever changed in place.
 Exit code: 0 nothing found, 1 warnings, 2 errors (with --fix: those that are left in the copy), or wrong arguments.
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", action="store_true", help="read every image, and compare their pixels")
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of the images of a FILE")
     parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a mended copy of a dataset of one file")
-    parser.add_argument("--json", type=Path, metavar="REPORT", help="write all findings")
+    parser.add_argument("--json", type=Path, metavar="REPORT", help="write the findings, of each kind up to 10,000")
     return parser
 
 

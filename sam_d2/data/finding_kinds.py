@@ -37,8 +37,8 @@ KINDS: dict[str, Kind] = {
     "wrong-type": Kind(
         "error",
         "a value is of the wrong type, or out of range",
-        '7.0 or "7": 7; other annotation ids: new ones; box, area: the mask\'s; polygon not in a list: put into one; '
-        "image size: the file's",
+        '7.0 or "7": 7; other annotation ids: new ones; iscrowd null: 0; box, area: the mask\'s; '
+        "polygon in no list, or of points: [[x1, y1, ...]]; image size: the file's",
     ),
     # ids and names
     "no-images": Kind("error", "there are no images"),
@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
     "polygon-long": Kind(
         "error", "outlines are longer than their image has room for", "what lies inside, where that has room"
     ),
-    "polygon-short": Kind("warning", "a polygon has fewer than 3 points", "the polygon is left out"),
+    "polygon-short": Kind("warning", "a polygon has fewer than 3 points", "one of all points; else it is left out"),
     "polygon-outside": Kind("warning", "a polygon reaches outside of its image", "what lies inside"),
     "polygon-all-outside": Kind("warning", "polygons lie outside of their image"),
     "polygon-crossing": Kind("warning", "an outline crosses itself"),

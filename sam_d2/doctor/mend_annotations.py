@@ -82,10 +82,10 @@ class _Mender:
         return sorted(found.items())
 
     def nest_polygons(self) -> None:
-        """Put a polygon that stands where a list of polygons is expected into one."""
+        """Put a polygon that stands where a list of polygons is expected into one, and points into their polygon."""
         for row, item in enumerate(self.part.table.annotations):
-            if item.segmentation is UNSET and _is_polygon(polygon := self.raws[row].get("segmentation")):
-                self.raws[row]["segmentation"] = [polygon]
+            if item.segmentation is UNSET and (polygons := _as_polygons(self.raws[row].get("segmentation"))):
+                self.raws[row]["segmentation"] = polygons
                 self.counts["wrong-type"] += 1
                 self.waiting.add(row)
 
@@ -123,12 +123,18 @@ class _Mender:
             if id(self.raws[row]) not in dropped:
                 self.raws[row]["iscrowd"] = 0
                 self.counts["iscrowd-absent"] += 1
+        for row, item in enumerate(self.part.table.annotations):
+            if item.iscrowd is UNSET and self.raws[row]["iscrowd"] is None and id(self.raws[row]) not in dropped:
+                self.raws[row]["iscrowd"] = 0
+                self.counts["wrong-type"] += 1
 
     def masks(self) -> None:
         """Leave out polygons of under 3 points, and clip those that reach outside, also far."""
         for row, kind in self.rows(["polygon-short"]):
             raw = self.raws[row]
-            raw["segmentation"] = [one for one in raw["segmentation"] if len(one) % 2 or len(one) >= MIN_POLYGON]
+            polygon = _from_points(raw["segmentation"])  # a point is no polygon
+            kept = [one for one in raw["segmentation"] if len(one) % 2 or len(one) >= MIN_POLYGON]
+            raw["segmentation"] = [polygon] if polygon else kept
             self.counts[kind] += 1
             self.waiting.add(row)
         usable = self.columns.has_mask()
@@ -214,6 +220,21 @@ class _Mender:
 
     def _unread(self, row: int, key: str) -> str:
         return "wrong-type" if key in self.raws[row] else "missing-key"
+
+
+def _as_polygons(value: Any) -> list[list[float]]:
+    """Return a lone polygon, or polygons of points [[x, y], ...], as a list of polygons; else an empty list."""
+    if _is_polygon(value):
+        return [value]
+    polygons = [one if _is_polygon(one) else _from_points(one) for one in value] if isinstance(value, list) else []
+    return polygons if all(polygons) else []
+
+
+def _from_points(value: Any) -> list[float]:
+    """Return points [[x, y], ...] as x1, y1, ...; an empty list where they are no polygon."""
+    points = isinstance(value, list) and all(isinstance(one, list) and len(one) == 2 for one in value)
+    polygon = [number for one in value for number in one] if points else []
+    return polygon if _is_polygon(polygon) else []
 
 
 def _is_polygon(value: Any) -> bool:

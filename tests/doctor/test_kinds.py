@@ -69,6 +69,8 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "area is a text": ((*FIRST, "area", "100"), "wrong-type", ANNOTATION, True),
     "polygon in no list": (
         (*FIRST, "segmentation", [5, 5, 15, 5, 15, 15, 5, 15]), "wrong-type", ANNOTATION, True),
+    "polygon of points": (
+        (*FIRST, "segmentation", [[[5, 5], [15, 5], [15, 15], [5, 15]]]), "wrong-type", ANNOTATION, True),
     "polygon of texts": ((*FIRST, "segmentation", [["5", 5, 15, 5, 15, 15]]), "wrong-type", ANNOTATION, False),
     "no categories": (("categories", []), "no-categories", FILE, False),
     "image id twice": (("images", 0, "id", 2), "image-id-twice", (2, None), False),
@@ -148,6 +150,7 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "box far from an RLE": (
         [(*FIRST, "segmentation", rle(5, 5, 15, 15)), (*FIRST, "bbox", [25, 18, 10, 10])],
         "box-far", ANNOTATION, False),
+    "iscrowd is null": ((*FIRST, "iscrowd", None), "wrong-type", ANNOTATION, True),
     "no iscrowd": ((*FIRST, "iscrowd", ...), "iscrowd-absent", ANNOTATION, True),
     "no area": ((*FIRST, "area", ...), "area-absent", ANNOTATION, True),
     "negative area": ((*FIRST, "area", -1), "area-negative", ANNOTATION, True),
@@ -413,6 +416,28 @@ def test_a_box_without_a_mask_is_kept_for_what_makes_its_mask(mask, coco, write)
         ("mask-absent", 2),
     ]
     assert "tools/masks_from_boxes.py --keep-existing" in result.checkup.findings[0].fix
+
+
+@pytest.mark.parametrize(
+    ("mask", "mended"),
+    [
+        ([[[5, 5], [15, 5], [15, 15], [5, 15]]], [SQUARE]),
+        ([[[5, 5], [15, 5], [15, 15], [5, 15]], SQUARE], [SQUARE, SQUARE]),
+        ([[5, 5], [15, 5], [15, 15], [5, 15]], [SQUARE]),  # read as four polygons of one point
+        ([[5, 5], [15, 5], [15, 15], [5, 15], [5, 5, 15, 15]], []),
+        ([SQUARE, [5, 5]], [SQUARE]),
+        ([[[5, 5], [15, 5]]], None),  # the rest is left as it is
+        ([[[5, 5], [15, 5], [15, "15"]]], None),
+        ([[[5, 5, 1], [15, 5, 1], [15, 15, 1]]], None),
+        ([[[5, 5], [15, 5], [15, 15]], []], None),
+        ({"0": SQUARE}, None),
+    ],
+)
+def test_points_that_are_lists_become_polygons(mask, mended, coco, write):
+    coco["annotations"][0]["segmentation"] = mask
+    file = write(coco)
+    document = mend(Source("", file), check_dataset([Source("", file)])).document
+    assert document["annotations"][0]["segmentation"] == (mask if mended is None else mended)
 
 
 def test_of_annotations_that_are_there_twice_copies_alone_are_left_out(coco, write):

@@ -258,6 +258,10 @@ def test_every_kind_is_documented_as_it_is():
         mended = f"{kind.mended} |" if kind.mended else "|"
         assert f"| `{name}` | {kind.severity} | {kind.title} | {mended}" in text, name
     assert text.count("\n| `") == len(KINDS)
+    errors, mended = (sum(map(bool, chosen)) for chosen in zip(
+        *((kind.severity == "error", kind.mended) for kind in KINDS.values()), strict=True))  # fmt: skip
+    numbers = f"knows {len(KINDS)} kinds of findings, {errors} of them errors; --fix mends {mended}."
+    assert numbers in (ROOT / "docs" / "reliability.md").read_text()
 
 
 @pytest.mark.parametrize("part", ["train2017", "val2017"])
