@@ -171,11 +171,12 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     from sam_d2.data.canvas_fit import log_canvas_fit
     from sam_d2.engine.best import BestCheckpoint
     from sam_d2.engine.checkpoint import FINAL, RECORD, PeriodicCheckpoint
-    from sam_d2.engine.distributed import choose_amp_dtype, distribute, share_buffers
+    from sam_d2.engine.distributed import choose_amp_dtype, distribute, in_main_process, share_buffers
     from sam_d2.engine.early_stop import EarlyStop
     from sam_d2.engine.ema import AverageCheckpointer, WeightAverage
     from sam_d2.engine.embedding_cache import use_embedding_cache
     from sam_d2.engine.graceful_stop import EVALUATION_DUE, CatchUp, GracefulStop, SafeEvaluation, how_to_go_on
+    from sam_d2.engine.optim import build_optimizer
     from sam_d2.engine.progress import ProgressLine
     from sam_d2.engine.resume import apply_options, optimizer_options, run_record, weights_text
     from sam_d2.engine.run import has_checkpoint, initial_weights
@@ -193,8 +194,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     if hasattr(model, "canvas"):
         log_canvas_fit(loader.dataset, model.canvas)
     cache = use_embedding_cache(cfg, model, loader.mapper, loader.size)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer, model)
     evaluation = build_evaluation(cfg)
     validation = instantiate(cfg.dataloader.validation) if cfg.train.validation_loss else None
     if cfg.train.early_stop.metric is None:
@@ -239,7 +239,7 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
     evaluated = [
         SafeEvaluation(cfg.train.eval_period, evaluate, checkpointer),
         best,
-        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop),
+        EarlyStop(cfg.train.eval_period, checkpointer, **cfg.train.early_stop, max_iter=cfg.train.max_iter),
         checkpoint,
     ]
     catch_up = CatchUp(evaluated)
@@ -261,6 +261,8 @@ def do_train(cfg: DictConfig, args: argparse.Namespace) -> None:
         model.train()
     if start >= cfg.train.max_iter:
         logger.info("Already trained to step %d: only scored. To train on, raise train.max_iter", start)
+        final = output / f"{FINAL}.pth"  # of a run that was stopped, and is to end here, there is none
+        in_main_process(lambda: final.is_file() or checkpointer.save(FINAL, iteration=start - 1), output)
     if cache is not None and hasattr(loader.mapper, "is_cached"):
         with trainer.autocast():
             loader.mapper.is_cached = cache.lookup(model)

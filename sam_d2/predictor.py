@@ -23,6 +23,7 @@ from sam_d2.detector import Detector
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.engine.distributed import choose_device
 from sam_d2.errors import UserError
+from sam_d2.evaluation.coco_evaluator import encode_masks
 from sam_d2.evaluation.detections import ImageDetections
 from sam_d2.model_classes import ModelClasses, classes_of
 from sam_d2.model_source import find_model
@@ -141,6 +142,7 @@ class Predictor:
         points: Any = None,
         labels: Any = None,
         multimask: bool = False,
+        rle: bool = False,
     ) -> Instances:
         """Return the mask of each prompt; of a detector, which takes none, everything that it finds.
 
@@ -161,6 +163,9 @@ class Predictor:
                 prompt i. SAM's published weights have learned them, and what is fine-tuned from those; a training
                 from random weights only where ``model.multimask`` says so. Otherwise each prompt has the mask that an
                 evaluation gives it.
+            rle: ``pred_masks_rle`` in place of ``pred_masks``: a list of N compressed run lengths, as pycocotools has
+                them. Dense masks take N * H0 * W0 bytes; for run lengths SAM never holds all of them dense. A detector
+                makes dense ones, which are then encoded.
 
         Returns:
             Instances on the CPU, original frame, one row per mask: ``pred_masks`` (N, H0, W0) bool, ``pred_boxes``,
@@ -179,7 +184,8 @@ class Predictor:
                 raise UserError("Predictor: this model takes no prompts; call it with the image alone.")
             if isinstance(image, EncodedImage):
                 raise UserError("Predictor: a detector takes the image itself.")
-            return self.detector(_pixels(image, self.detector.input_format))
+            found = self.detector(_pixels(image, self.detector.input_format))
+            return _encoded(found) if rle else found
         if boxes is None and points is None:
             if labels is not None or multimask or not self.finder:
                 raise UserError(
@@ -188,23 +194,28 @@ class Predictor:
                 )
             if isinstance(image, EncodedImage):
                 raise UserError("Predictor: a detector takes the image itself.")
-            return self._in_found_boxes(image)
+            return self._in_found_boxes(image, rle)
         if not isinstance(image, EncodedImage):
             image = self.encode(image)
         prompts = _prompts(boxes, points, labels, image.original).rescaled(image.original, image.resized)
         if multimask:
-            return self._three_masks(image, prompts)
+            return self._three_masks(image, prompts, rle)
         height, width = image.original
-        result = self.model.predict(image.embedding, prompts, image.resized, {"height": height, "width": width})
+        sample = {"height": height, "width": width}
+        result = self.model.predict(image.embedding, prompts, image.resized, sample, rle=rle)
         result.remove("pred_classes")
         return result.to("cpu")
 
-    def _in_found_boxes(self, image: str | Path | np.ndarray | Image.Image) -> Instances:
+    def _in_found_boxes(self, image: str | Path | np.ndarray | Image.Image, rle: bool) -> Instances:
         asked = self.finder(lambda order: _pixels(image, order))
-        return self._in_prompts(self.encode(image), asked)
+        return self._in_prompts(self.encode(image), asked, rle)
 
     def in_boxes_of(
-        self, image: str | Path | np.ndarray | Image.Image | EncodedImage, found: ImageDetections
+        self,
+        image: str | Path | np.ndarray | Image.Image | EncodedImage,
+        found: ImageDetections,
+        *,
+        rle: bool = False,
     ) -> tuple[Instances, Counter[str]]:
         """Return the masks in boxes that another system has found, as an evaluation with ``--prompt-boxes`` does.
 
@@ -214,6 +225,7 @@ class Predictor:
         Args:
             image: as :meth:`encode` takes it, or what it returned.
             found: N boxes of the image with scores and classes.
+            rle: run lengths in place of dense masks, as a call gives them.
 
         Returns:
             Instances as a call with a detector gives them, and how many boxes were left out or clipped, by the keys of
@@ -225,18 +237,25 @@ class Predictor:
         if not isinstance(image, EncodedImage):
             image = self.encode(image)
         asked, counts = self.finder.prompts(found, image.original)
-        return self._in_prompts(image, asked), counts
+        return self._in_prompts(image, asked, rle), counts
 
-    def _in_prompts(self, encoded: EncodedImage, asked: Instances) -> Instances:
+    def _in_prompts(self, encoded: EncodedImage, asked: Instances, rle: bool) -> Instances:
         prompts = Prompts(boxes=asked.pred_boxes.tensor).rescaled(encoded.original, encoded.resized)
         height, width = encoded.original
         sample = {"height": height, "width": width, "prompt_instances": asked}
         recipe = detector_recipe(self.model.prompts, self.model.test_prompts)
-        result = self.model.predict(encoded.embedding, prompts, encoded.resized, sample, recipe).to("cpu")
-        return result[result.scores.argsort(descending=True, stable=True)]
+        result = self.model.predict(encoded.embedding, prompts, encoded.resized, sample, recipe, rle=rle).to("cpu")
+        order = result.scores.argsort(descending=True, stable=True)
+        if not rle:
+            return result[order]
+        codes = result.pred_masks_rle
+        result.remove("pred_masks_rle")  # a list takes no tensor of indices
+        result = result[order]
+        result.pred_masks_rle = [codes[row] for row in order.tolist()]
+        return result
 
     @torch.no_grad()
-    def _three_masks(self, image: EncodedImage, prompts: Prompts) -> Instances:
+    def _three_masks(self, image: EncodedImage, prompts: Prompts, rle: bool) -> Instances:
         model = self.model
         frames = (model.canvas, image.resized, image.original)
         parts = [encode_logits(torch.zeros((0, model.low_res, model.low_res), device=model.device), *frames)]
@@ -247,10 +266,18 @@ class Predictor:
             parts.append(encode_logits(logits.flatten(0, 1).float(), *frames))
             predicted_ious.append(predicted_iou.flatten().float())
         scores = torch.cat(predicted_ious)
-        result = instances_of(MaskCodes.cat(parts), scores, torch.ones_like(scores), dense=True)
+        result = instances_of(MaskCodes.cat(parts), scores, torch.ones_like(scores), dense=not rle)
         result.scores = model.rank({name: result.get(name) for name in SCORES}, PromptRecipe(), prompts)
         result.prompt_index = torch.arange(len(prompts)).repeat_interleave(3)
         return result.to("cpu")
+
+
+def _encoded(found: Instances) -> Instances:
+    """Return a detector's instances with run lengths in place of masks, where it has masks."""
+    if found.has("pred_masks"):
+        found.pred_masks_rle = encode_masks(found.pred_masks)
+        found.remove("pred_masks")
+    return found
 
 
 def _pixels(image: str | Path | np.ndarray | Image.Image, image_format: str) -> np.ndarray:

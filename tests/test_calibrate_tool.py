@@ -14,7 +14,7 @@ from sam_d2.data.manifest import MANIFEST_VARIABLE, ManifestDataset, ManifestSpl
 from sam_d2.engine.checkpoint import load_checkpoint_file
 from sam_d2.engine.weights import FOLDER_VARIABLE
 from sam_d2.errors import UserError
-from sam_d2.evaluation.calibration import MeasuredScores, with_calibrations
+from sam_d2.evaluation.calibration import MeasuredScores, measure_scores, with_calibrations
 from sam_d2.modeling.calibration import ScoreCalibration
 from sam_d2.modeling.weights_record import WeightsRecord
 from sam_d2.predictor import Predictor
@@ -79,6 +79,19 @@ def test_it_is_fitted_on_training_images_and_nothing_else_changes(run_folder, ca
     assert "calibrated(predicted_iou)" in (run_folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("calibrated_before", [False, True])
+def test_the_plain_score_is_measured_whatever_the_config_says(run_folder, calibrate, calibrated_before):
+    """Else a curve would be fitted to what the last one made of the scores, or there would be none to begin with."""
+    final = run_folder / "model_final.pth"
+    plain = load_checkpoint_file(final)
+    calibrate(run_folder)
+    expected = load_checkpoint_file(final)[ENTRY]
+    if not calibrated_before:
+        torch.save(plain, final)
+    calibrate(run_folder, "model.calibrate=true")
+    assert same(load_checkpoint_file(final)[ENTRY], expected)
+
+
 def test_another_score_or_split_replaces_it(run_folder, calibrate):
     test = str(load_config(run_folder / "config.yaml").dataloader.test.dataset.names)
     calibrate(run_folder)
@@ -108,8 +121,17 @@ def test_a_split_of_the_manifest_or_a_file(run_folder, calibrate, shapes_folder,
     assert line.startswith(f"{own}, box prompts, predicted_iou, 12 masks"), "it is the same file, not a second data set"
 
 
-def test_each_test_prompt_has_its_own(run_folder, calibrate):
+def test_each_test_prompt_has_its_own(run_folder, calibrate, monkeypatch):
+    left = []
+
+    def watched(model, *rest):
+        for measured in measure_scores(model, *rest):
+            left.append(model.test_prompt)
+            yield measured
+
+    monkeypatch.setattr("sam_d2.evaluation.calibration.measure_scores", watched)
     lines = calibrate(run_folder, "model.prompt=mixed")
+    assert left == [None, None], "the model is left as it was"
     entry = load_checkpoint_file(run_folder / "model_final.pth")[ENTRY]
     assert list(entry) == ["box", "point"] and not same(entry["box"], entry["point"])
     assert [line.split(", ")[1] for line in lines[:2]] == ["box prompts", "point prompts"]

@@ -50,6 +50,31 @@ def test_every_config_passes(root):
         ("model.prompts.clicks_5.test_corrections", -1, "at least 0: clicks after the first prompt"),
         ("optimizer.lr", -0.1, "a number, at least 0"),
         ("optimizer.lr", math.nan, "a number, at least 0"),
+        ("optimizer.lr", math.inf, "a number, at least 0"),
+        ("optimizer.lr", None, "a number, at least 0"),
+        ("optimizer.weight_decay", -1, "a number, at least 0"),
+        ("optimizer.betas", [0.9, 1.5], "two numbers, each at least 0 and less than 1"),
+        ("optimizer.betas", [0.9], "two numbers"),
+        ("optimizer.betas", 0.9, "two numbers"),
+        ("lr_multiplier.warmup_length", 2, "a number, from 0 to 1"),
+        ("lr_multiplier.warmup_factor", -1, "a number, at least 0"),
+        ("train.amp.dtype", "fp16", "auto, bfloat16 or float16"),
+        ("train.ema.decay", "abc", "at least 0 and less than 1; or null: no average"),
+        ("train.ema.decay", 1, "at least 0 and less than 1; or null: no average"),
+        ("dataloader.validation.num_workers", -1, "at least 0: processes"),
+        ("model.loss_weights.loss_dice", -1, "a number, at least 0"),
+        ("model.loss_weights.loss_dice", math.nan, "a number, at least 0"),
+        ("model.loss_weights.loss_iou", None, "a number, at least 0"),
+        ("model.freeze", "image_encoder", "a list, such as [image_encoder]"),
+        ("model.freeze", None, "a list, such as [image_encoder]"),
+        ("model.pixel_std", [1.0, 0, 1.0], "a list of numbers above 0"),
+        ("model.pixel_std", 3, "a list of numbers above 0"),
+        ("model.image_encoder.window_size", -1, "a whole number, at least 0"),
+        ("model.image_encoder.patch_size", 0, "a whole number, at least 1"),
+        ("model.image_encoder.num_heads", 0, "a whole number, at least 1"),
+        ("model.image_encoder.num_heads", 5, "a divisor of embed_dim, 96"),
+        ("model.mask_decoder.transformer.num_heads", 5, "a divisor of embedding_dim / 2, 32"),
+        ("model.mask_decoder.transformer.num_heads", 64, "a divisor of embedding_dim / 2, 32"),
     ],
 )
 def test_out_of_range(cfg, key, value, expected):
@@ -72,6 +97,17 @@ def test_out_of_range(cfg, key, value, expected):
         "+dataloader.evaluator.engine=pycocotools",
         "+dataloader.evaluator.tasks=[segm]",
         "optimizer.lr=0",
+        "optimizer.weight_decay=0",
+        "optimizer.betas=[0,0.999]",
+        "lr_multiplier.warmup_length=0",
+        "lr_multiplier.warmup_factor=0",
+        "train.ema.decay=0",
+        "train.ema.decay=null",
+        "model.loss_weights.loss_iou=0",
+        "model.freeze=[]",
+        "model.image_encoder.num_heads=96",
+        "model.mask_decoder.transformer.num_heads=32",
+        "+model.mask_decoder.transformer.attention_downsample_rate=1",
         "train.seed=0",
     ],
 )
@@ -97,6 +133,10 @@ def test_the_mappers_fill_the_canvas(cfg, part):
         check_numbers(apply_overrides(cfg, [f"dataloader.{part}.mapper.image_size=64"]))
     cfg = apply_overrides(cfg, ["model.image_encoder.img_size=64"])
     check_numbers(cfg)
+
+
+def test_sizes_of_another_encoder_may_be_of_its_stages():
+    check_numbers(OmegaConf.create({"model": {"image_encoder": {"embed_dim": 96, "num_heads": [1, 2], "depth": [2]}}}))
 
 
 def test_a_config_without_them_passes():

@@ -19,6 +19,8 @@ from sam_d2.config import apply_overrides, load_config, save_config
 from sam_d2.data.image import read_image
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.errors import UserError
+from sam_d2.evaluation import encode_masks
+from sam_d2.evaluation.detections import ImageDetections
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -130,6 +132,14 @@ def test_predictor_gives_the_models_own_detections(run, photos):
     torch.testing.assert_close(found.pred_boxes.tensor, direct.pred_boxes.tensor)
     assert torch.equal(found.pred_masks, direct.pred_masks) and found.pred_masks.shape == (6, 60, 80)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_run_lengths_of_a_detector_are_those_of_its_masks(run, photos):
+    predictor = sam_d2.Predictor(run)
+    dense, coded = predictor(photos / "a.png"), predictor(photos / "a.png", rle=True)
+    assert len(coded) == 6 and not coded.has("pred_masks")
+    assert coded.pred_masks_rle == encode_masks(dense.pred_masks)
+    assert torch.equal(coded.scores, dense.scores)
 
 
 def test_predictor_of_a_detector_takes_no_prompts(run, photos):
@@ -313,6 +323,21 @@ class TestPair:
         assert torch.equal(instances.pred_masks, by_hand.pred_masks)
         torch.testing.assert_close(instances.scores, by_hand.scores * sure.scores[rows])
         assert (instances.scores.diff() <= 0).all()
+
+    def test_run_lengths_stand_in_the_order_of_the_scores(self, pair, photos):
+        dense, coded = pair(photos / "a.png"), pair(photos / "a.png", rle=True)
+        assert dense.prompt_index.tolist() != sorted(dense.prompt_index.tolist()), "or the order would say nothing"
+        assert coded.pred_masks_rle == encode_masks(dense.pred_masks) and not coded.has("pred_masks")
+        assert torch.equal(coded.prompt_index, dense.prompt_index) and torch.equal(coded.scores, dense.scores)
+
+    def test_run_lengths_in_the_boxes_of_another_system(self, sam, photos):
+        corners = np.array([[10.0, 5, 40, 25], [5, 6, 25, 36], [0, 0, 9, 9]])
+        found = ImageDetections(0, np.array([0.6, 0.9, 0.3]), np.array([4, 7, 2]), corners, None)
+        predictor = sam_d2.Predictor(sam)
+        dense, counts = predictor.in_boxes_of(photos / "a.png", found)
+        coded, same_counts = predictor.in_boxes_of(photos / "a.png", found, rle=True)
+        assert coded.pred_masks_rle == encode_masks(dense.pred_masks) and same_counts == counts
+        assert coded.pred_classes.tolist() == dense.pred_classes.tolist()
 
     def test_its_classes_are_the_detectors(self, pair, sam, run):
         assert pair.classes == sam_d2.Predictor(run).classes and pair.classes.ids == [0, 1, 2]

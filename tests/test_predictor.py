@@ -20,6 +20,8 @@ from sam_d2.config import apply_overrides, load_config, save_config
 from sam_d2.data.mapper import PromptableMapper
 from sam_d2.engine.checkpoint import Checkpointer
 from sam_d2.errors import UserError
+from sam_d2.evaluation import encode_masks
+from sam_d2.modeling.postprocess import MaskCodes
 from sam_d2.modeling.scoring import SCORES
 from sam_d2.predictor import EncodedImage, Predictor
 
@@ -155,6 +157,17 @@ class TestSameNumbers:
         assert instances.prompt_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         single = predictor(image, boxes=BOXES)
         assert set(instances.get_fields()) == set(single.get_fields())
+
+    @pytest.mark.parametrize(
+        "given", [{"boxes": BOXES}, {"points": [[20, 30]]}, {"boxes": BOXES, "multimask": True}, {"boxes": []}]
+    )
+    def test_run_lengths_are_those_of_the_dense_masks(self, predictor, image, given, monkeypatch):
+        dense = predictor(image, **given).get_fields()
+        monkeypatch.setattr(MaskCodes, "dense", None)  # no mask of them is ever dense
+        coded = predictor(image, **given, rle=True).get_fields()
+        assert coded.pop("pred_masks_rle") == encode_masks(dense.pop("pred_masks"))
+        assert torch.equal(coded.pop("pred_boxes").tensor, dense.pop("pred_boxes").tensor)
+        assert coded.keys() == dense.keys() and all(torch.equal(coded[name], dense[name]) for name in dense)
 
     def test_the_evaluation(self, predictor, image, tmp_path):
         Image.fromarray(image).save(tmp_path / "a.png")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from sam_d2.config import load_config
+from sam_d2.engine.export import checkpoint_of
 from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
 from sam_d2.evaluation import read_report
@@ -297,6 +298,22 @@ class TestRefusals:
     def test_eval_only_without_a_checkpoint(self, train_net, tmp_path):
         message = self.expect(train_net, tmp_path / "run", "--eval-only", match=r"run/model_final\.pth does not exist")
         assert "Train first" in message
+
+    def test_a_run_that_was_stopped_is_scored_by_the_checkpoint_that_is_named_or_ended(
+        self, train_net, copied_run, finished_run
+    ):
+        """Fewer steps end it where it is, with the weights that it has."""
+        newest = copied_run / (copied_run / "last_checkpoint").read_text()
+        (copied_run / "model_final.pth").unlink()
+        with pytest.raises(UserError, match=rf"the run has not ended\. Add train\.init_checkpoint={newest} to score"):
+            train_net(copied_run, "--eval-only")
+        with pytest.raises(UserError, match=rf"the run has not ended\. Name its newest checkpoint instead: {newest}"):
+            checkpoint_of(str(copied_run))
+        train_net(copied_run, "--resume", "train.max_iter=3")
+        ended, whole = weights(copied_run), weights(finished_run)
+        assert ended.keys() == whole.keys() and all(torch.equal(ended[name], whole[name]) for name in whole)
+        log = (copied_run / "log.txt").read_text()
+        assert "Already trained to step 6: only scored" in log and "from here on the run differs" not in log
 
     def test_a_second_run_in_the_same_folder(self, train_net, copied_run, finished_run):
         with pytest.raises(UserError, match=r"copied holds an earlier run\. Add --resume .* --output-dir"):

@@ -73,13 +73,14 @@ def main() -> int:
     found = find_files(args.dataset, manifest_path(), remedy=remedy)
     roots = () if args.image_root is None else (args.image_root.absolute(),)
     lone = Path(args.dataset).expanduser().is_file()  # of which no part is known
-    splits: dict[Path, list[str]] = {}  # one file may be divided into two
+    splits: dict[Path, list[str]] = {}  # one file may be two
     for split in sorted(found, key=_ORDER.index):
         splits.setdefault(found[split].json_file, []).append(split)
     sources = []
     for file, names in splits.items():
         own = tuple(dict.fromkeys(root for name in names for root in found[name].image_roots))
-        sources.append(Source("" if lone else " and ".join(names), file, roots or own))
+        shared = names[0] == "train" and any(found["train"].may_share_images(found[name]) for name in names[1:])
+        sources.append(Source("" if lone else " and ".join(names), file, roots or own, shared))
     check_arguments(args, list(splits))
     console = Console()
     checkup = check_dataset(sources, images=args.images)

@@ -115,7 +115,7 @@ def annotation_dict(item: Annotation, category: int, mode: int, repair: Repair) 
     }
     if repair.has_mask:
         result["segmentation"] = segmentation
-    result["iscrowd"] = int(item.iscrowd)
+    result["iscrowd"] = int(item.iscrowd or 0)
     if (identity := getattr(item, "id", None)) is not None:
         result["id"] = identity
     if item.area is not None and item.area >= 0:

@@ -37,7 +37,8 @@ KINDS: dict[str, Kind] = {
     "wrong-type": Kind(
         "error",
         "a value is of the wrong type, or out of range",
-        "annotation id: a new one; box, area: the mask's; polygon not in a list: put into one; image size: the file's",
+        '7.0 or "7": 7; other annotation ids: new ones; box, area: the mask\'s; polygon not in a list: put into one; '
+        "image size: the file's",
     ),
     # ids and names
     "no-images": Kind("error", "there are no images"),
@@ -60,7 +61,7 @@ KINDS: dict[str, Kind] = {
     ),
     # masks
     "no-masks": Kind("error", "no annotation has a mask"),
-    "mask-absent": Kind("warning", "an annotation has no mask", "the annotation is left out"),
+    "mask-absent": Kind("warning", "an annotation has no mask"),
     "mask-empty": Kind("warning", "a mask has no pixel, or no area"),
     "polygon-odd": Kind("error", "a polygon has an odd count of numbers"),
     "polygon-nan": Kind("error", "a polygon has NaN or infinity"),
@@ -75,7 +76,7 @@ KINDS: dict[str, Kind] = {
     "polygon-unchecked": Kind("warning", "an outline is too intricate to look for crossings"),
     "rle-size": Kind("error", "an RLE has another size than its image"),
     "rle-counts": Kind("error", "the counts of an RLE do not sum to its size"),
-    # boxes and areas
+    # boxes, areas, crowd regions
     "box-nan": Kind("error", "a box has NaN or infinity", "the mask's bounds"),
     "box-form": Kind(
         "warning", "a box is XYXY where XYWH is expected, or the reverse", "the numbers of the right form"
@@ -86,6 +87,7 @@ KINDS: dict[str, Kind] = {
     "box-outside": Kind("warning", "a box reaches outside of its image", "the part inside"),
     "box-all-outside": Kind("warning", "a box lies outside of its image"),
     "box-far": Kind("warning", "a box is far from its mask"),
+    "iscrowd-absent": Kind("warning", "an annotation has no iscrowd", "0"),
     "area-absent": Kind("warning", "an annotation has no area", "the mask's"),
     "area-negative": Kind("warning", "an area is negative", "the mask's"),
     "area-nan": Kind("error", "an area is NaN or infinite", "the mask's"),
@@ -108,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "image-grey": Kind("warning", "an image is grey"),
     "image-twice": Kind("warning", "two images have the same pixels"),
     # the dataset
-    "image-in-both": Kind("warning", "an image is in two files, such as train and test"),
+    "image-in-both": Kind("warning", "an image is in two splits, such as train and test"),
     "classes-differ": Kind("error", "the files have different classes"),
     "class-not-trained": Kind("warning", "a class is tested and not trained"),
     "no-annotations": Kind("warning", "there are no annotations"),

@@ -1,11 +1,14 @@
 """Recognise how a dataset folder is laid out."""
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sam_d2.data.manifest import clean_name
+from sam_d2.data.split import Split
 from sam_d2.errors import UserError
 
 _WORDS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -20,10 +23,19 @@ class SplitFiles:
     Attributes:
         json_file: the dataset file.
         image_roots: existing folders to look for the images in, in turn.
+        split: the part of the file that it is; None for all of it.
     """
 
     json_file: Path
     image_roots: tuple[Path, ...]
+    split: Split | None = None
+
+    def may_share_images(self, other: SplitFiles) -> bool:
+        """Tell whether another split of the same file may have images of this one."""
+        if self.split is None or other.split is None:
+            return True
+        alike = (self.split.fraction, self.split.seed) == (other.split.fraction, other.split.seed)
+        return not alike or self.split.part == other.split.part
 
 
 def find_splits(folder: Path) -> dict[str, SplitFiles]:

@@ -28,6 +28,9 @@ MAX_STRAY = 1e7  # px of all these in a file: half a second for each time that t
 OUTSIDE_TOLERANCE = 1.0  # px; labelling tools round, and an edge may lie on the border
 FAR_IOU = 0.5  # a box and the bounds of its polygons that overlap less are taken to be a mistake
 FIT_IOU = 0.9  # of a box that was made from its mask, and the bounds of that
+_ABSENT_FIX = (
+    "the annotation is left out; tools/masks_from_boxes.py --keep-existing makes masks of boxes, not of crowd regions"
+)
 
 
 class Repair(NamedTuple):
@@ -62,6 +65,7 @@ class AnnotationTable:
         without_mask: rows that have no mask, or none that can be used; where masks are required, they are left out.
         new_boxes: XYXY, px, original frame, for the rows whose own box has no area.
         findings: what was found so far.
+        finding_rows: the row of each finding, because ids may be used twice.
         error_rows: rows that have an error among them.
         short_rows: rows with polygons that are left out.
         kind_rows: by kind of finding, the rows that have it.
@@ -77,6 +81,7 @@ class AnnotationTable:
     without_mask: set[int] = field(default_factory=set)
     new_boxes: dict[int, list[float]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    finding_rows: list[int] = field(default_factory=list)
     error_rows: set[int] = field(default_factory=set)
     short_rows: set[int] = field(default_factory=set)
     kind_rows: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -86,6 +91,7 @@ class AnnotationTable:
         if severity == "error":
             self.error_rows.add(row)
         self.kind_rows[kind].add(row)
+        self.finding_rows.append(row)
         ids = self.image_ids[row], self.labels[row]
         self.findings.append(Finding(severity, self.file, *ids, key, found, fix, kind=kind))
 
@@ -134,7 +140,7 @@ def _check_polygons(table: AnnotationTable) -> np.ndarray:
             if segmentation is not UNSET:
                 table.without_mask.add(row)
                 if table.require_masks:
-                    table.report(row, "warning", "segmentation", "empty", "the annotation is left out", "mask-absent")
+                    table.report(row, "warning", "segmentation", "empty", _ABSENT_FIX, "mask-absent")
         elif isinstance(segmentation, list):
             before = len(polygons)
             for index, polygon in enumerate(segmentation):

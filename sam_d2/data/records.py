@@ -70,7 +70,8 @@ class Annotation(Struct, kw_only=True):
         category_id: id of its category (COCO), or its class index (Detectron2).
         bbox: XYWH in COCO; in Detectron2's form as `bbox_mode` says. Original frame, px.
         segmentation: polygons, an RLE, or nothing ([] and null).
-        iscrowd: 1 for a region of many instances that COCO's evaluation ignores.
+        iscrowd: 1 for a region of many instances that COCO's evaluation ignores; None, where the file does not say,
+            means 0.
         area: of the mask, px^2; None where the file has none.
         provenance: as the file has it; :func:`made_by_model` reads it.
     """
@@ -78,7 +79,7 @@ class Annotation(Struct, kw_only=True):
     category_id: Id
     bbox: Box
     segmentation: Segmentation
-    iscrowd: Annotated[Literal[0, 1] | bool, Meta(description="0 or 1")] = 0
+    iscrowd: Annotated[Literal[0, 1] | bool, Meta(description="0 or 1")] = None  # type: ignore[assignment]  # no null
     area: Annotated[float | None, Meta(description="a number, in px^2")] = None
     provenance: Annotated[Any, Meta(description="an object that says which model made it")] = None
 

@@ -157,7 +157,7 @@ def _resolve_entry(name: str, entry: ManifestDataset, manifest: Path, boxes_alon
 def manifest_files(item: ManifestSplit, manifest: Path) -> SplitFiles:
     """Return the files of a split in the manifest."""
     images = () if item.images is None else (from_manifest(item.images, manifest),)
-    return SplitFiles(from_manifest(item.json, manifest), images)
+    return SplitFiles(from_manifest(item.json, manifest), images, item.split)
 
 
 def _resolve_folder(folder: Path, name: str, boxes_alone: bool = False) -> ResolvedDataset:

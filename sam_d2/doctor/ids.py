@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Hashable
 from typing import Any
 
-from msgspec import UNSET, to_builtins
+from msgspec import UNSET
 
-from sam_d2.data.records import known
+from sam_d2.data.records import Annotation, Rle, known
 from sam_d2.doctor.parts import Part
 
 MAX_32_BIT = 2**31 - 1
@@ -97,20 +98,24 @@ def _check_twins(part: Part) -> None:
         if item.bbox is not UNSET and item.segmentation and part.table.image_ids[row] is not None:
             rows[part.table.image_ids[row], item.category_id, tuple(item.bbox)].append(row)
     for alike in rows.values():
-        firsts: list[int] = []
+        if len(alike) == 1:
+            continue  # nearly all: no key of a whole mask is made
+        firsts: dict[Hashable, int] = {}
         for row in alike:
-            twin = next((first for first in firsts if _says_the_same(part, first, row)), None)
-            if twin is None:
-                firsts.append(row)
+            twin = firsts.setdefault(_mask_key(part.table.annotations[row]), row)
+            if twin == row:
                 continue
             found = f"class, box and mask are those of annotation {part.table.labels[twin]}"
             fix = "a model that finds it once misses the other: remove it"
             part.report_row(row, "warning", "annotation", found, fix, "annotation-twice")
 
 
-def _says_the_same(part: Part, first: int, second: int) -> bool:
-    one, other = part.table.annotations[first], part.table.annotations[second]
-    return one.iscrowd == other.iscrowd and to_builtins(one.segmentation) == to_builtins(other.segmentation)
+def _mask_key(item: Annotation) -> Hashable:
+    """Return what is the same of annotations with the same mask, and of which both are crowd regions or neither."""
+    mask, crowd = item.segmentation, bool(known(item.iscrowd))
+    if isinstance(mask, Rle):
+        return crowd, tuple(mask.size), mask.counts if isinstance(mask.counts, str) else tuple(mask.counts)
+    return crowd, tuple(map(tuple, mask or ()))
 
 
 def most_common_classes(part: Part) -> Counter[int]:

@@ -20,10 +20,12 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 
 def check_masks(part: Part, columns: Columns) -> None:
-    """Add findings on the masks that can be used, and on `area`."""
+    """Add findings on the masks that can be used, on `area`, and on `iscrowd`."""
     _check_crossings(part, columns)
     _check_emptiness(part, columns)
     _check_areas(part, columns)
+    if part.form == "coco":  # the other form needs neither key
+        _check_absent(part, columns)
 
 
 def _check_crossings(part: Part, columns: Columns) -> None:
@@ -183,8 +185,10 @@ def _check_areas(part: Part, columns: Columns) -> None:
     box_areas = spans.prod(axis=1)
     with np.errstate(invalid="ignore"):
         usable = (columns.areas >= 0) & np.isfinite(columns.areas) & np.isfinite(columns.sizes).all(axis=1)
-        far = usable & (np.abs(columns.areas - columns.mask_areas) > _tolerance(columns.mask_areas, columns.perimeters))
-    for row in np.flatnonzero(far).tolist():
+        far = np.abs(columns.areas - columns.mask_areas) > _tolerance(columns.mask_areas, columns.perimeters)
+    far[_may_overlap(columns)] = True  # what two parts enclose counts once
+    far[sorted(part.table.kind_rows["polygon-crossing"])] = True  # and what an outline encloses twice does not
+    for row in np.flatnonzero(far & usable).tolist():
         area = columns.areas[row]
         pixels, _ = drawn(part.table.annotations[row].segmentation, *columns.sizes[row])
         if abs(area - pixels) <= _tolerance(pixels, columns.perimeters[row]):
@@ -196,10 +200,30 @@ def _check_areas(part: Part, columns: Columns) -> None:
         else:
             fix = "AP by size sorts objects by it: write the mask's"
             part.report_row(row, "warning", "area", found, fix, "area-differs")
-    if part.form != "coco":
-        return  # the other form has none
+
+
+def _may_overlap(columns: Columns) -> np.ndarray:
+    """Return the rows with polygons that may overlap: the bounds of two do so in x, and those of two in y."""
+    if not len(columns.owners):
+        return columns.owners
+    begins = columns.firsts[:-1]
+    low, high = np.minimum.reduceat(columns.points, begins), np.maximum.reduceat(columns.points, begins)
+    met = []
+    for axis in (0, 1):
+        order = np.lexsort((low[:, axis], columns.owners))
+        rows = columns.owners[order]
+        # Where any two of a row overlap, the first of them overlaps the one that begins next.
+        overlap = (rows[1:] == rows[:-1]) & (low[order[1:], axis] < high[order[:-1], axis])
+        met.append(rows[1:][overlap])
+    return np.intersect1d(*met)
+
+
+def _check_absent(part: Part, columns: Columns) -> None:
     has_mask = columns.has_mask()
     for row, item in enumerate(part.table.annotations):
+        if item.iscrowd is None:
+            fix = "0 is meant here; other programs, pycocotools' evaluation among them, need the key"
+            part.report_row(row, "warning", "iscrowd", "there is none", fix, "iscrowd-absent")
         if item.area is None and has_mask[row]:
             fix = "the mask's is used here; other programs need the key"
             part.report_row(row, "warning", "area", "there is none", fix, "area-absent")

@@ -15,10 +15,11 @@ from sam_d2.data.decode import UTF8_BOM
 from sam_d2.doctor.checkup import Checkup, check_dataset
 from sam_d2.doctor.mend_annotations import mend_annotations
 from sam_d2.doctor.mend_images import mend_images
+from sam_d2.doctor.mend_numbers import mend_numbers
 from sam_d2.doctor.parts import Source
 from sam_d2.errors import UserError
 
-_MOST_PASSES = 8
+_MOST_PASSES = 12
 _CONSTANTS = (b"NaN", b"Infinity")
 _TOO_DEEP = "its lists or objects are nested too deeply"
 _TOO_LARGE = "it holds a number too large for a 64-bit float, which would be infinite in the copy"
@@ -82,8 +83,10 @@ def _mend(source: Source, checkup: Checkup) -> Mended:
     for _ in range(_MOST_PASSES):
         part = checkup.parts[0]
         counts_now: Counter[str] = Counter()
-        unsettled = mend_images(part, document, checkup.facts, counts_now)
-        mend_annotations(part, document, unsettled, counts_now)
+        mend_numbers(part, document, counts_now)
+        if not counts_now:  # what refers to nothing now may then refer to something
+            unsettled = mend_images(part, document, checkup.facts, counts_now)
+            mend_annotations(part, document, unsettled, counts_now)
         if not counts_now:
             break
         counts += counts_now

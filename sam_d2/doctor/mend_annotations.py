@@ -31,15 +31,17 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
         unsettled: rows whose image has a size that is in doubt.
         counts: of what was mended, by kind; added to.
     """
-    raws = _raw_annotations(part, document)
+    raws = raw_annotations(part, document)
     mender = _Mender(part, raws, unsettled, counts)
     mender.nest_polygons()
     dropped = mender.drop()
+    mender.crowds(dropped)
     mender.masks()
     mender.boxes()
     mender.areas()
     if part.form == "coco":
-        mender.ids()
+        if not counts:  # last, so that none goes to an annotation that is left out
+            mender.ids()
         if raws:
             document["annotations"] = [raw for raw in document["annotations"] if id(raw) not in dropped]
     else:
@@ -48,7 +50,7 @@ def mend_annotations(part: Part, document: Any, unsettled: set[int], counts: Cou
                 image["annotations"] = [raw for raw in image["annotations"] if id(raw) not in dropped]
 
 
-def _raw_annotations(part: Part, document: Any) -> list[dict[str, Any]]:
+def raw_annotations(part: Part, document: Any) -> list[dict[str, Any]]:
     """Return the objects that the table's rows were read from, in its order."""
     if part.form == "coco":
         lists = [document["annotations"]] if isinstance(document.get("annotations"), list) else []
@@ -88,13 +90,11 @@ class _Mender:
                 self.waiting.add(row)
 
     def drop(self) -> set[int]:
-        """Return the ids of the Python objects of annotations to be left out."""
-        boxes_alone = any(finding.kind == "no-masks" for finding in self.part.findings)
-        kinds = ("annotation-twice",) if boxes_alone else ("mask-absent", "annotation-twice")
+        """Return the ids of the Python objects of annotations to be left out, which are copies of others."""
         dropped = set()
         copies = self._copies()
-        for row, kind in self.rows(kinds):
-            if kind == "annotation-twice" and row not in copies:
+        for row, kind in self.rows(["annotation-twice"]):
+            if row not in copies:
                 continue  # which of two track ids, say, is right is not for a program to choose
             self.counts[kind] += 1
             self.waiting.add(row)
@@ -116,6 +116,13 @@ class _Mender:
                 copies.add(row)
             seen.add(said)
         return copies
+
+    def crowds(self, dropped: set[int]) -> None:
+        """Write that what does not say is no crowd region, but on those that are left out."""
+        for row in self.part.table.kind_rows["iscrowd-absent"]:
+            if id(self.raws[row]) not in dropped:
+                self.raws[row]["iscrowd"] = 0
+                self.counts["iscrowd-absent"] += 1
 
     def masks(self) -> None:
         """Leave out polygons of under 3 points, and clip those that reach outside, also far."""

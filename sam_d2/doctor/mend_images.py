@@ -83,7 +83,7 @@ def _shows_another(part: Part, rows: list[int], size: tuple[int, int]) -> bool:
     assert columns is not None  # a file that is read has them
     if not all(_mask_fits(part, row, size) for row in rows):
         return True
-    lone = [row for row in rows if not columns.has_mask()[row]]
+    lone = [row for row in rows if np.isnan(columns.mask_areas[row])]  # not has_mask(), which is of the whole file
     others = read_boxes(columns.numbers[lone], ~columns.as_xywh[lone])
     limits = np.array(size)
     mistaken = (others[:, 2:] > others[:, :2]).all(axis=1) & ~reach_outside(others, limits)

@@ -43,11 +43,13 @@ class Source:
             file.
         json_file: absolute path.
         image_roots: folders of its images, to try first.
+        shared: whether the training and another split are not parts of it, and therefore have images in common.
     """
 
     split: str
     json_file: Path
     image_roots: tuple[Path, ...] = ()
+    shared: bool = False
 
 
 @dataclass
@@ -119,19 +121,13 @@ class Part:
             if image.file_name is not UNSET and place not in self.absent:
                 yield place, self.root / image.file_name
 
-    def replace_findings(self, kinds: set[str], rows: set[int] | None = None) -> None:
-        """Forget findings of some kinds, on some rows or on all: one that says more takes their place."""
-        gone = {
-            (self.table.image_ids[row], self.table.labels[row])
-            for kind in kinds for row in self.table.kind_rows[kind]
-            if rows is None or row in rows
-        }  # fmt: skip
-        self.findings = [
-            finding for finding in self.findings
-            if finding.kind not in kinds or (finding.image_id, finding.annotation_id) not in gone
-        ]  # fmt: skip
+    def replace_findings(self, kinds: set[str], rows: set[int]) -> None:
+        """Forget findings of some kinds on some rows: one that says more takes their place."""
+        of_rows = zip(self.table.findings, self.table.finding_rows, strict=True)
+        gone = {id(finding) for finding, row in of_rows if row in rows and finding.kind in kinds}
+        self.findings = [finding for finding in self.findings if id(finding) not in gone]
         for kind in kinds:
-            self.table.kind_rows[kind] -= self.table.kind_rows[kind] if rows is None else rows
+            self.table.kind_rows[kind] -= rows
 
 
 def read_part(source: Source, content: np.ndarray | None = None) -> Part:

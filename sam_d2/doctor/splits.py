@@ -20,6 +20,14 @@ def check_splits(parts: Sequence[Part], facts: dict[Path, ImageFacts]) -> None:
         parts: of one dataset, in the order train, val, test.
         facts: of the images that were read; of the others the path alone is compared.
     """
+    for part in parts:
+        if part.source.shared and part.images:
+            found = f"{part.source.split} are this file, with images in common"
+            fix = (
+                "a score on images that were trained on says nothing: name a file of other images, or divide this one "
+                "(tools/register_dataset.py --split 0.8)"
+            )
+            part.report_file("warning", "file", found, fix, "image-in-both")
     _check_twice(parts, facts)
     for part in parts[1:]:
         _check_classes(parts[0], part)

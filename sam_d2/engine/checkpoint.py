@@ -189,7 +189,7 @@ class Checkpointer(DetectionCheckpointer):
             del data[ENTRY]
         else:
             state = weights_in(data, filename)
-            data = data if "model" in data else {"model": state}
+            data = {**data, "model": state} if "model" in data else {"model": state}
             # Reading again, because loading drops what it has read, and values left in the file cost no memory.
             saves = bool(self.save_dir) and self.save_to_disk
             mapped = weights_in(load_checkpoint_file(filename, mmap=True), filename) if saves else {}

@@ -14,10 +14,15 @@ from torch import Tensor
 
 from sam_d2.errors import UserError
 from sam_d2.faults import told
+from sam_d2.visible_text import clean
 from sam_d2.zip_limits import check_unpacked
 
 PARTIAL = ".partial"
 """Ends the name of a file that is being written."""
+_WEIGHTS = ("model", "state_dict", "model_state_dict")
+"""Under one of these a file holds its weights, if it holds other things beside them."""
+_WRAPPED = "module."
+_MOST_NAMES = 10
 
 
 def load_checkpoint_file(filename: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -87,6 +92,9 @@ def remove_partial(folder: Path) -> None:
 def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:
     """Return the weights in a file's content: its ``model``, or all of it, as published files have it.
 
+    Of other programs also its ``state_dict`` or ``model_state_dict``, and the names without the ``module.`` that the
+    wrappers for several GPUs put before all of them.
+
     Args:
         data: as :func:`load_checkpoint_file` returns it.
         filename: for the message.
@@ -94,9 +102,16 @@ def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: they are not dense tensors by name, or a tensor is larger than the file.
     """
-    state = data.get("model", data)
+    key = next((key for key in _WEIGHTS if key in data), None)
+    state = data if key is None else data[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{filename}: its 'model' is not a dict of tensors; take another file.")
+        if key is not None:
+            raise UserError(f"{filename}: its '{key}' is not a dict of tensors; take another file.")
+        found = ", ".join(clean(name)[:40] for name in list(data)[:_MOST_NAMES])
+        raise UserError(
+            f"{filename}: it is not a dict of tensors, and has none as {', '.join(_WEIGHTS)} (it has {found}). Take "
+            "another file, or save the weights in it alone."
+        )
     size = Path(filename).stat().st_size
     for name, value in state.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
@@ -106,4 +121,6 @@ def weights_in(data: dict[str, Any], filename: str | Path) -> dict[str, Tensor]:
                 f"{filename}: its {str(name)[:80]!r} is no weight that the file holds whole, as a dense tensor of "
                 "numbers; take another file."
             )
+    if state and all(name.startswith(_WRAPPED) for name in state):
+        return {name.removeprefix(_WRAPPED): value for name, value in state.items()}
     return state

@@ -49,7 +49,9 @@ def choose_amp_dtype(enabled: bool, name: str, device: torch.device) -> torch.dt
     if not enabled:
         return None
     if name == "auto":
-        return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+        # Before Ampere (sm_80) bfloat16 is emulated: slower than full precision.
+        emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.float16 if emulated else torch.bfloat16
     if name not in ("bfloat16", "float16"):
         raise UserError(f"train.amp.dtype={name!r}: expected auto, bfloat16 or float16.")
     if name == "bfloat16":

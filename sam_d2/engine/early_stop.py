@@ -27,16 +27,29 @@ class EarlyStop(HookBase):
         checkpointer: of the run folder.
         metric: name in the storage. Of the validation loss and its terms less is better, of any other more.
         patience: evaluations in a row without improvement that end it; None never ends it.
+        max_iter: steps of the training; with too few of them for it a warning says so.
 
     Raises:
         UserError: ``patience`` is less than 1, or there are no evaluations during the training to wait for.
     """
 
-    def __init__(self, period: int, checkpointer: Checkpointer, metric: str, patience: int | None) -> None:
+    def __init__(
+        self, period: int, checkpointer: Checkpointer, metric: str, patience: int | None, max_iter: float = math.inf
+    ) -> None:
         if patience is not None and patience < 1:
             raise UserError(f"train.early_stop.patience={patience}: expected at least 1 evaluation, or null.")
-        if patience is not None and period < 1:
-            raise UserError("train.early_stop.patience needs evaluations during the training: set train.eval_period.")
+        if patience is not None and not 1 <= period < max_iter:
+            raise UserError(
+                "train.early_stop.patience needs evaluations during the training: set train.eval_period, which is "
+                f"{period}, to at least 1 and less than its steps ({max_iter})."
+            )
+        if patience is not None and (patience + 1) * period >= max_iter:  # the first evaluation is the best so far
+            logger.warning(
+                "train.early_stop.patience=%d: no training of %s steps ends early with train.eval_period=%d",
+                patience,
+                max_iter,
+                period,
+            )
         self.period = period
         self.checkpointer = checkpointer
         self.metric = metric

@@ -19,6 +19,7 @@ from sam_d2.engine.base_weights import ENTRY, whole_weights
 from sam_d2.engine.checkpoint import FINAL, Checkpointer
 from sam_d2.engine.checkpoint_file import load_checkpoint_file, weights_in
 from sam_d2.engine.weights import find_weights
+from sam_d2.engine.whole_checkpoint import whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.modeling.lora import lora_keys, merged_state_dict
 from sam_d2.modeling.sam import PARTS
@@ -47,7 +48,9 @@ def checkpoint_of(run_or_checkpoint: str) -> Path:
         return find_weights(run_or_checkpoint)
     file = folder / f"{FINAL}.pth"
     if not file.is_file():
-        raise UserError(f"{folder} has no {FINAL}.pth: the run has not ended. Name one of its checkpoints instead.")
+        newest, _ = whole_checkpoint(folder)
+        instead = f"Name its newest checkpoint instead: {newest}" if newest else "It has no other checkpoint"
+        raise UserError(f"{folder} has no {FINAL}.pth: the run has not ended. {instead}.")
     return file
 
 

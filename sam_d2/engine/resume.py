@@ -122,13 +122,17 @@ def _compare(cfg: DictConfig, folder: Path) -> list[str]:
     changed = [key for key, (old, new) in pairs.items() if old[0] != new[0] and old[1] != new[1]]
     prompt = str(OmegaConf.select(cfg, "model.prompt"))
     if refused := [key for key in changed if _decides(key, prompt)]:
-        edited = " The annotations have been edited; put the run's back." if _DATA in refused else ""
+        same = not any(key.startswith("dataloader.train.dataset") for key in refused)
+        edited = " The annotations have been edited; put the run's back." if _DATA in refused and same else ""
         raise UserError(
             f"--resume: {folder} cannot go on as the same training with other settings: "
             f"{_listed(refused, before, now)}.{edited} Repeat the command line of the run with as many processes (or "
             f"take --config-file {folder / 'config.yaml'}), or begin another run with --output-dir DIR; "
             f"train.init_checkpoint={file} lets it begin with these weights."
         )
+    step = saved.get("iteration")
+    if isinstance(step, int) and step + 1 >= cfg.train.max_iter:
+        return damaged  # nothing is trained any more, which is said when it begins
     return damaged + [
         f"--resume: {_listed([key], before, now)}: from here on the run differs from one that was not interrupted."
         + (" The learning rate follows its schedule over the new number of steps." if key == "train.max_iter" else "")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +26,7 @@ from sam_d2.engine.resume import check_resume
 from sam_d2.engine.test_checks import check_tests
 from sam_d2.engine.weights import find_weights
 from sam_d2.engine.whole_checkpoint import has_checkpoint as has_checkpoint_in
+from sam_d2.engine.whole_checkpoint import whole_checkpoint
 from sam_d2.errors import UserError
 from sam_d2.file_lock import FileLock
 
@@ -32,11 +36,12 @@ LOCK = ".lock"
 _PACKAGES = ("sam_d2", "detectron2", "fvcore")
 
 
-def begin_run(cfg: DictConfig, args: argparse.Namespace) -> FileLock:
+def begin_run(cfg: DictConfig, args: argparse.Namespace) -> ExitStack:
     """Make the run folder, start its log and seed this process.
 
     Returns:
-        What keeps other processes out of the folder, to be released when the run has ended.
+        What keeps other processes out of the folder and the log open, to be closed when the run has ended: another
+        run of this process then has a log of its own.
 
     Raises:
         UserError: another process is at work in the folder, it holds another run and neither ``--resume`` nor
@@ -47,15 +52,13 @@ def begin_run(cfg: DictConfig, args: argparse.Namespace) -> FileLock:
     folder = Path(cfg.train.output_dir)
     check_output(folder / "config.yaml", "train.output_dir")
     lock = FileLock(folder / LOCK, ", or take another folder with --output-dir DIR")
-    try:
-        _begin(cfg, args, folder, lock)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
+    with ExitStack() as ends:
+        ends.callback(lock.release)
+        _begin(cfg, args, folder, lock, ends)
+        return ends.pop_all()
 
 
-def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLock) -> None:
+def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLock, ends: ExitStack) -> None:
     if comm.all_gather(folder.is_dir())[0]:
         in_main_process(lock.acquire)
     # What cannot begin must not leave a folder behind, which the next attempt would then be told to keep out of.
@@ -89,8 +92,7 @@ def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLo
     in_main_process(lock.acquire)
     if comm.is_main_process():
         remove_partial(folder)
-    for name in _PACKAGES:
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+    ends.enter_context(_log_in(folder))
     quiet_console()
     logger.info(describe_detectron2())
     logger.info("python %s, torch %s, %s", platform.python_version(), torch.__version__, _hardware())
@@ -101,7 +103,27 @@ def _begin(cfg: DictConfig, args: argparse.Namespace, folder: Path, lock: FileLo
         logger.warning(change)
     seed_all_rng(cfg.train.seed + comm.get_rank())
     # The same step gives the same bits: what makes a resumed run equal an uninterrupted one.
+    ends.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def _log_in(folder: Path) -> Iterator[None]:
+    """Let the packages log to the terminal and to the folder inside the block."""
+    loggers = [logging.getLogger(name) for name in _PACKAGES]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    for name in _PACKAGES:
+        # Detectron2 remembers the arguments of a call, and then adds nothing in a second run in this folder.
+        inspect.unwrap(setup_logger)(str(folder), distributed_rank=comm.get_rank(), name=name)
+    added = [[h for h in own.handlers if h not in had] for own, (*_, had) in zip(loggers, before, strict=True)]
+    try:
+        yield
+    finally:
+        for own, handlers, (level, propagate, _) in zip(loggers, added, before, strict=True):
+            for handler in handlers:
+                own.removeHandler(handler)
+            own.setLevel(level)
+            own.propagate = propagate
 
 
 def _holds_a_run(folder: Path) -> bool:
@@ -141,10 +163,10 @@ def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:
     """Return the checkpoint that ``--eval-only`` means, and log which it is.
 
     What the command line names wins; then comes the run's own ``model_final.pth``; then what the config begins
-    with, which is the model before training.
+    with, which is the model before training, where none was.
 
     Raises:
-        UserError: there is none of the three, or the file does not exist.
+        UserError: there is none of the three, the file does not exist, or the run has not ended.
     """
     final = Path(cfg.train.output_dir) / f"{FINAL}.pth"
     named = any(option.lstrip("+").startswith("train.init_checkpoint=") for option in args.opts)
@@ -152,6 +174,11 @@ def checkpoint_to_evaluate(cfg: DictConfig, args: argparse.Namespace) -> Path:
         found, why = find_weights(cfg.train.init_checkpoint), "named on the command line"
     elif final.is_file():
         found, why = final, "the run's final checkpoint"
+    elif newest := whole_checkpoint(final.parent)[0]:
+        raise UserError(
+            f"--eval-only: {final} does not exist: the run has not ended. Add train.init_checkpoint={newest} to score "
+            "that, or go on with --resume."
+        )
     elif cfg.train.init_checkpoint:
         found, why = find_weights(cfg.train.init_checkpoint), f"the config's; {final} does not exist"
     else:

@@ -21,27 +21,33 @@ class StepCounts:
         bad_images: positions of the stream where another image was taken for one that could not be read.
         not_finite: steps that were skipped because a loss or the gradient was not a number.
         in_a_row: of these the ones since the last step that was taken.
+        left_out: steps that the gradient scaler of float16 has left out while it looked for its scale.
     """
 
     def __init__(self) -> None:
         self.bad_images = 0
         self.not_finite = 0
         self.in_a_row = 0
+        self.left_out = 0
 
-    def add(self, bad_images: int, *, not_finite: bool) -> None:
+    def add(self, bad_images: int, *, not_finite: bool, left_out: bool = False) -> None:
         """Count a step; what has grown goes to the curves.
 
         Args:
             bad_images: of all processes in this step.
             not_finite: whether it is skipped for its loss or gradient.
+            left_out: whether the gradient scaler has left it out.
         """
         self.bad_images += bad_images
         self.not_finite += not_finite
         self.in_a_row = self.in_a_row + 1 if not_finite else 0
+        self.left_out += left_out
         if bad_images:
             get_event_storage().put_scalar("bad_images", self.bad_images, smoothing_hint=False)
         if not_finite:
             get_event_storage().put_scalar("not_finite_skipped", self.not_finite, smoothing_hint=False)
+        if left_out:
+            get_event_storage().put_scalar("scaler_left_out", self.left_out, smoothing_hint=False)
 
     def report(self) -> None:
         """Log the counts that are not zero."""
@@ -56,6 +62,10 @@ class StepCounts:
                 "*** %s skipped for a loss or gradient that was not a number (train.on_not_finite=skip) ***",
                 plural(self.not_finite, "step was", "steps were"),
             )
+        if self.left_out:
+            logger.info(
+                "%s left out by the gradient scaler of float16", plural(self.left_out, "step was", "steps were")
+            )
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts."""
@@ -66,3 +76,4 @@ class StepCounts:
         self.bad_images = state.get("bad_images", self.bad_images)
         self.not_finite = state.get("not_finite", self.not_finite)
         self.in_a_row = state.get("in_a_row", self.in_a_row)
+        self.left_out = state.get("left_out", self.left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -31,6 +32,8 @@ from sam_d2.visible_text import clean
 
 logger = logging.getLogger(__name__)
 
+_LEAST_SCALE = 1.0
+"""Of float16's gradient scaler: a gradient that is infinite at this scale is so by itself."""
 _NOTICE = "Stopping after this step, with a checkpoint. Once more: at once, without."
 
 
@@ -42,7 +45,7 @@ class Trainer(SimpleTrainer):
     """Detectron2's SimpleTrainer with autocast, accumulated gradients, clipping and a measure of throughput.
 
     Detectron2's AMPTrainer asserts CUDA; this one autocasts on the device of the model. A gradient scaler is used
-    for float16 only.
+    for float16 only; a step that it leaves out, because its scaled gradient is not finite, is not taken.
 
     Args:
         model: returns a dict of scalar losses.
@@ -55,13 +58,13 @@ class Trainer(SimpleTrainer):
             or the paths that are dropped, then depends on the step and the process alone, so a resume is exact.
         oom_retry: take a step that a GPU's memory does not suffice for in smaller parts, or else skip it.
         on_not_finite: ``error`` ends the training at a loss or gradient that is not a number, ``skip`` leaves out
-            its step.
+            its step. In float16 it is a gradient whose scale has come down to 1.
 
     Attributes:
         oom: counts such steps.
         counts: images and steps that the training has gone on without.
         news: of all processes about the last step.
-        step_taken: whether the last step has moved the weights; False where it was skipped.
+        step_taken: whether the last step has moved the weights; False where it was skipped or left out.
         stopped: whether a hook has ended the training before ``max_iter``; ``iter`` is then the steps done.
 
     Raises:
@@ -97,6 +100,7 @@ class Trainer(SimpleTrainer):
         self.seed = seed
         self.stopped = False
         self.step_taken = True
+        self._not_finite = self._left_out = False
         self._gave_up = False
         self.oom = OomRetry(model, optimizer, enabled=oom_retry)
         self.device = next(model.parameters()).device
@@ -137,7 +141,7 @@ class Trainer(SimpleTrainer):
 
     def after_step(self) -> None:
         """Call the hooks, and end the training where one of them has asked for it."""
-        self.counts.add(self.news.bad_images, not_finite=bool(self.news.not_finite))
+        self.counts.add(self.news.bad_images, not_finite=self._not_finite, left_out=self._left_out)
         super().after_step()
         if self.stopped:
             raise _StopTraining
@@ -160,10 +164,9 @@ class Trainer(SimpleTrainer):
         # A gradient scaler looks for itself: infinite gradients are how it finds its scale.
         norm = None if means is None or self.grad_scaler.is_enabled() else self._gradient_norm()
         self._tell_and_hear(means, norm, batches)
-        if self.news.not_finite:
-            self._meet_not_finite(means or {}, batches)
-            for buffer, before in statistics:
-                buffer.copy_(before)
+        self._not_finite, self._left_out = bool(self.news.not_finite), False
+        if self._not_finite:
+            self._meet_not_finite(means or {}, batches, statistics)
             means = None
         self.step_taken = means is not None
         if means is None:
@@ -174,9 +177,14 @@ class Trainer(SimpleTrainer):
             torch.nn.utils.clip_grads_with_norm_(self._trained(), self.clip_gradient_norm, norm)
         self.after_backward()
         self.write_metrics(means, batches.seconds, self.iter)
+        scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        note_step(self.model)
+        self.step_taken = self.grad_scaler.get_scale() >= scale
+        if self.step_taken:
+            note_step(self.model)
+        else:
+            self._meet_left_out(means, batches, statistics)
         get_event_storage().put_scalar("images", batches.images * comm.get_world_size(), smoothing_hint=False)
 
     def _trained(self) -> list[Tensor]:
@@ -197,8 +205,33 @@ class Trainer(SimpleTrainer):
         for texts in bad:
             logger.warning("Step %d: %s Another image is in its place.", self.iter + 1, clean(" ".join(texts)))
 
-    def _meet_not_finite(self, losses: Losses, batches: StepBatches) -> None:
+    def _meet_left_out(self, losses: Losses, batches: StepBatches, statistics: list[tuple[Tensor, Tensor]]) -> None:
+        """Go on after a step that the gradient scaler has left out; of several processes all have left it out.
+
+        Raises:
+            UserError: its gradient is infinite whatever the scale, and such steps are not to be skipped.
+        """
+        scale = self.grad_scaler.get_scale()
+        if scale < _LEAST_SCALE:
+            self._not_finite = True
+            self.grad_scaler.update(_LEAST_SCALE)
+            self._meet_not_finite(losses, batches, statistics)
+            return
+        self._left_out = True
+        note_skip(self.model)
+        logger.info(
+            "Step %d: left out, its gradient is not finite in float16; the gradients are now scaled by %g",
+            self.iter + 1,
+            scale,
+        )
+
+    def _meet_not_finite(self, losses: Losses, batches: StepBatches, statistics: list[tuple[Tensor, Tensor]]) -> None:
         """Skip the step, or end the training and keep its images; all processes together.
+
+        Args:
+            losses: of the step.
+            batches: of the step.
+            statistics: running statistics, each with what it was before the step.
 
         Raises:
             UserError: steps are not to be skipped, or too many were in a row.
@@ -214,6 +247,8 @@ class Trainer(SimpleTrainer):
         if skip:
             self.optimizer.zero_grad()
             note_skip(self.model)
+            for buffer, before in statistics:
+                buffer.copy_(before)
             logger.warning(
                 "Step %d: %s is not finite%s. Skipped: the weights stay as they are (train.on_not_finite=skip)",
                 self.iter + 1,
@@ -223,6 +258,8 @@ class Trainer(SimpleTrainer):
             return
         step, clip = self.iter + 1, self.clip_gradient_norm
         text = not_finite_text(step, losses, self.optimizer, clip, self._hooks, kept, gradient=gradient)
+        if self.grad_scaler.is_enabled():
+            text += " It may be the precision: train.amp.dtype=bfloat16 has float32's range."
         if self.on_not_finite == "skip":
             text += f" {MOST_IN_A_ROW} steps before it were skipped: the weights are at fault, not the images."
         raise UserError(comm.all_gather(text)[0])
@@ -275,10 +312,14 @@ class Trainer(SimpleTrainer):
         """
         check_iteration(state_dict["iteration"])
         check_optimizer(self.optimizer, state_dict["optimizer"])
-        super().load_state_dict(state_dict)
         # The run may have begun in another precision, without a scaler, or with Detectron2's trainer, which saves none.
-        if self.grad_scaler.is_enabled() and (scale := state_dict.get("grad_scaler")):
-            self.grad_scaler.load_state_dict(scale)
+        scaler = state_dict.get("grad_scaler") if self.grad_scaler.is_enabled() else None
+        if scaler and not 0 <= scaler["scale"] < math.inf:
+            raise ValueError("the scale of its gradients is no finite number")
+        super().load_state_dict(state_dict)
+        if scaler:
+            # An earlier sam_d2 let it fall to 0, where no step is ever taken again.
+            self.grad_scaler.load_state_dict({**scaler, "scale": max(_LEAST_SCALE, scaler["scale"])})
         if "oom" in state_dict:  # not of an earlier sam_d2
             self.oom.load_state_dict(state_dict["oom"])
         if "counts" in state_dict:

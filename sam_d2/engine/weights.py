@@ -147,7 +147,7 @@ def find_weights(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = ", ".join(str(candidate.parent.resolve()) for candidate in candidates)
+    looked = ", ".join(dict.fromkeys(str(candidate.parent.resolve()) for candidate in candidates))
     message = f"Checkpoint {name} is not found (looked in {looked})."
     published = PUBLISHED.get(Path(name).name)
     if published is not None:

@@ -110,9 +110,9 @@ def measure_scores(
                 raise UserError(f"Prompt {prompt} is of a detector's boxes. {NO_BOXES}")
             boxes = boxes or box_source.boxes_for(evaluator)[0]
             source, loader = boxes.source, boxes.attached_to(loader)
-        model.test_prompt, score = prompt, recipe.score or model.score
+        score = recipe.score or model.score
         evaluator.ask(prompt, source=source, score=score)
-        with _uncalibrated(model), model.encoding_masks():
+        with model.tested_with(prompt), _uncalibrated(model), model.encoding_masks():
             inference_on_dataset(model, loader, evaluator)
         truth, found = evaluator.ground_truth, evaluator.detections
         assert truth is not None  # read by reset()

@@ -203,8 +203,12 @@ def write_tiles(
         # a dollar in a file name begins no formula
         axis.set_title(text, fontsize=12, parse_math=False)
     if handles:
-        place = "outside upper right" if columns > 1 else "outside lower center"  # the title fills the line of one tile
-        figure.legend(handles=list(handles), loc=place, ncols=len(handles), fontsize=13)
+        figure.legend(
+            handles=list(handles),
+            loc="outside upper right" if columns > 1 else "outside lower center",  # a lone title fills the line
+            ncols=len(handles),
+            fontsize=13,
+        )
     if title:
         figure.suptitle(clean(title), x=0.01, ha="left", fontsize=14, parse_math=False)
     buffer = BytesIO()

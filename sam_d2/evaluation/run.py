@@ -8,7 +8,6 @@ import math
 import platform
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -97,7 +96,8 @@ class PromptedEvaluation:
         """Evaluate ``model`` with each of its test prompts; all processes take part.
 
         Args:
-            model: in any mode; it is put back into it. Its ``test_prompts``, where it has them, are used in turn.
+            model: in any mode; it is put back into it. Its ``test_prompts``, where it has them, are used in turn; its
+                ``test_prompt`` is afterwards what it was.
             method: ``model``, or ``base`` for the model before training.
 
         Returns:
@@ -111,12 +111,12 @@ class PromptedEvaluation:
         if isinstance(model, PromptableSAM):
             self._find_boxes([prompt for prompt in prompts if model.prompts[prompt].prompt_source == DETECTOR])
         for prompt in prompts:
-            loader = self.loader
             if isinstance(model, PromptableSAM):
-                model.test_prompt = prompt
                 loader = self._ask(model, prompt)
-            with model.encoding_masks() if isinstance(model, PromptableSAM) else nullcontext():
-                by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
+                with model.tested_with(prompt), model.encoding_masks():
+                    by_prompt[prompt] = inference_on_dataset(model, loader, self.evaluator)
+            else:
+                by_prompt[prompt] = inference_on_dataset(model, self.loader, self.evaluator)
             self._asked[prompt] = _Asked(self.evaluator)
             if comm.is_main_process():
                 self._results[method, prompt] = self.evaluator.results

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_d2.modeling.masks import InstanceMasks, rasterise_crop
+from sam_d2.modeling.masks import InstanceMasks, object_cells, rasterise_crop
 from sam_d2.modeling.prompt_samplers import innermost_pixel
 from sam_d2.modeling.prompts import Prompts
 
@@ -17,8 +17,8 @@ def random_corrections(
 ) -> tuple[Tensor, Tensor]:
     """Draw a point uniformly from where each mask is wrong (SAM, arXiv 2304.02643, appendix A).
 
-    A mask without error is clicked inside the object, an object without a cell anywhere. Nothing here waits for a
-    device.
+    A mask without error is clicked inside the object, an object without a cell (see
+    :func:`~sam_d2.modeling.masks.object_cells`) anywhere. Nothing here waits for a device.
 
     Args:
         logits: (N, L, L) mask logits, low-res frame.
@@ -35,7 +35,7 @@ def random_corrections(
     image = torch.zeros_like(targets[:1], dtype=torch.bool)
     image[:, : -(-size[0] // stride), : -(-size[1] // stride)] = True
     image = image.flatten(1)
-    true = (targets >= 0.5).flatten(1)
+    true = object_cells(targets).flatten(1)
     wrong = ((logits > 0).flatten(1) ^ true) & image
     region = torch.where(wrong.any(1, keepdim=True), wrong, true)
     region = region | (image & ~region.any(1, keepdim=True))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
+from sam_d2.modeling.masks import object_cells
+
 
 def mask_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss (arXiv 1708.02002) of each mask, averaged over its cells.
@@ -46,7 +48,10 @@ def mask_dice_loss(logits: Tensor, targets: Tensor, *, smooth: float = 1.0) -> T
 
 @torch.no_grad()
 def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    """Intersection over union of logits above 0 and targets of at least one half; 1 where both are empty.
+    """Intersection over union of logits above 0 and the object's cells; 1 where both are empty.
+
+    The object's cells are :func:`sam_d2.modeling.masks.object_cells`, of which every object has one: no prediction is
+    right for being empty, but of a mask without a pixel.
 
     Args:
         logits: (..., L, L) mask logits, low-res frame.
@@ -55,7 +60,7 @@ def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (...) float32 in [0, 1].
     """
-    predicted, true = logits > 0, targets >= 0.5
+    predicted, true = logits > 0, object_cells(targets)
     intersection = (predicted & true).sum(dim=(-2, -1))
     union = (predicted | true).sum(dim=(-2, -1))
     return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union, dtype=torch.float32))

@@ -111,6 +111,22 @@ def low_res_targets(parts: Sequence[tuple[InstanceMasks, tuple[int, int]]], side
     return torch.from_numpy(targets)
 
 
+def object_cells(targets: Tensor) -> Tensor:
+    """Return the low-res cells that are the object: those covered by one half.
+
+    Of an object so small or thin that no cell is, they are the cells covered by half of what its most covered one is;
+    else predicting nothing would be right, and its own cells wrong.
+
+    Args:
+        targets: (..., L, L) covered share in [0, 1].
+
+    Returns:
+        (..., L, L) bool; no cell of a target that is 0 everywhere.
+    """
+    most = targets.amax(dim=(-2, -1), keepdim=True)
+    return (targets >= torch.where(most < 0.5, most / 2, 0.5)) & (targets > 0)
+
+
 def _fill_bitmap_target(target: np.ndarray, masks: BitMasks, row: int, size: tuple[int, int], stride: int) -> None:
     side = len(target)
     x0, y0, x1, y1 = mask_extent(masks, row, size)

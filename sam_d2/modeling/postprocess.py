@@ -68,7 +68,7 @@ class MaskCodes:
 
     def dense(self) -> Tensor:
         """Return the masks as (N, H0, W0) bool, on the CPU."""
-        masks = torch.zeros((len(self), *self.size), dtype=torch.bool)
+        masks = torch.zeros((len(self), *self.size), dtype=torch.bool, device="cpu")
         for mask, rle in zip(masks, self.rles, strict=True):
             mask.copy_(torch.from_numpy(mask_util.decode(rle)))
         return masks
@@ -117,7 +117,7 @@ def encode_logits(logits: Tensor, canvas: int, resized: tuple[int, int], origina
     """
     device = logits.device
     if not len(logits):
-        none = torch.zeros(0, device=device)
+        none = torch.zeros(0, dtype=torch.float32, device=device)
         return MaskCodes(original, [], none.long(), none.reshape(0, 4), stability=none, mean_probability=none)
     logits = logits.clamp(-_MOST, _MOST)
     rows = _Axis.between(logits.shape[-2], canvas, resized[0], original[0], device)
@@ -138,12 +138,11 @@ def encode_logits(logits: Tensor, canvas: int, resized: tuple[int, int], origina
                 edges[number] = crop.in_image(positions, original[0])
     above, below, excess = sums.unbind(dim=1)
     areas = torch.tensor([int((one[:, 1] - one[:, 0]).sum()) for one in edges], dtype=torch.int64, device=device)
-    boxes = torch.tensor([_box(one, original[0]) for one in edges], dtype=torch.float32).reshape(-1, 4)
     return MaskCodes(
         size=original,
         rles=[_rle(one, original) for one in edges],
         areas=areas,
-        boxes=boxes.to(device),
+        boxes=torch.tensor([_box(one, original[0]) for one in edges], dtype=torch.float32, device=device),
         stability=(above / below.clamp(min=1)).float(),
         mean_probability=torch.where(areas > 0, 0.5 + excess / areas.clamp(min=1), 0.0).float(),
     )
@@ -154,7 +153,8 @@ def axis_weights(cells: int, canvas: int, resized: int, original: int) -> Tensor
 
     Made by torch's own interpolation of unit vectors, so that it rounds positions as SAM's masks do.
     """
-    upsampled = F.interpolate(torch.eye(cells)[None], canvas, mode="linear", align_corners=False)
+    unit_vectors = torch.eye(cells, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
+    upsampled = F.interpolate(unit_vectors[None], canvas, mode="linear", align_corners=False)
     return F.interpolate(upsampled[..., :resized], original, mode="linear", align_corners=False)[0]
 
 
@@ -269,7 +269,7 @@ def _scan_on_cpu(logits: Tensor) -> tuple[Tensor, list[npt.NDArray[np.int64]]]:
     position = np.flatnonzero(inside[1:] ^ inside[:-1]) + 1
     position = np.concatenate([np.zeros(int(inside[0]), int), position, np.full(int(inside[-1]), len(inside))])
     counts = [np.count_nonzero(values > STABILITY_OFFSET), np.count_nonzero(values > -STABILITY_OFFSET)]
-    return torch.tensor([[*counts, _excess(logits).item()]], dtype=torch.float64), [position]
+    return torch.tensor([[*counts, _excess(logits).item()]], dtype=torch.float64, device="cpu"), [position]
 
 
 def _excess(logits: Tensor) -> Tensor:

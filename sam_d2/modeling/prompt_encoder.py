@@ -11,8 +11,16 @@ from torch import Tensor
 class SelectingPromptEncoder(PromptEncoder):
     """segment_anything's PromptEncoder, whose points are chosen by a mask: the same numbers.
 
-    Rows that are indexed by a bool tensor have to be counted first, for which a GPU would be waited for.
+    Rows that are indexed by a bool tensor have to be counted first, for which a GPU would be waited for. And torch's
+    default dtype, which segment_anything's embeddings of points and boxes have where it is the wider, does not matter.
     """
+
+    def forward(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of points and boxes, and of masks, as segment_anything's does."""
+        sparse, dense = super().forward(points, boxes, masks)
+        return sparse.to(self.no_mask_embed.weight.dtype), dense
 
     def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
         if pad:

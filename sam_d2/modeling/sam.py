@@ -155,7 +155,7 @@ class PromptableSAM(nn.Module):
                 that frame in training and in the original frame at a test (``image_size`` says which);
                 ``prompt_instances`` has, for a test with a detector's boxes, ``pred_boxes``, ``scores`` and
                 ``pred_classes`` in the original frame; ``height`` and ``width`` are the original size; ``seed``
-                makes the training prompts.
+                makes the training prompts, and without it they are drawn by torch's own generator.
 
         Returns:
             In training a dict of the weighted ``loss_focal``, ``loss_dice`` and ``loss_iou``: scalars, the mean
@@ -373,6 +373,15 @@ class PromptableSAM(nn.Module):
         finally:
             self._rle_masks = before
 
+    @contextmanager
+    def tested_with(self, prompt: str) -> Iterator[None]:
+        """Predict with one of :attr:`test_prompts` inside the block, and afterwards as before."""
+        before, self.test_prompt = self.test_prompt, prompt
+        try:
+            yield
+        finally:
+            self.test_prompt = before
+
     def train(self, mode: bool = True) -> PromptableSAM:
         """Set training mode, except for frozen parts, which stay in eval mode."""
         super().train(mode)
@@ -447,8 +456,9 @@ class PromptableSAM(nn.Module):
                 raise ValueError(
                     f"training instances must be in the resized frame {tuple(size)}, got {instances.image_size}"
                 )
-            generator = torch.Generator().manual_seed(int(sample.get("seed", torch.initial_seed() % 2**63)))
-            images.append(TrainedImage(embedding, instances, generator))
+            # Without a seed, as other mappers' samples are, prompts differ from step to step and image to image.
+            seed = int(sample["seed"] if "seed" in sample else torch.randint(2**63 - 1, ()))
+            images.append(TrainedImage(embedding, instances, torch.Generator().manual_seed(seed)))
         per_image = [losses.mean(dim=0) for losses in losses_of(images, self.prompts[self.prompt])]
         # Every trainable parameter takes part in every step, also those that this step's prompts do not touch, and
         # also where there is no instance: so DDP never waits for a gradient that one rank does not make.

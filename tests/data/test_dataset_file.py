@@ -171,7 +171,8 @@ def test_empty_segmentation_is_left_out_and_counted(coco, write, caplog, tmp_pat
     assert dataset.dataset_dicts[0]["annotations"][0]["segmentation"] == [[1, 1, 3, 1, 3, 4, 1, 4]]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"{tmp_path}/dataset.json: 2 warnings, an annotation has no mask; first: image 10, annotation 0, segmentation: "
-        "empty; the annotation is left out",
+        "empty; the annotation is left out; tools/masks_from_boxes.py --keep-existing makes masks of boxes, "
+        "not of crowd regions",
         f"{tmp_path}/dataset.json: 1 warning, a polygon has fewer than 3 points; image 10, annotation 1, segmentation: "
         "polygon 0 has 2 points; polygons of under 3 points are left out",
     ]

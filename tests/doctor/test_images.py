@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sam_d2.doctor.checkup import check_dataset
+from sam_d2.doctor.columns import Columns
 from sam_d2.doctor.images import read_images
 from sam_d2.doctor.mend import mend
 from sam_d2.doctor.mend_images import mend_images
@@ -155,6 +156,19 @@ def test_images_of_doubtful_size_are_mended_in_time_that_grows_with_the_file(coc
     assert counts == {"missing-key": 2} and len(passes) == 1
 
 
+def test_which_masks_there_are_is_not_asked_anew_for_each_annotation(coco, write, monkeypatch):
+    """Of two images with swapped sizes, each with two boxes: it is a look at all annotations of the file."""
+    for image in coco["images"]:
+        image |= {"width": HEIGHT, "height": WIDTH}
+    file = write(coco)
+    checkup = check_dataset([Source("", file)], images=True)
+    asked = []
+    has_mask = Columns.has_mask
+    monkeypatch.setattr(Columns, "has_mask", lambda columns: (asked.append(1), has_mask(columns))[1])
+    assert mend_images(checkup.parts[0], json.loads(file.read_bytes()), checkup.facts, Counter()) == {0, 1, 2, 3}
+    assert len(asked) <= 1
+
+
 def test_a_size_that_the_exif_orientation_swaps_is_left(coco, write, tmp_path):
     """The annotations may have been drawn on the image as stored: then its size is right and the turning is not."""
     coco["images"][0] |= {"width": HEIGHT, "height": WIDTH}
@@ -176,7 +190,7 @@ def test_nothing_is_clipped_to_a_size_that_is_in_doubt(coco, write, tmp_path):
 
 def test_a_missing_size_is_that_of_the_file(coco, write):
     del coco["images"][0]["width"]
-    coco["images"][1]["height"] = "30"
+    coco["images"][1]["height"] = "high"
     file = write(coco)
     assert not mend(Source("", file), check_dataset([Source("", file)])).counts  # the images were not read
     mended = mend(Source("", file), check_dataset([Source("", file)], images=True))

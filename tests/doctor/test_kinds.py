@@ -1,6 +1,7 @@
 """Each kind of finding in a file that is sound but for it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from pycocotools import mask as mask_util
 from sam_d2.data import load_dataset_file
 from sam_d2.data.finding_kinds import KINDS
 from sam_d2.doctor.checkup import check_dataset
+from sam_d2.doctor.ids import check_ids
 from sam_d2.doctor.mend import mend
-from sam_d2.doctor.parts import Source
+from sam_d2.doctor.parts import Source, read_part
 from sam_d2.errors import UserError
 
 NAN = float("nan")
@@ -39,13 +41,21 @@ def as_xyxy(content):
 def boxes_as_xyxy_without_masks(content):
     """As XYWH the boxes reach to x 45, 65 and y 35 and more, in images of 40 x 30; ten boxes are enough to tell."""
     content["annotations"] = [
-        {"id": number, "image_id": 1, "category_id": 1 + number % 2, "bbox": [20, 15, 30, 25], "area": 100}
+        {
+            "id": number,
+            "image_id": 1,
+            "category_id": 1 + number % 2,
+            "bbox": [20, 15, 30, 25],
+            "area": 100,
+            "iscrowd": 0,
+        }
         for number in range(1, 11)
     ]
 
 
 FIRST = ("annotations", 0)  # annotation 1 of image 1, a square [5, 5] to [15, 15]
 ANNOTATION, IMAGE, FILE = (1, 1), (1, None), (None, None)  # the image's and the annotation's id
+SQUARE = [5, 5, 15, 5, 15, 15, 5, 15]
 BOW = [5, 5, 15, 15, 15, 5, 5, 15]  # two triangles of 10 x 5 / 2 = 25 px^2, pixel by pixel more or less
 # change, kind, ids, whether nothing of the kind is left in the mended copy
 COCO: dict[str, tuple[Any, str, tuple, bool]] = {
@@ -88,7 +98,7 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
         "annotation-twice", (1, 9), False),
     "boxes alone": (
         lambda c: [one.pop("segmentation") for one in c["annotations"]], "no-masks", FILE, False),
-    "no mask": ((*FIRST, "segmentation", []), "mask-absent", ANNOTATION, True),
+    "no mask": ((*FIRST, "segmentation", []), "mask-absent", ANNOTATION, False),
     # thinner than a pixel, between two columns of pixel centres
     "mask without a pixel": (
         [(*FIRST, "segmentation", [[5.1, 5, 5.3, 5, 5.3, 15, 5.1, 15]]), (*FIRST, "bbox", [5.1, 5, 0.2, 10]),
@@ -138,11 +148,19 @@ COCO: dict[str, tuple[Any, str, tuple, bool]] = {
     "box far from an RLE": (
         [(*FIRST, "segmentation", rle(5, 5, 15, 15)), (*FIRST, "bbox", [25, 18, 10, 10])],
         "box-far", ANNOTATION, False),
+    "no iscrowd": ((*FIRST, "iscrowd", ...), "iscrowd-absent", ANNOTATION, True),
     "no area": ((*FIRST, "area", ...), "area-absent", ANNOTATION, True),
     "negative area": ((*FIRST, "area", -1), "area-negative", ANNOTATION, True),
     "area NaN": ((*FIRST, "area", NAN), "area-nan", ANNOTATION, True),
     "area of the box": (("annotations", 1, "area", 100), "area-of-box", (1, 2), True),
     "another area": ((*FIRST, "area", 60), "area-differs", ANNOTATION, True),
+    # the square and its right half, 100 + 50 px^2, of which 100 pixels are drawn
+    "area of parts that overlap": (
+        [(*FIRST, "segmentation", [SQUARE, [10, 5, 15, 5, 15, 15, 10, 15]]), (*FIRST, "area", 150)],
+        "area-differs", ANNOTATION, True),
+    # of which one goes around its 25 px^2 clockwise, and the other against it
+    "area of an outline that crosses itself": (
+        [(*FIRST, "segmentation", [BOW]), (*FIRST, "area", 0)], "area-differs", ANNOTATION, True),
     "image missing": (("images", 0, "file_name", "doctor_none.png"), "image-missing", IMAGE, False),
     "path that leaves": (("images", 0, "file_name", "../../../../../../x.png"), "path-leaves-root", IMAGE, False),
     "no annotations": (("annotations", []), "no-annotations", FILE, False),
@@ -162,6 +180,7 @@ FOLLOWS = {
     "polygon all outside": {"box-all-outside"},
     "boxes that may be XYXY": {"no-masks", "box-outside"},
     "neither has an area": {"mask-empty", "area-differs"},
+    "area of an outline that crosses itself": {"polygon-crossing"},
     "box outside": {"box-far"},
     "box all outside": {"box-far"},
     "path that leaves": {"image-missing"},
@@ -330,7 +349,7 @@ DICTS: dict[str, tuple[Any, str, tuple, bool]] = {
     "class unused": (
         (0, "annotations", 0, "category_id", 3), "category-unused", FILE, False),
     "box as XYWH": ((0, "annotations", 1, "bbox", [20, 5, 10, 10]), "box-form", (1, "annotations[1]"), True),
-    "no mask": ((0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), True),
+    "no mask": ((0, "annotations", 0, "segmentation", None), "mask-absent", (1, "annotations[0]"), False),
     "box missing": ((0, "annotations", 0, "bbox", ...), "missing-key", (1, "annotations[0]"), True),
     "polygon outside": (
         [(0, "annotations", 0, "segmentation", [[30, 5, 50, 5, 50, 15, 30, 15]]),
@@ -366,10 +385,10 @@ def test_what_is_written(coco, write):
     coco["annotations"][1] |= {"area": 100, "id": 1}  # the box's; the id of the one before
     # The polygon goes from x 30 to 50; inside of the image 30 to 40, height 10: an area of 100.
     coco["annotations"][2] |= {"segmentation": [[30, 5, 50, 5, 50, 15, 30, 15]], "bbox": [30, 5, 20, 10], "area": 200}
-    coco["annotations"][3] |= {"segmentation": []}
     file = write(coco)
     mended = mend(Source("", file), check_dataset([Source("", file)]))
-    first, second, third = mended.document["annotations"]
+    first, second, third, fourth = mended.document["annotations"]
+    assert fourth == coco["annotations"][3]
     assert first["bbox"] == [5, 5, 10, 10] and first["note"] == "kept"
     assert (second["id"], second["area"]) == (5, 45)  # above the highest, 4
     assert (third["bbox"], third["area"]) == ([30, 5, 10, 10], 100)
@@ -378,6 +397,22 @@ def test_what_is_written(coco, write):
     assert mended.document["info"] == {"year": 2026} and mended.document["images"] == coco["images"]
     assert mended.checkup.findings == []
     assert json.loads(mended.content()) == mended.document
+
+
+@pytest.mark.parametrize("mask", [[], None, [[5, 5, 15, 15]]])
+def test_a_box_without_a_mask_is_kept_for_what_makes_its_mask(mask, coco, write):
+    """Nor is a crowd region removed. A polygon of two points is, because it is no mask; its box stays."""
+    coco["annotations"][0]["segmentation"] = mask
+    coco["annotations"][1] |= {"segmentation": [], "iscrowd": 1}
+    file = write(coco)
+    result = mend(Source("", file), check_dataset([Source("", file)]))
+    coco["annotations"][0]["segmentation"] = mask and []
+    assert result.document == coco and result.counts == ({"polygon-short": 1} if mask else {})
+    assert [(one.kind, one.annotation_id) for one in result.checkup.findings] == [
+        ("mask-absent", 1),
+        ("mask-absent", 2),
+    ]
+    assert "tools/masks_from_boxes.py --keep-existing" in result.checkup.findings[0].fix
 
 
 def test_of_annotations_that_are_there_twice_copies_alone_are_left_out(coco, write):
@@ -390,6 +425,51 @@ def test_of_annotations_that_are_there_twice_copies_alone_are_left_out(coco, wri
     assert [one["id"] for one in mended.document["annotations"]] == [1, 2, 3, 4, 5]
     assert mended.counts == {"annotation-twice": 2}
     assert [(one.kind, one.annotation_id) for one in mended.checkup.findings] == [("annotation-twice", 5)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"), [((5, 5, 6, 7), [5, 6, 7]), ((5, 6, 6, 7), [5, 6, 7]), ((5, 5, 5, 7), [5, 8, 7])]
+)
+def test_no_id_goes_to_a_copy_that_is_left_out(ids, kept, coco, write):
+    """Of four annotations the second is a copy of the first; an id that it shares with the third is the third's."""
+    first, third, fourth = coco["annotations"][0], *coco["annotations"][2:]
+    coco["annotations"] = [
+        {**one, "id": identity} for one, identity in zip((first, first, third, fourth), ids, strict=True)
+    ]
+    file = write(coco)
+    mended = mend(Source("", file), check_dataset([Source("", file)]))
+    assert [one["id"] for one in mended.document["annotations"]] == kept
+    assert mended.counts == {"annotation-twice": 1, **({"annotation-id-twice": 1} if 8 in kept else {})}
+
+
+def test_findings_of_annotations_with_one_id_are_those_of_each(coco, write):
+    """Two of image 1 have id 1: a box of the other form, and one that reaches outside: x from 20 to 45 of 40."""
+    coco["annotations"][0]["bbox"] = [5, 5, 15, 15]
+    coco["annotations"][1] |= {"id": 1, "bbox": [20, 5, 25, 10]}
+    checkup = check_dataset([Source("", file := write(coco))])
+    assert [one.kind for one in checkup.findings if one.image_id == 1] == ["box-outside", "box-far", "box-form"]
+    mended = mend(Source("", file), checkup)
+    assert [one["bbox"] for one in mended.document["annotations"]][:2] == [[5, 5, 10, 10], [20, 5, 20, 10]]
+
+
+def test_annotations_with_one_box_are_compared_in_time_that_grows_with_them(coco, write):
+    """400 triangles with the box that some exporters write, all zeros; pairs of them are 79,800. The last is a twin."""
+    coco["annotations"] = [
+        {"id": 1 + number, "image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 0], "area": 45, "iscrowd": 0,
+         "segmentation": [[20 + number / 1000, 5, 30, 5, 20, 15]]}
+        for number in [*range(399), 100]
+    ]  # fmt: skip
+    coco["annotations"][-1]["id"] = 400
+    part = read_part(Source("", write(coco)))
+    calls = []
+    sys.setprofile(lambda frame, event, arg: calls.append(event))
+    try:
+        check_ids(part)
+    finally:
+        sys.setprofile(None)
+    (twin,) = (one for one in part.findings if one.kind == "annotation-twice")
+    assert twin.annotation_id == 400 and "those of annotation 101" in twin.found
+    assert len(calls) < 100 * 400
 
 
 def test_one_broken_record_hides_no_other(coco, write):

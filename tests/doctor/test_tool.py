@@ -78,7 +78,7 @@ def test_a_folder_is_checked_whole_and_against_itself(doctor, coco, write, tmp_p
     for part in ("train", "test"):
         write(coco, f"dataset_{part}.json")
     code, out, _ = doctor(tmp_path)
-    assert code == 1 and "an image is in two files, such as train and test  2 x" in out
+    assert code == 1 and "an image is in two splits, such as train and test  2 x" in out
     found = "file_name: 'doctor_1.png' is the file of image 1 in dataset_train.json"
     assert f"dataset_test.json, image 1 (doctor_1.png), {found}" in out
 
@@ -96,6 +96,25 @@ def test_a_file_that_is_divided_is_said_to_be_both_parts(doctor, coco, write, tm
     assert code == 0 and out.splitlines()[0].startswith(f"train and test: {file}  COCO, 2 images, ")
     (described,) = json.loads((tmp_path / "report.json").read_text())["files"]
     assert described["split"] == "train and test" and described["image_root"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "parts", [(None, None), (("train", 0.5, 0), None), (("train", 0.5, 0), ("test", 0.5, 1)), (("test", 0.5, 0),) * 2]
+)
+def test_a_file_that_is_both_splits_and_not_divided_is_a_warning(parts, doctor, coco, write, tmp_path):
+    """Both are all of it, or one is; another seed divides it otherwise."""
+    file = write(coco, "all.json")
+    splits = {name: {"json": "all.json", "images": "."} for name in ("train", "test")}
+    for split, part in zip(splits.values(), parts, strict=True):
+        if part is not None:
+            split["split"] = dict(zip(("part", "fraction", "seed"), part, strict=True))
+    manifest = {"version": 1, "datasets": {"cells": {"classes": ["square", "triangle"], "splits": splits}}}
+    (tmp_path / "datasets.json").write_text(json.dumps(manifest))
+    code, out, _ = doctor("cells", "--json", tmp_path / "report.json")
+    assert code == 1 and out.splitlines()[0].startswith(f"train and test: {file}  COCO, 2 images, ")
+    (finding,) = json.loads((tmp_path / "report.json").read_text())["findings"]
+    assert (finding["kind"], finding["image_id"], finding["file"]) == ("image-in-both", None, str(file))
+    assert finding["found"] == "train and test are this file, with images in common"
 
 
 def test_a_folder_of_unknown_layout_has_its_files_named(doctor, coco, write, tmp_path):

@@ -164,10 +164,34 @@ class TestStrictLoading:
         Checkpointer(target := Model()).load(str(tmp_path / "a.pth"))
         torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
 
-    @pytest.mark.parametrize("content", [{"model": {"layer.weight": 3}}, {"model": [1]}, {"iteration": 5}])
-    def test_a_dict_without_weights(self, tmp_path, content):
+    @pytest.mark.parametrize("key", ["", "model", "state_dict", "model_state_dict"])
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_weights_as_other_programs_save_them(self, tmp_path, key, prefix):
+        source = Model()
+        state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+        torch.save({key: state, "epoch": 3} if key else state, tmp_path / "a.pth")
+        Checkpointer(target := Model()).load(str(tmp_path / "a.pth"))
+        torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+    def test_a_prefix_that_not_all_names_have_is_a_part_of_them(self, tmp_path):
+        path = self.save(tmp_path / "a.pth", lambda state: state.update({"module.x": state.pop("layer.weight")}))
+        self.expect(path, "layer.weight", "module.x")
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ({"model": {"layer.weight": 3}}, "its 'model' is not a dict of tensors"),
+            ({"model": [1]}, "its 'model' is not a dict of tensors"),
+            ({"state_dict": [1]}, "its 'state_dict' is not a dict of tensors"),
+            (
+                {"net": {}, "epoch\x1b": 5},
+                "(it has net, epoch\u241b). Take another file, or save the weights in it alone",
+            ),
+        ],
+    )
+    def test_a_dict_without_weights(self, tmp_path, content, reason):
         torch.save(content, tmp_path / "a.pth")
-        self.expect(str(tmp_path / "a.pth"), "a.pth", "not a dict of tensors")
+        self.expect(str(tmp_path / "a.pth"), "a.pth", reason)
 
 
 class Hostile:

@@ -4,6 +4,7 @@ import copy
 import errno
 import logging
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,11 +63,28 @@ class TestDevice:
     ],
 )
 def test_amp_dtype(monkeypatch, caplog, enabled, name, device, supported, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: supported)
     monkeypatch.setattr(logging.getLogger("sam_d2"), "propagate", True)
     assert choose_amp_dtype(enabled, name, device) is expected
     slow = expected is torch.float16 and device is CPU
     assert [record.levelname for record in caplog.records] == ["WARNING"] * slow
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_auto_is_what_the_gpu_computes_in(monkeypatch, capability, expected):
+    """torch also counts bfloat16 as supported where it is emulated, as on Turing."""
+    major, minor = capability
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=minor, name="a GPU")
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True, raising=False)
+    assert torch.cuda.is_bf16_supported()
+    assert choose_amp_dtype(True, "auto", GPU) is expected
 
 
 def test_amp_dtype_that_does_not_exist():

@@ -112,9 +112,25 @@ class TestRefusals:
             EarlyStop(2, None, "segm/AP", 0)
 
     def test_no_evaluations(self):
-        with pytest.raises(UserError, match=r"set train\.eval_period"):
+        with pytest.raises(UserError, match=r"set train\.eval_period, which is 0, to at least 1"):
             EarlyStop(0, None, "segm/AP", 1)
         EarlyStop(0, None, "segm/AP", None)
+
+    @pytest.mark.parametrize("period", [10, 1000])
+    def test_an_evaluation_at_the_end_alone(self, period):
+        with pytest.raises(UserError, match=rf"which is {period}, to at least 1 and less than its steps \(10\)"):
+            EarlyStop(period, None, "segm/AP", 1, max_iter=10)
+        EarlyStop(period, None, "segm/AP", None, max_iter=10)
+
+    @pytest.mark.parametrize(("max_iter", "said"), [(6, True), (7, False)])
+    def test_a_patience_longer_than_the_training(self, caplog, max_iter, said):
+        """The earliest end is after the third evaluation, step 6, and that of the last step ends nothing."""
+        EarlyStop(2, None, "segm/AP", 2, max_iter=max_iter)
+        text = "train.early_stop.patience=2: no training of 6 steps ends early with train.eval_period=2"
+        assert caplog.messages == [text] * said
+        caplog.clear()
+        EarlyStop(2, None, "segm/AP", None, max_iter=max_iter)
+        assert not caplog.messages
 
     def test_a_metric_that_nobody_gives(self, tmp_path):
         model = Model()

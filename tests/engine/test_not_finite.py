@@ -1,7 +1,9 @@
 """A loss that is no longer a number: what the message says."""
 
+import copy
 import itertools
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -16,10 +18,12 @@ from detectron2.utils import comm
 from sam_d2.data.loader import PositionSampler, sample_seed
 from sam_d2.engine.checkpoint import Checkpointer, PeriodicCheckpoint
 from sam_d2.engine.distributed import distribute
+from sam_d2.engine.ema import WeightAverage
 from sam_d2.engine.not_finite import not_finite_text
 from sam_d2.engine.step_counts import StepCounts
 from sam_d2.engine.trainer import Trainer
 from sam_d2.errors import UserError
+from sam_d2.modeling.weights_record import WeightsRecord
 
 
 def text(hooks=(), clip=None, **losses):
@@ -99,12 +103,12 @@ class TestSkipped:
         state = trained([math.nan, 1.0], on_not_finite="skip").state_dict()
         again = Trainer(Sum(), [], torch.optim.SGD(Sum().parameters(), lr=0.5))
         again.counts.load_state_dict(state["counts"])
-        assert vars(again.counts) == {"bad_images": 0, "not_finite": 1, "in_a_row": 0}
+        assert vars(again.counts) == {"bad_images": 0, "not_finite": 1, "in_a_row": 0, "left_out": 0}
 
     def test_counts_of_another_version(self):
         counts = StepCounts()
         counts.load_state_dict({"not_finite": 2, "report": 3, "of_later": 4})
-        assert vars(counts) == {"bad_images": 0, "not_finite": 2, "in_a_row": 0}
+        assert vars(counts) == {"bad_images": 0, "not_finite": 2, "in_a_row": 0, "left_out": 0}
         counts.report()
 
     def test_more_than_ten_in_a_row_are_the_weights_fault(self):
@@ -153,22 +157,129 @@ class TestGradient:
         assert trainer.model.weight.item() == 0.75  # a step of gradient 0.5
         assert trainer.counts.not_finite == 1 and "Step 1: the gradient is not finite. Skipped" in caplog.text
 
-    def test_float16_is_left_to_the_scaler(self):
-        trainer = _trained_roots([0.0, 1.0], amp_dtype=torch.float16)
-        assert trainer.counts.not_finite == 0 and trainer.model.weight.item() == 0.75
-        assert trainer.grad_scaler.get_scale() == 2.0**15  # it began with twice that
+
+class Told(HookBase):
+    """Keeps what is true of each step: whether it was taken, the scale, and the average of the weights."""
+
+    def __init__(self, average):
+        self.average = average
+        self.steps = []
+
+    def after_step(self):
+        with self.average.applied():
+            weight = self.trainer.model.weight.item()
+        self.steps.append((self.trainer.step_taken, self.trainer.grad_scaler.get_scale(), weight))
+
+
+class TestScaler:
+    """Float16's scaler begins at 2**16 and halves its scale at a gradient that is not finite."""
+
+    def test_a_step_that_it_leaves_out_is_not_taken(self, caplog):
+        caplog.set_level(logging.INFO, "sam_d2")
+        model = Root()
+        model.weights_record = WeightsRecord(draw_boxes=False)
+        model.weights_record.multimask_reached = True  # as a step says that it trains these outputs
+        trainer = Trainer(model, [[{"value": value}] for value in (0.0, 1.0)],
+                          torch.optim.SGD(model.parameters(), lr=0.5), amp_dtype=torch.float16)  # fmt: skip
+        average = WeightAverage(model, decay=0.0)  # the average is the weights of the last step that was taken
+        average.before_train()
+        average.before_train = lambda: model.weight.data.fill_(4.0)  # of which it would learn at once
+        told = Told(average)
+        trainer.register_hooks([average, told])
+        trainer.train(0, 1)
+        assert told.steps == [(False, 2.0**15, 1.0)] and model.weight.item() == 4.0
+        assert not model.weights_record.multimask_trained and not model.weights_record.multimask_reached
+        assert "Step 1: left out, its gradient is not finite in float16; the gradients are now scaled by 32768" in (
+            caplog.text
+        )
+        trainer.train(1, 2)
+        # the root of 4 has the slope 1/4, times a rate of 0.5
+        assert told.steps[1] == (True, 2.0**15, 3.875) and trainer.step_taken
+        assert vars(trainer.counts) == {"bad_images": 0, "not_finite": 0, "in_a_row": 0, "left_out": 1}
+        assert "1 step was left out by the gradient scaler of float16" in caplog.text
+
+    def test_a_gradient_that_is_never_finite_ends_the_run(self, tmp_path):
+        """2**16 is 1 after 16 steps; the 17th has a gradient that is infinite at this scale too."""
+        model = Root()
+        with pytest.raises(
+            UserError, match=r"gradient of step 17 is not finite \(its losses are\).*dtype=bfloat16"
+        ) as e:
+            _trained_roots([0.0] * 300, model, tmp_path, amp_dtype=torch.float16)
+        assert "\n" not in str(e.value) and model.weight.item() == 1.0
+        content = json.loads((tmp_path / "not_finite_0000016.json").read_text())
+        assert content["not_finite"] == "gradient" and content["iteration"] == 16
+
+    def test_skipped_from_a_scale_of_1_on_and_ten_times_in_a_row_at_most(self):
+        trainer = _trained_roots([0.0] * 26 + [1.0], amp_dtype=torch.float16, on_not_finite="skip")
+        assert vars(trainer.counts) == {"bad_images": 0, "not_finite": 10, "in_a_row": 0, "left_out": 16}
+        assert trainer.model.weight.item() == 0.75 and trainer.grad_scaler.get_scale() == 1.0
+        with pytest.raises(UserError, match=r"step 27 is not finite .* 10 steps before it were skipped: the weights"):
+            _trained_roots([0.0] * 300, amp_dtype=torch.float16, on_not_finite="skip")
+
+    def test_running_statistics_of_a_skipped_step_are_put_back(self):
+        class Normed(Root):
+            def __init__(self):
+                super().__init__()
+                self.norm = nn.BatchNorm1d(1)
+
+            def forward(self, batch):
+                self.norm(torch.ones(2, 1))
+                return super().forward(batch)
+
+        model = Normed()
+        _trained_roots([0.0] * 20, model, amp_dtype=torch.float16, on_not_finite="skip")
+        assert model.norm.num_batches_tracked == 16  # as without this setting where the scaler leaves a step out
+
+    @pytest.mark.parametrize("cut", [1, 17, 19])
+    def test_a_resume_is_exact(self, cut):
+        values = [0.0] * 18 + [1.0, 1.0]
+        options = {"amp_dtype": torch.float16, "on_not_finite": "skip"}
+        whole = _trained_roots(values, **options)
+        first = _trained_roots(values[:cut], **options)
+        state = copy.deepcopy(first.state_dict())
+        model = copy.deepcopy(first.model)
+        rest = Trainer(model, [[{"value": value}] for value in values[cut:]],
+                       torch.optim.SGD(model.parameters(), lr=0.5), **options)  # fmt: skip
+        rest.load_state_dict(state)
+        rest.train(cut, len(values))
+        assert rest.model.weight.item() == whole.model.weight.item() < 1
+        assert rest.state_dict()["counts"] == whole.state_dict()["counts"]
+        assert rest.state_dict()["grad_scaler"] == whole.state_dict()["grad_scaler"]
+        assert whole.counts.left_out == 16 and whole.counts.not_finite == 2
+
+    def test_a_file_of_before(self):
+        """It has no such count, and its scale may have fallen to 0, where no step can be taken."""
+        state = _trained_roots([1.0], amp_dtype=torch.float16).state_dict()
+        del state["counts"]["left_out"]
+        state["grad_scaler"]["scale"] = 0.0
+        model = Root()
+        trainer = Trainer(model, [[{"value": 1.0}]], torch.optim.SGD(model.parameters(), lr=0.5),
+                          amp_dtype=torch.float16)  # fmt: skip
+        trainer.load_state_dict(state)
+        trainer.train(1, 2)
+        assert trainer.step_taken and trainer.counts.left_out == 0 and model.weight.item() == 0.75
+
+    @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])
+    def test_a_scale_that_is_none(self, scale):
+        trainer = _trained_roots([1.0], amp_dtype=torch.float16)
+        state = trainer.state_dict()
+        state["grad_scaler"]["scale"] = scale
+        with pytest.raises(ValueError, match="the scale of its gradients is no finite number"):
+            trainer.load_state_dict(state)
 
 
 def _roots_in_two(how):
     model = distribute(Root(), broadcast_buffers=False)
     values = [1.0, float(comm.get_rank())]  # the other process's gradient is finite before they exchange
-    trainer = _trained_roots(values, model, oom_retry=how == "oom", on_not_finite="skip")
-    return model.module.weight.item(), trainer.counts.not_finite
+    options = {"amp_dtype": torch.float16} if how == "float16" else {}
+    trainer = _trained_roots(values, model, oom_retry=how == "oom", on_not_finite="skip", **options)
+    return model.module.weight.item(), trainer.counts.not_finite, trainer.counts.left_out
 
 
-@pytest.mark.parametrize("how", ["ddp", "oom"])
+@pytest.mark.parametrize("how", ["ddp", "oom", "float16"])
 def test_the_gradient_of_one_of_two_processes(in_two_processes, how):
-    assert in_two_processes(_roots_in_two, (how,)) == [(0.75, 1), (0.75, 1)]
+    expected = (0.75, 0, 1) if how == "float16" else (0.75, 1, 0)
+    assert in_two_processes(_roots_in_two, how) == [expected, expected]
 
 
 def _trained_in_two(values):

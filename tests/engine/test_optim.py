@@ -9,7 +9,7 @@ from torch import nn
 from detectron2.config import instantiate
 from detectron2.solver import LRMultiplier
 from sam_d2.config import apply_overrides, load_config
-from sam_d2.engine.optim import parameter_groups
+from sam_d2.engine.optim import build_optimizer, parameter_groups
 from sam_d2.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "sam_tiny.py"
@@ -60,6 +60,14 @@ def test_a_model_that_names_nothing_groups_that_are_empty_and_nothing_at_all():
         parameter_groups(linear.requires_grad_(False), 0.1)
 
 
+def test_a_weight_that_two_modules_share_is_in_one_group_once():
+    model = nn.ModuleDict({"first": nn.Linear(2, 3), "second": nn.Linear(2, 3), "table": nn.Embedding(3, 2)})
+    model["second"].weight = model["table"].weight = model["first"].weight
+    decayed, kept = parameter_groups(model, 0.3, lr=0.5, lr_factors={"second": 0.1})[:2]
+    assert names(model, decayed) == ["first.weight"] and names(model, kept) == ["first.bias"]
+    torch.optim.AdamW(parameter_groups(model, 0.3), lr=1e-3)  # refuses one that is in two
+
+
 @pytest.mark.parametrize("freeze", ["[]", "[image_encoder,prompt_encoder]"])
 def test_every_trainable_parameter_of_sam_is_in_one_group_once(tiny_overrides, freeze):
     cfg = apply_overrides(
@@ -74,6 +82,27 @@ def test_every_trainable_parameter_of_sam_is_in_one_group_once(tiny_overrides, f
     assert sorted(grouped) == sorted(trainable)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert any(name.startswith("image_encoder") for name in trainable.values()) == (freeze == "[]")
+
+
+class TestBuildOptimizer:
+    def config(self, **options):
+        cfg = load_config(CONFIG).optimizer
+        cfg.update(options)
+        return cfg
+
+    def test_of_the_model(self):
+        model = Model()
+        optimizer = build_optimizer(self.config(), model)
+        assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["lr"] == 2e-3
+        assert names(model, optimizer.param_groups[0]) == ["linear.weight", "conv.weight"]
+
+    @pytest.mark.parametrize(
+        ("options", "reason"), [({"eps": -1.0}, "Invalid epsilon value: -1.0"), ({"momentum": 0.9}, "'momentum'")]
+    )
+    def test_a_setting_that_it_refuses(self, options, reason):
+        with pytest.raises(UserError, match=r"^optimizer: it cannot be built with these settings \(") as caught:
+            build_optimizer(self.config(**options), Model())
+        assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 class TestLearningRatesPerPart:
@@ -107,6 +136,8 @@ class TestLearningRatesPerPart:
         [
             ({"encoder": 0.1}, r"no parameters in 'encoder' \(it has linear, norm"),
             ({"lin": 0.1}, "no parameters in 'lin'"),
+            ({"linear": 0.1, "frozen": 0.1}, "all parameters in 'frozen' are frozen. .* out of model.freeze"),
+            ({"frozen.bias": 0.1}, "all parameters in 'frozen.bias' are frozen"),
             ({"linear": 0}, "linear has 0, not a positive number"),
             ({"linear": float("nan")}, "not a positive number"),
             ({"linear": "fast"}, "'fast', not a positive number"),

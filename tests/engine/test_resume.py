@@ -106,6 +106,13 @@ def test_what_would_make_it_another_training_is_refused(cfg, tmp_path, key, valu
     assert message.startswith(f"--resume: {tmp_path / 'run'} cannot go on")
     assert f"--config-file {tmp_path / 'run' / 'config.yaml'}" in message and "--output-dir DIR" in message
     assert str(tmp_path / "run" / "model_0000003.pth") in message and "\n" not in message
+    assert "edited" not in message  # no setting edits a file
+
+
+def test_nothing_is_said_of_settings_where_nothing_is_left_to_train(cfg):
+    cfg.train.max_iter = 4  # as many as were trained
+    cfg.optimizer.lr = 0.2
+    assert check_resume(cfg) == []
 
 
 def test_edited_annotations_are_refused(cfg, dataset):
@@ -146,7 +153,7 @@ def test_all_changes_are_named(cfg):
         ("optimizer.lr", 0.2, "optimizer.lr 0.1 -> 0.2: from here on the run differs"),
         ("lr_multiplier.warmup_length", 0.1, "lr_multiplier.warmup_length 0.05 -> 0.1"),
         ("train.max_iter", 9, "train.max_iter 6 -> 9: .* learning rate follows its schedule over the new number"),
-        ("train.max_iter", 4, "train.max_iter 6 -> 4"),
+        ("train.max_iter", 5, "train.max_iter 6 -> 5"),
         ("train.clip_gradient_norm", 1.0, "train.clip_gradient_norm absent -> 1.0"),
         ("model.instances_per_chunk", 8, "model.instances_per_chunk 32 -> 8"),
     ],

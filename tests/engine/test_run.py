@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from detectron2.utils import comm
-from sam_d2.engine.run import begin_run, checkpoint_to_evaluate, initial_weights
+from sam_d2.engine.run import LOCK, begin_run, checkpoint_to_evaluate, initial_weights
 from sam_d2.engine.weights import FOLDER_VARIABLE
 from sam_d2.errors import UserError
 
@@ -32,7 +32,7 @@ def cfg(tmp_path):
 
 class TestBeginRun:
     def test_a_new_folder_holds_a_log(self, cfg, tmp_path):
-        begin_run(cfg, arguments()).release()
+        begin_run(cfg, arguments()).close()
         folder = tmp_path / "run"
         assert [file.name for file in folder.iterdir()] == ["log.txt"]
         log = (folder / "log.txt").read_text()
@@ -80,7 +80,7 @@ class TestBeginRun:
     def test_resume_and_eval_only_enter_it(self, cfg, tmp_path, option):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "model_final.pth").touch()
-        begin_run(cfg, arguments(**{option: True})).release()
+        begin_run(cfg, arguments(**{option: True})).close()
         assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["log.txt", "model_final.pth"]
 
     @pytest.mark.parametrize("tag", [None, "", "model_0000003.pth"])
@@ -90,7 +90,7 @@ class TestBeginRun:
         log = tmp_path / "run" / "log.txt"
         if tag is not None:
             (tmp_path / "run" / "last_checkpoint").write_text(tag)
-        begin_run(cfg, arguments(resume=True)).release()
+        begin_run(cfg, arguments(resume=True)).close()
         assert ("holds no checkpoint, so the run begins at step 0" in log.read_text()) == (not tag)
         log.write_text("")
         (tmp_path / "run" / "model_0000003.pth").touch()
@@ -105,6 +105,33 @@ class TestBeginRun:
             begin_run(cfg, arguments())
             draws.append(torch.rand(1).item())
         assert draws[0] == draws[1] != draws[2]
+
+    def test_a_second_run_of_a_process_has_a_log_of_its_own(self, cfg, tmp_path, capsys, monkeypatch):
+        logger = logging.getLogger("sam_d2")
+        monkeypatch.setattr(logger, "propagate", True)
+        mine = logging.NullHandler()
+        for number in range(2):
+            cfg.train.output_dir = str(tmp_path / f"run{number}")
+            with begin_run(cfg, arguments()):
+                logger.addHandler(mine)
+                logger.info("within run %d", number)
+        assert logger.propagate and logger.handlers[-1] is mine
+        with begin_run(cfg, arguments(resume=True)):  # in the folder of the second
+            logger.info("once more")
+        logger.info("afterwards")
+        logs = [(tmp_path / f"run{number}" / "log.txt").read_text() for number in range(2)]
+        assert logs[0].count("within run 0") == logs[1].count("within run 1") == logs[1].count("once more") == 1
+        assert "run 1" not in logs[0] and "afterwards" not in logs[1]
+        shown = capsys.readouterr().out
+        assert shown.count("within run 1") == shown.count("once more") == 1 and "afterwards" not in shown
+        assert not any((tmp_path / f"run{number}" / LOCK).exists() for number in range(2))
+
+    @pytest.mark.parametrize("asked", [True, False])
+    def test_cudnn_may_choose_its_kernels_again_afterwards(self, cfg, monkeypatch, asked):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", asked)
+        with begin_run(cfg, arguments()):
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark is asked
 
     @pytest.mark.parametrize("option", [{}, {"eval_only": True}, {"resume": True}])
     def test_what_cannot_begin_leaves_no_folder(self, cfg, tmp_path, option):

@@ -3,8 +3,14 @@
 import json
 import re
 import shutil
+from collections import OrderedDict
 
 import pytest
+
+from detectron2.config import instantiate
+from sam_d2.config import apply_overrides, load_config
+from sam_d2.evaluation import InstanceEvaluator
+from sam_d2.evaluation.run import PromptedEvaluation
 
 
 @pytest.mark.parametrize(("mean_iou", "worse"), [(0.999, True), (0.0, False)])
@@ -69,3 +75,23 @@ def test_recomputed_boxes_are_said_and_replace_no_row(finished_run, tmp_path, tr
     }  # fmt: skip
     assert "oracle: ground-truth prompts, the masks' own boxes |" in (folder / "log.txt").read_text()
     assert "the masks&#x27; own boxes" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("before", [None, "point"])
+def test_it_leaves_the_model_with_the_prompt_that_it_had(root, tiny_overrides, tmp_path, monkeypatch, before):
+    """Also where something ends it on the way."""
+    cfg = apply_overrides(load_config(root / "configs" / "sam_tiny.py"), [*tiny_overrides, "model.prompt=mixed"])
+    model = instantiate(cfg.model)
+    model.test_prompt = before
+    asked = []
+
+    def interrupted(model, loader, evaluator):
+        asked.append(model.test_prompt)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return OrderedDict()
+
+    monkeypatch.setattr("sam_d2.evaluation.run.inference_on_dataset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        PromptedEvaluation(InstanceEvaluator("unread"), [], tmp_path)(model)
+    assert asked == ["box", "point"] and model.test_prompt == before

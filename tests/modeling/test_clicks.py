@@ -40,6 +40,13 @@ class TestRandomCorrections:
         assert points[:, 0].tolist() == [[1, 0], [2, 0], [0, 1], [0, 1]]
         assert labels.flatten().tolist() == [1, 1, 1, 1]
 
+    def test_an_object_that_covers_half_of_no_cell_can_be_missed(self):
+        targets = torch.zeros(2, 3, 3)
+        targets[:, 1, 2] = 0.3
+        logits = torch.stack([torch.full((3, 3), -1.0), targets[0] * 2 - 0.1])  # nothing; its cell
+        points, labels = random_corrections(logits, targets, torch.tensor([0.5, 0.5]), stride=1, size=(3, 3))
+        assert points[:, 0].tolist() == [[2, 1], [2, 1]] and labels.tolist() == [[1], [1]]
+
     def test_a_perfect_mask_is_clicked_inside_and_an_empty_one_anywhere(self):
         targets = torch.zeros(2, 3, 3)
         targets[0, 2, 2] = 1

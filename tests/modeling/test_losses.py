@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from detectron2.structures import PolygonMasks
 from sam_d2.modeling.losses import iou_prediction_loss, mask_dice_loss, mask_focal_loss, mask_iou
+from sam_d2.modeling.masks import low_res_targets, object_cells
 
 ZERO = torch.zeros(1, 2, 2)  # probability 1/2 everywhere
 HALF = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
@@ -94,10 +97,37 @@ def test_gradients_push_towards_the_target():
 
 def test_iou_by_hand():
     logits = torch.tensor([[[1.0, 1.0, 1.0, -1.0]], [[0.0, -1.0, -1.0, -1.0]], [[-1.0, -1.0, -1.0, -1.0]]])
-    targets = torch.tensor([[[1.0, 0.5, 0.49, 1.0]], [[0.9, 0.0, 0.0, 0.0]], [[0.0, 0.0, 0.2, 0.49]]])
+    targets = torch.tensor([[[1.0, 0.5, 0.49, 1.0]], [[0.9, 0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
     # first: predicted cells 0 1 2, true 0 1 3 (one half counts): 2 / 4; second: a logit of 0 is background,
     # so 0 / 1; third: both empty, 1
     assert mask_iou(logits, targets).tolist() == [0.5, 0.0, 1.0]
+
+
+def test_an_object_that_covers_half_of_no_cell_is_not_nothing():
+    targets = torch.tensor([[[0.4, 0.2, 0.19, 0.0]]])
+    answers = [[-1.0, -1, -1, -1], [1.0, 1, -1, -1], [1.0, 1, 1, 1]]  # nothing; its cells; everything
+    # the most covered cell has 0.4, half of which two cells have: 0 / 2, 2 / 2, 2 / 4
+    assert [mask_iou(torch.tensor([[row]]), targets).item() for row in answers] == [0.0, 1.0, 0.5]
+    # once one cell is half covered it is the object, however many are covered a little
+    assert mask_iou(torch.tensor([[answers[1]]]), targets + 0.1).item() == 0.5
+
+
+def test_a_line_of_two_pixels_is_worth_its_own_cells():
+    # Rows 11 and 12 are in two rows of cells, columns 10 to 109 in cells 2 (2 of 4 pixels) to 27 (2 of 4): shares
+    # 1 / 4 and, at either end, 1 / 8, which is half of it: 2 * 26 cells.
+    line = PolygonMasks([[np.array([10.0, 11, 110, 11, 110, 13, 10, 13])]])
+    targets = low_res_targets([(line, (128, 128))], 32, 4)
+    own = torch.zeros(1, 32, 32, dtype=torch.bool)
+    own[0, 2:4, 2:28] = True
+    assert targets.max() == 0.25 and torch.equal(object_cells(targets), own)
+    assert mask_iou(torch.where(own, 5.0, -5.0), targets).item() == 1
+    assert mask_iou(torch.full((1, 32, 32), -5.0), targets).item() == 0
+
+
+def test_the_cells_of_an_object_with_a_half_covered_one_are_those():
+    torch.manual_seed(2)
+    targets = torch.rand(20, 3, 8, 8)
+    assert torch.equal(object_cells(targets), targets >= 0.5) and not object_cells(torch.zeros(2, 8, 8)).any()
 
 
 def test_iou_takes_no_gradient():

@@ -153,6 +153,27 @@ def test_its_products_are_exact_where_a_run_allows_less(older_torch, monkeypatch
 
 
 @pytest.mark.usefixtures("scan")
+def test_torchs_defaults_change_nothing():
+    """float64 as the default dtype, and as the default device meta, whose values NumPy cannot see, as a GPU's."""
+    logits, frames = random_logits(5), (64, (48, 64), (120, 160))
+    expected, none = encode_logits(logits, *frames), encode_logits(logits[:0], *frames)
+    postprocess._Axis.between.cache_clear()
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            found, still_none = encode_logits(logits, *frames), encode_logits(logits[:0], *frames)
+            masks = found.dense()
+    finally:
+        torch.set_default_dtype(default)
+    assert found.rles == expected.rles and torch.equal(masks, expected.dense())
+    for name in ("areas", "boxes", "stability", "mean_probability"):
+        for one, other in ((found, expected), (still_none, none)):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+            assert getattr(one, name).dtype == getattr(other, name).dtype
+
+
+@pytest.mark.usefixtures("scan")
 def test_an_infinite_logit_leaves_its_neighbours_alone():
     logits = torch.full((2, 16, 16), -5.0)
     logits[:, 4:9, 3:7] = 5.0

@@ -142,6 +142,34 @@ class TestLosses:
         assert torch.equal(model([sample])["loss_focal"], first)
         assert not torch.equal(model([{**sample, "seed": 5}])["loss_focal"], first)
 
+    def test_without_a_seed_prompts_differ_by_step_and_image_and_follow_torchs_own(
+        self, build_model, make_sample, monkeypatch
+    ):
+        model = build_model()
+        drawn: list[tuple[float, ...]] = []
+        decode = model.decode
+
+        def recorded(embedding, prompts, multimask):
+            drawn.extend(tuple(box) for box in prompts.boxes.tolist())
+            return decode(embedding, prompts, multimask)
+
+        monkeypatch.setattr(model, "decode", recorded)
+        sample = make_sample(1, SIZES[0])
+        del sample["seed"]
+        for torchs_seed in (7, 7, 8):
+            torch.manual_seed(torchs_seed)
+            for _ in range(2):
+                model([sample, sample])
+        first, again, other = drawn[:4], drawn[4:8], drawn[8:]
+        assert len(set(first)) == 4, "two steps of two images: a box is jittered in four ways"
+        assert again == first and not set(other) & set(first)
+
+    def test_a_seed_leaves_torchs_own_generator_alone(self, build_model, make_sample):
+        model = build_model()
+        before = torch.get_rng_state()
+        model([make_sample(2, SIZES[0])])
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_bitmaps_and_polygons_cost_the_same(self, build_model, make_sample):
         model = build_model()
         polygons = model([make_sample(6, SIZES[0], bitmaps=False)])
@@ -312,6 +340,23 @@ class TestPredictions:
         if product is not None:
             iou = build_model().eval()([sample])[0]["instances"].scores
             torch.testing.assert_close(product.eval()([sample])[0]["instances"].scores, scores * iou)
+
+
+@pytest.mark.parametrize("prompt", ["box", "point"])
+def test_torchs_default_dtype_does_not_matter(build_model, batch, prompt):
+    """A program may have set another for what else it does."""
+    model = build_model(f"model.prompt={prompt}").eval()
+    expected = model(batch)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = model(batch)
+    finally:
+        torch.set_default_dtype(default)
+    for one, other in zip(found, expected, strict=True):
+        fields, same = one["instances"].get_fields(), other["instances"].get_fields()
+        assert torch.equal(fields.pop("pred_boxes").tensor, same.pop("pred_boxes").tensor)
+        torch.testing.assert_close(fields, same, atol=1e-5, rtol=0)
 
 
 class TestDecode:
