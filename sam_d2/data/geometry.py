@@ -338,10 +338,12 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
 
 def grown_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the IoU (N,) of XYXY boxes (N, 4), each grown by 1 px, so that rounding does not count."""
-    low = np.stack((boxes[:, :2], others[:, :2])) - 1
-    high = np.stack((boxes[:, 2:], others[:, 2:])) + 1
-    overlap = np.clip(high.min(axis=0) - low.max(axis=0), 0, None).prod(axis=1)
-    return overlap / ((high - low).prod(axis=2).sum(axis=0) - overlap)
+    low, other_low = boxes[:, :2] - 1, others[:, :2] - 1
+    high, other_high = boxes[:, 2:] + 1, others[:, 2:] + 1
+    sides, other_sides = high - low, other_high - other_low
+    shared = np.clip(np.minimum(high, other_high) - np.maximum(low, other_low), 0, None)
+    overlap = shared[:, 0] * shared[:, 1]
+    return overlap / (sides[:, 0] * sides[:, 1] + other_sides[:, 0] * other_sides[:, 1] - overlap)
 
 
 def _mask_bounds(annotation: Annotation, bounds: np.ndarray) -> list[float] | None:
@@ -389,10 +391,12 @@ def reach_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
     False where a box is NaN.
     """
+    # Of two arrays and not along an axis of two, which takes five times as long; so in grown_iou.
     with np.errstate(invalid="ignore"):
-        low = boxes.reshape(-1, 2, 2).min(axis=1) < -OUTSIDE_TOLERANCE
-        high = boxes.reshape(-1, 2, 2).max(axis=1) > sizes.reshape(-1, 2) + OUTSIDE_TOLERANCE
-    return (low | high).any(axis=1)
+        low = np.minimum(boxes[:, :2], boxes[:, 2:]) < -OUTSIDE_TOLERANCE
+        high = np.maximum(boxes[:, :2], boxes[:, 2:]) > sizes.reshape(-1, 2) + OUTSIDE_TOLERANCE
+    outside = low | high
+    return outside[:, 0] | outside[:, 1]
 
 
 def _size(image: Image | None) -> str:

@@ -115,8 +115,9 @@ def add_to_manifest(path: Path, name: str, entry: ManifestDataset, replace: bool
     if read_manifest(path).datasets.get(name) == entry:
         return  # also where nothing could be written
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")) as lock:
+        file = path.resolve()  # a link and what it leads to have one lock
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")) as lock:
             lock.acquire(wait=True)  # from reading to writing: what another process adds meanwhile would be lost
             _add(path, name, entry, replace)
     except OSError as error:

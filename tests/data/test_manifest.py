@@ -49,7 +49,9 @@ def test_an_entry_is_written_in_the_documented_form_and_read_again(tmp_path):
 def test_what_another_process_adds_meanwhile_is_kept(tmp_path):
     path = tmp_path / "datasets.json"
     add_to_manifest(path, "iwp", ENTRY)
-    second = Thread(target=add_to_manifest, args=(path, "second", ENTRY))
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    second = Thread(target=add_to_manifest, args=(link, "second", ENTRY))
     with FileLock(tmp_path / ".datasets.json.lock") as lock:  # the other one has read the manifest, and will write it
         lock.acquire()
         second.start()
@@ -58,7 +60,7 @@ def test_what_another_process_adds_meanwhile_is_kept(tmp_path):
         path.write_bytes(msgspec.json.encode(Manifest(datasets={"iwp": ENTRY, "first": ENTRY})))
     second.join(10)
     assert list(read_manifest(path).datasets) == ["iwp", "first", "second"]
-    assert [item.name for item in tmp_path.iterdir()] == ["datasets.json"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["datasets.json", "link.json"] and link.is_symlink()
 
 
 def test_another_entry_of_the_same_name_must_be_asked_for(tmp_path):
