@@ -176,7 +176,7 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
         table.report(row, "error", "segmentation", found, "write finite coordinates", "polygon-nan")
         bounds[row] = np.nan
     for row in np.flatnonzero((np.abs(bounds) > MAX_COORDINATE).any(axis=1)).tolist():
-        found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
+        found = f"polygons reach over {bounds[row].round(2).tolist()} in an image of {_size(table.owners[row])}"
         fix = f"write pixels, none beyond {MAX_COORDINATE:,.0f}"
         table.report(row, "error", "segmentation", found, fix, "polygon-far")
         bounds[row] = np.nan
@@ -185,7 +185,7 @@ def _polygon_bounds(table: AnnotationTable, rows: np.ndarray, polygons: list[lis
         table.report(row, "error", "segmentation", found, fix, "polygon-long")
         bounds[row] = np.nan
     for row in np.flatnonzero(_outside(table, bounds)).tolist():
-        found = f"polygons reach over {bounds[row].tolist()} in an image of {_size(table.owners[row])}"
+        found = f"polygons reach over {bounds[row].round(2).tolist()} in an image of {_size(table.owners[row])}"
         table.report(row, "warning", "segmentation", found, *_outside_fix(table, row, bounds, "polygon"))
     return bounds
 
@@ -322,14 +322,14 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
             table.report(row, "warning", "bbox", found, "the bounds of the mask are used", "box-empty")
     empty = (bounds[:, 2:] <= bounds[:, :2]).any(axis=1)
     for row in np.flatnonzero(far & ~flat & empty).tolist():
-        found = f"the polygons' bounds {bounds[row].tolist()} have no area"
+        found = f"the polygons' bounds {bounds[row].round(2).tolist()} have no area"
         table.report(row, "warning", "segmentation", found, "the box is used as it is", "mask-empty")
     with np.errstate(invalid="ignore", over="ignore"):
         as_xyxy = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)  # what was taken for XYWH
         meant = (as_xyxy[:, 2:] > as_xyxy[:, :2]).all(axis=1) & (grown_iou(as_xyxy, bounds) >= FIT_IOU)
         meant &= table.modes == XYWH_ABS
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
-        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].tolist()}"
+        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].round(2).tolist()}"
         fix = "the box is used as it is"
         if meant[row]:
             fix += "; as XYXY it fits: --fix of tools/check_dataset.py writes XYWH"

@@ -67,7 +67,7 @@ def _report_far(part: Part, columns: Columns, rows: np.ndarray) -> None:
         if isinstance(part.table.annotations[row].segmentation, Rle):  # polygons were compared when they were read
             found = (
                 f"[x1, y1, x2, y2] = {columns.boxes[row].tolist()}, but the mask's bounds are "
-                f"{columns.bounds[row].tolist()}"
+                f"{columns.bounds[row].round(2).tolist()}"
             )
             part.report_row(row, "warning", "bbox", found, "the box is used as it is", "box-far")
 
