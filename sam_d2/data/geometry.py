@@ -329,7 +329,8 @@ def _compare_boxes(table: AnnotationTable, boxes: np.ndarray, bounds: np.ndarray
         meant = (as_xyxy[:, 2:] > as_xyxy[:, :2]).all(axis=1) & (grown_iou(as_xyxy, bounds) >= FIT_IOU)
         meant &= table.modes == XYWH_ABS
     for row in np.flatnonzero(far & ~flat & ~empty).tolist():
-        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {bounds[row].round(2).tolist()}"
+        mask = bounds[row].round(2).tolist()
+        found = f"[x1, y1, x2, y2] = {boxes[row].tolist()}, but the polygons' bounds are {mask}"
         fix = "the box is used as it is"
         if meant[row]:
             fix += "; as XYXY it fits: --fix of tools/check_dataset.py writes XYWH"
