@@ -125,7 +125,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         SystemExit: with code 2 and a message where an argument is wrong, with 0 after ``--help``.
     """
     parser = build_parser()
-    args = parser.parse_intermixed_args(argv)
+    try:
+        args = parser.parse_intermixed_args(argv)
+    except AttributeError as error:  # argparse restores what it has not saved yet where a signal comes in between
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
     if not args.config_file:
         parser.error("--config-file is missing, for example --config-file configs/sam.py")
     if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:

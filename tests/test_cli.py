@@ -52,6 +52,17 @@ def test_wrong_arguments_end_with_a_message_and_code_2(arguments, message, capsy
     assert message in capsys.readouterr().err
 
 
+def test_ctrl_c_while_the_arguments_are_read(monkeypatch):
+    """argparse stumbles over it, and what it raises by that is no fault of ours."""
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.format_usage", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        parse_args(["--config-file", "a.py"])
+
+
 def test_a_prompt_of_the_users_own_is_left_to_the_config():
     assert parse_args(["--config-file", "a.py", "--prompt", "scribble"]).prompt == "scribble"
 
