@@ -136,7 +136,7 @@ def test_a_fault_of_ours_shows_where_and_is_no_code_of_a_result(capsys):
         "print('x' * 100_000)",  # a write finds the pipe closed
         "print('x'); return 2",  # it is still in the buffer at the end
         "print('x'); sys.exit(2)",
-        "from rich.console import Console; Console().print('x' * 100_000)",  # ends the process with 1 by itself
+        "from rich.console import Console; Console().print('x\\n' * 9_000)",  # ends the process with 1 by itself
     ],
 )
 def test_a_program_whose_output_nobody_reads_has_none_of_its_codes(program):
